@@ -1,0 +1,44 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## watch a model read an unseen task's instruction, write its adapter and solve it
+	$(BIN)/tagi demo
+
+test: $(VENV)/.installed-dev ## run the fast tests
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.installed-dev ## check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Each stamp says that the step before it has finished; a step that was interrupted runs again.
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch goes in alone and first, so that nothing else decides which build of it is taken.
+$(VENV)/.torch: constraints.txt | $(VENV)/.created
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,27 @@
+"""tagi: Task Adapters Generation from Instructions (Liao et al., NeurIPS 2024).
+
+`Tagi.from_pretrained(folder)` opens a model, `adapt(instruction)` writes a task adapter, `generate(inputs,
+adapter)` solves inputs without reading the instruction again.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Tagi", "TaskAdapter", "__version__"]
+
+if TYPE_CHECKING:
+    from tagi.infer.engine import Tagi
+    from tagi.model.adapter import TaskAdapter
+
+
+def __getattr__(name: str) -> Any:
+    """Import the heavy parts on first use, so that the command line starts at once."""
+    if name == "Tagi":
+        from tagi.infer.engine import Tagi
+
+        return Tagi
+    if name == "TaskAdapter":
+        from tagi.model.adapter import TaskAdapter
+
+        return TaskAdapter
+    raise AttributeError(f"module 'tagi' has no attribute {name!r}")

@@ -1,0 +1,62 @@
+"""`tagi adapt`: one instruction in, one task adapter on disk."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagi.cli.common import Backbone, Checkpoint, Json, Positives, note, open_tagi, print_json
+from tagi.errors import InputError
+
+EXAMPLE = 'Example: tagi adapt "Keep only the animals, then reverse the list." -o animals'
+
+
+def adapt(
+    instruction: Annotated[str, typer.Argument(help="What to do, in plain English.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the adapter.")
+    ],
+    positives: Positives = None,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an adapter that is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a task adapter from an instruction: LoRA and the encoded instruction, ready for any input."""
+    from tagi.cli.inputs import read_instruction
+
+    told = read_instruction(instruction, positives)
+    _check_free(output, force)
+    tagi = open_tagi(checkpoint, backbone)
+    began = time.perf_counter()
+    adapter = tagi.adapt(told)
+    seconds = time.perf_counter() - began
+    tagi.save_adapter(adapter, output, told)
+    notes = tagi.notes(told, [])
+    for text in notes:
+        note(text)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    if as_json:
+        print_json({"adapter": str(output), "bytes": size, "adapt_seconds": seconds, "notes": notes})
+        return
+    typer.echo(f"{output}: {size / 1e3:,.0f} kB, written from {adapter.memory.shape[1]} tokens")
+    model = f" --checkpoint {shlex.quote(checkpoint)}" if checkpoint else ""
+    typer.echo(f'use it: tagi run --adapter {shlex.quote(str(output))}{model} --input "..."')
+
+
+def _check_free(output: Path, force: bool) -> None:
+    """Refuse to write over anything but an adapter, and over an adapter unless told to.
+
+    Raises:
+        InputError: something is there.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / "adapter.json").is_file():
+        raise InputError(f"{output}: exists and is no task adapter; choose another folder")
+    if not force:
+        raise InputError(f"{output}: already holds an adapter; add --force to replace it")

@@ -1,0 +1,129 @@
+"""What every command shares: results to stdout, all else to stderr, bars, JSON, opening a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tagi.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
+    from tagi.infer.engine import Tagi
+
+RUN_FILE = "run.yaml"
+"""The config of the run that trained a checkpoint, kept inside it."""
+
+Report = Callable[[int, int], None]
+"""Told how much is done, and of how much."""
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", metavar="DIR", help="A TAGI checkpoint, folder or hub name; the bundled one without."
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", metavar="DIR", help="Where the checkpoint's frozen backbone lies now."),
+]
+Positives = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positive", metavar='"IN => OUT"', help="A worked example of the task; may be given several times."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+def stdout() -> Console:
+    """The console for results."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def stderr() -> Console:
+    """The console for remarks, bars and errors."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def note(text: str) -> None:
+    """A remark that a person should see beside the results."""
+    stderr().print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """The one JSON object of a command."""
+    typer.echo(json.dumps(values, indent=2))
+
+
+def mark(console: Console, good: bool) -> str:
+    """A tick or a cross with its colour; words on a terminal that knows no such characters."""
+    signs = ("ok", "no") if console.options.ascii_only else ("✓", "✗")
+    return f"[green]{signs[0]}[/]" if good else f"[red]{signs[1]}[/]"
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Report]:
+    """A bar with the time left on stderr, gone when done; none where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with _progress(label, columns) as report:
+        yield report
+
+
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """A moving bar on stderr for work of unknown length."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+    with _progress(label, (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())):
+        yield
+
+
+@contextmanager
+def _progress(label: str, columns: Sequence[ProgressColumn]) -> Iterator[Report]:
+    from rich.progress import Progress
+
+    console = stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def default_checkpoint() -> Path:
+    """The folder of the bundled checkpoint.
+
+    Raises:
+        CheckpointError: this installation has none.
+    """
+    folder = Path(str(resources.files("tagi"))) / "assets" / "default"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
+    return folder
+
+
+def open_tagi(checkpoint: str | None, backbone: str | None = None) -> Tagi:
+    """The model of a checkpoint, or the bundled one, on the GPU where there is one.
+
+    Raises:
+        CheckpointError: see `Tagi.from_pretrained`.
+    """
+    source = checkpoint or default_checkpoint()
+    with waiting("opening the model"):
+        import torch
+
+        from tagi.infer.engine import Tagi
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Tagi.from_pretrained(source, backbone=backbone, device=device)

@@ -1,0 +1,130 @@
+"""`tagi train`: run one training stage from its config file."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+from tagi.cli.common import RUN_FILE, Json, bar, note, print_json, stderr, stdout, waiting
+from tagi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tagi.config import RunConfig
+    from tagi.train.stage import ModelStage
+
+EXAMPLE = "Example: tagi train finetune --config micro.yaml training.steps=500 --dry-run"
+MEASURED_STEPS = 4
+"""Steps whose batches a dry run draws to measure rows and tokens."""
+
+Stage = Literal["metatrain", "pretrain", "finetune"]
+
+
+def train(
+    stage: Annotated[Stage, typer.Argument(help="The stage that the config describes.")],
+    config_file: Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as YAML.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Config fields to set, such as training.steps=500."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run one training stage; prints the folder of the trained checkpoint."""
+    from tagi.config import load
+
+    config = load(config_file, overrides or ())
+    if config.stage != stage:
+        raise ConfigError(f"{config_file}: stage: is {config.stage}, but the command says {stage}")
+    built = _build(config)
+    plan = _plan(built, config)
+    if dry_run:
+        plan |= _measure(built, config)
+        print_json({"dry_run": True, **plan}) if as_json else stdout().print(_table(plan))
+        return
+    stderr().print(_table(plan))
+    folder = _train(built, config, resume)
+    print_json({"checkpoint": str(folder), **plan}) if as_json else typer.echo(folder)
+
+
+def _build(config: RunConfig) -> ModelStage:
+    with waiting("preparing model and data"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        from tagi.train.build import build_stage
+
+        stage = build_stage(config)
+    for warning in caught:
+        note(str(warning.message))
+    return stage
+
+
+def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
+    """Train; every checkpoint tells by which run."""
+    from tagi.config import dump
+    from tagi.train.trainer import train as run_stage
+
+    def write(folder: Path) -> None:
+        stage.write(folder)
+        (folder / RUN_FILE).write_text(dump(config), encoding="utf-8")
+
+    return run_stage(replace(stage, writer=write), config.training, Path(config.output), resume=resume)
+
+
+def _plan(stage: ModelStage, config: RunConfig) -> dict[str, Any]:
+    """What is trained, in numbers."""
+    from tagi.config import Part
+    from tagi.model.hypernetwork import parameter_count
+
+    sizes = {part: sum(map(parameter_count, stage.model.part(part))) for part in get_args(Part)}
+    trained = {part for part in config.training.trainable if sizes[part]}
+    return {
+        "stage": config.stage,
+        "method": config.method,
+        "parameters": sizes,
+        "trainable": [part for part in sizes if part in trained],
+        "hypernetwork_share": sizes["hypernetwork"] / sizes["backbone"],
+        "steps": config.training.steps,
+        "output": config.output,
+    }
+
+
+def _measure(stage: ModelStage, config: RunConfig) -> dict[str, Any]:
+    """Rows and tokens of a step, the mean over the first few."""
+    per_step = config.training.accumulation
+    steps = min(MEASURED_STEPS, config.training.steps)
+    rows = tokens = 0
+    with bar("drawing batches") as report:
+        for number in range(steps * per_step):
+            batch = stage.batch(number)
+            rows, tokens = rows + len(batch.task_index), tokens + batch.tokens
+            report(number + 1, steps * per_step)
+    return {"rows_per_step": rows / steps, "tokens_per_step": tokens / steps}
+
+
+def _table(plan: dict[str, Any]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=f"{plan['stage']}: {plan['method']}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    table.add_column("")
+    for part, size in plan["parameters"].items():
+        if size:
+            table.add_row(part, f"{size:,}", "trained" if part in plan["trainable"] else "frozen")
+    table.add_section()
+    table.add_row("hypernetwork / backbone", f"{plan['hypernetwork_share']:.1%}")
+    table.add_row("steps", f"{plan['steps']:,}")
+    for name in ("rows_per_step", "tokens_per_step"):
+        if name in plan:
+            table.add_row(name.replace("_", " "), f"{plan[name]:,.0f}")
+    table.add_row("output", plan["output"])
+    return table

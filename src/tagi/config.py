@@ -1,0 +1,272 @@
+"""The whole config tree: frozen, documented, YAML in and YAML out.
+
+A config file describes one run. Every field has a default or is required, unknown keys are refused, and
+`key=value` overrides address a field by its dotted path (`training.steps=500`).
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tagi.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0.0)]
+Part = Literal["backbone", "hypernetwork", "fusion"]
+PromptStyle = Literal["tk", "plain"]
+
+
+class Frozen(BaseModel):
+    """Base of every config: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class T5Shape(Frozen):
+    """Architecture of a T5 backbone; the three code paths of the family are points in this space."""
+
+    vocab_size: Positive
+    d_model: Positive = 128
+    d_kv: Positive = 16
+    d_ff: Positive = 512
+    num_layers: Positive = 3
+    num_decoder_layers: Positive = 3
+    num_heads: Positive = 8
+    relative_attention_num_buckets: Positive = 32
+    relative_attention_max_distance: Positive = 128
+    dropout_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    layer_norm_epsilon: float = 1e-6
+    activation: Literal["relu", "gelu_new", "gelu", "silu"] = "relu"
+    gated: bool = False
+    tied: bool = True
+    """Whether the output projection is the embedding matrix itself (v1.0) or a matrix of its own (v1.1)."""
+    scale_outputs: bool = True
+    """Whether decoder outputs are multiplied by d_model^-0.5 before the output projection (v1.0)."""
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    @model_validator(mode="after")
+    def _gated_gelu(self) -> Self:
+        if self.gated and self.activation == "gelu":
+            raise ValueError("activation: the family's gated GELU is gelu_new; its files cannot say otherwise")
+        return self
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of all heads together."""
+        return self.num_heads * self.d_kv
+
+
+class HypernetworkConfig(Frozen):
+    """The adapter generator of Eq. 2."""
+
+    generator: Literal["rankwise", "flat"] = "rankwise"
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0.0)] | None = None
+    """LoRA scale is alpha / rank; None means alpha = rank."""
+    hidden: Positive = 128
+    share: Literal["layer", "kind"] = "layer"
+    """One MLP per attention module (the paper), or one per kind of attention."""
+    pool: Literal["query", "mean", "first_last"] = "query"
+    """How the flat generator summarises the encoded instruction; the rank-wise one always queries it."""
+    instruction_encoder: Literal["lm", "separate"] = "lm"
+
+    @model_validator(mode="after")
+    def _rankwise_queries(self) -> Self:
+        if self.generator == "rankwise" and self.pool != "query":
+            raise ValueError("pool applies to generator=flat only; the rank-wise generator pools by queries")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """The factor on every LoRA product, alpha / r."""
+        return (self.alpha or self.rank) / self.rank
+
+
+class FusionConfig(Frozen):
+    """How the cross-attention of Eq. 1 is built; whether it is there is the method's choice."""
+
+    width: Positive | None = None
+    """Inner width; None means d_model / 4."""
+    heads: Positive = 4
+    every: Positive = 1
+    """A fusion layer in every n-th encoder block."""
+    norm: Literal["pre", "post"] = "pre"
+
+
+class PromptConfig(Frozen):
+    """How an instruction and an input become text, and how long they may be (tokens)."""
+
+    style: PromptStyle = "tk"
+    positives: Annotated[int, Field(ge=0)] = 0
+    """Demonstrations shown with the definition: 0 is Def, 2 is Def+2Pos."""
+    max_instruction: Positive = 1024
+    max_input: Positive = 1024
+    max_target: Positive = 128
+
+
+class BackboneConfig(Frozen):
+    """Where the language model comes from: a Hugging Face folder or hub name, or random initialisation."""
+
+    path: str | None = None
+    shape: T5Shape | None = None
+    tokenizer: Literal["micro", "unigram"] | None = None
+    """Built with a random backbone: the closed microtask vocabulary, or unigram over training text."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.shape is None):
+            raise ValueError("give either path (a checkpoint) or shape (random initialisation)")
+        if self.shape is not None and self.tokenizer is None:
+            raise ValueError("a backbone from random initialisation needs a tokenizer: micro or unigram")
+        return self
+
+
+class DataConfig(Frozen):
+    """Training and validation tasks."""
+
+    source: Literal["micro", "sni", "c4"]
+    path: str | None = None
+    """Folder of the data set (sni, c4)."""
+    split: str = "default"
+    max_instances: Positive | None = 100
+    """Instances per training task (sni)."""
+    valid_tasks: Annotated[int, Field(ge=0)] = 0
+    """Meta-valid tasks held out of training."""
+    compositions: Positive = 2500
+    """Two-step compositions in the training set (micro)."""
+    single_repeats: Positive = 1
+    """How often an epoch visits each single operation; compositions are visited once (micro)."""
+    max_documents: Positive | None = None
+    """Documents of plain text (c4); None means all."""
+    seed: int = 0
+    """Seed of the splits and of the generated tasks; the order of training has its own."""
+
+    @model_validator(mode="after")
+    def _has_folder(self) -> Self:
+        if self.source != "micro" and self.path is None:
+            raise ValueError(f"data.path is required for source={self.source}")
+        return self
+
+
+class TrainingConfig(Frozen):
+    """One training stage: optimizer, batches, checkpoints."""
+
+    steps: Positive
+    tasks_per_batch: Positive = 8
+    rows_per_task: Positive = 8
+    optimizer: Literal["adamw", "adamw_rms", "adafactor"] = "adamw"
+    """adamw_rms multiplies each parameter's step by its RMS, which a T5 from random initialisation needs."""
+    lr: Annotated[float, Field(gt=0.0)] = 1e-4
+    hypernetwork_lr_scale: Annotated[float, Field(gt=0.0)] = 1.0
+    """Learning rate of the generator and of fusion relative to the backbone's `lr`."""
+    warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: Rate = 0.0
+    clip: Annotated[float, Field(gt=0.0)] = 1.0
+    accumulation: Positive = 1
+    trainable: tuple[Part, ...] = ("hypernetwork", "fusion")
+    seed: int = 0
+    """Seed of random initialisation and of the order of training."""
+    checkpoint_every: Positive = 500
+    keep: Positive = 2
+    log_every: Positive = 10
+
+
+class RunConfig(Frozen):
+    """A complete run: `tagi train STAGE --config FILE`."""
+
+    stage: Literal["metatrain", "pretrain", "finetune"]
+    method: str
+    start_from: str | None = None
+    """A checkpoint of an earlier stage to go on from (pretrain, then finetune)."""
+    backbone: BackboneConfig | None = None
+    hypernetwork: HypernetworkConfig = HypernetworkConfig()
+    fusion: FusionConfig = FusionConfig()
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig
+    training: TrainingConfig
+    output: str
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.start_from is None) == (self.backbone is None):
+            raise ValueError("give either backbone (a fresh start) or start_from (an earlier stage)")
+        return self
+
+
+C = TypeVar("C", bound=Frozen)
+
+
+def parse(kind: type[C], values: Any, *, source: str) -> C:
+    """Validate plain values into a config.
+
+    Raises:
+        ConfigError: one sentence that names `source`, the dotted field and, for an unknown key, the nearest.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(kind, error)}") from error
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of config keys")
+    for override in overrides:
+        _assign(values, override)
+    return parse(RunConfig, values, source=str(path))
+
+
+def dump(config: Frozen) -> str:
+    """The config as YAML; `load` gives back an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override}: an override is written key=value, for example training.steps=500")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override}: {parent} holds a value, not further keys")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override}: the value is not YAML") from error
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(kind), n=1)
+        return f"{where}: unknown key" + (f", did you mean {near[0]}?" if near else "")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _all_keys(kind: type[BaseModel]) -> set[str]:
+    keys: set[str] = set()
+    for name, field in kind.model_fields.items():
+        keys.add(name)
+        for nested in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(nested, type) and issubclass(nested, BaseModel):
+                keys |= _all_keys(nested)
+    return keys

@@ -1,0 +1,1 @@
+"""Data sources, prompts and tokenizers; nothing here imports the model."""

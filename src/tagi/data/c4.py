@@ -1,0 +1,131 @@
+"""Plain text in C4's format, and the three segments that hypernetwork pretraining cuts each document into."""
+
+import gzip
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from tagi.data.mixture import epoch_order
+from tagi.data.records import Record, parse_json
+from tagi.errors import DataError
+
+SEGMENTS = 3
+MAX_LENGTH = 1024
+"""Tokens of a document that are used; the rest is dropped."""
+_CHUNK = 256
+
+Tokens = NDArray[np.integer[Any]]
+Segments = tuple[Tokens, Tokens, Tokens]
+
+
+class _Document(Record):
+    text: str
+
+
+def list_files(folder: Path, part: Literal["train", "validation"] | None = None) -> list[Path]:
+    """The `*.json.gz` and `*.json` files of a folder, sorted; of one part by C4's naming (`c4-train.…`).
+
+    Raises:
+        DataError: If there is none.
+    """
+    stem = "*" if part is None else f"c4-{part}.*"
+    files = sorted([*folder.glob(f"{stem}.json.gz"), *folder.glob(f"{stem}.json")])
+    if not files:
+        raise DataError(folder, "", f"holds no {stem}.json.gz or {stem}.json file")
+    return files
+
+
+def documents(files: Iterable[Path]) -> Iterator[str]:
+    """The texts of JSON-lines files, one at a time.
+
+    Raises:
+        DataError: If a file cannot be read or unpacked, or a line is no JSON object with a string `text`.
+    """
+    for path in files:
+        for number, line in enumerate(_lines(path), start=1):
+            yield parse_json(_Document, line, path, f"line {number}").text
+
+
+def cut(tokens: Tokens, rng: np.random.Generator) -> Segments:
+    """Cut a document into instruction a, input b and target c (Eq. 3).
+
+    The cuts are two independent uniform draws, sorted, given that every part has a token: each of the
+    (n-1)(n-2)/2 ways to cut n tokens is equally likely.
+
+    Args:
+        tokens: (n,) token ids, n >= 3; those past `MAX_LENGTH` are dropped.
+    """
+    tokens = tokens[:MAX_LENGTH]
+    first, second = np.sort(rng.choice(len(tokens) - 1, SEGMENTS - 1, replace=False) + 1)
+    return tokens[:first], tokens[first:second], tokens[second:]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """Tokenized documents end to end: document i is `tokens[offsets[i]:offsets[i + 1]]`."""
+
+    tokens: Tokens
+    offsets: NDArray[np.int64]
+
+    @staticmethod
+    def build(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> "TokenStore":
+        """Tokenize the first `limit` documents; those with fewer than 3 tokens are skipped, long ones cut.
+
+        Takes two bytes a token, four with a vocabulary past 65,536. No special tokens are added.
+
+        Raises:
+            DataError: See `documents`; also if no document is long enough.
+        """
+        tokens = array("H" if len(tokenizer) <= 1 << 16 else "i")
+        ends = array("q", [0])
+        for ids in _tokenized(islice(documents(files), limit), tokenizer):
+            if len(ids) >= SEGMENTS:
+                tokens.extend(ids)
+                ends.append(len(tokens))
+        if not tokens:
+            raise DataError(files[0].parent, "text", f"no document has {SEGMENTS} tokens or more")
+        return TokenStore(np.asarray(tokens), np.asarray(ends))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Tokens:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+def pretraining_segments(store: TokenStore, index: int, seed: int) -> Segments:
+    """The `index`-th item of an endless pass over the store, in a new order and with new cuts every time.
+
+    A pure function of its arguments, so that training resumes at any index.
+    """
+    epoch, place = divmod(index, len(store))
+    document = epoch_order(seed, epoch, len(store))[place]
+    return cut(store[int(document)], np.random.default_rng((seed, 1, index)))
+
+
+def _tokenized(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    while chunk := list(islice(texts, _CHUNK)):
+        encoded = tokenizer(chunk, add_special_tokens=False, truncation=True, max_length=MAX_LENGTH)
+        yield from encoded["input_ids"]
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with _open(path) as file:
+            yield from file
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(path, "", f"is a damaged gzip file ({error})") from error
+    except OSError as error:
+        raise DataError(path, "", f"cannot be read ({error.strerror})") from error
+
+
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

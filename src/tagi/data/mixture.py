@@ -1,0 +1,106 @@
+"""The task-grouped mixture: batches of T tasks with k rows each, bucketed by length.
+
+Batch i is a pure function of the seed and i, so a run resumes at any batch without replaying the earlier ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tagi.data.types import Example, Task
+
+WINDOW = 16
+"""Batches that are drawn together, sorted by length and cut, so that a batch holds rows of similar length."""
+ENDLESS = 100_000
+"""A sequence at least this long generates its examples in random order already; it is read straight on."""
+BLOCK = 4
+"""Within a task, rows are drawn in shuffled blocks of BLOCK · k, sorted by length and cut into groups of k."""
+
+
+class TaskSource(Protocol):
+    """Numbered tasks; the same number may be worded differently on each visit."""
+
+    def __len__(self) -> int: ...
+
+    def task(self, number: int, visit: int) -> Task:
+        """The task as seen on its `visit`-th turn."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedTasks:
+    """A source whose tasks are always worded the same."""
+
+    tasks: Sequence[Task]
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def task(self, number: int, visit: int) -> Task:
+        del visit
+        return self.tasks[number]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGroup:
+    """One task and the k rows of it that stand together in a batch."""
+
+    task: Task
+    examples: tuple[Example, ...]
+
+    @property
+    def length(self) -> int:
+        """Characters of the longest row."""
+        return max(len(example.input) + len(example.targets[0]) for example in self.examples)
+
+
+class Mixture:
+    """Every epoch visits each task once, in an order of its own; each visit shows the next k rows."""
+
+    def __init__(self, source: TaskSource, *, tasks: int, rows: int, seed: int) -> None:
+        if len(source) == 0:
+            raise ValueError("a mixture needs at least one task")
+        self.source, self.tasks, self.rows, self.seed = source, tasks, rows, seed
+        self._window = lru_cache(maxsize=2)(self._draw_window)
+
+    def batch(self, index: int) -> tuple[TaskGroup, ...]:
+        """The T groups of batch `index`."""
+        return self._window(index // WINDOW)[index % WINDOW]
+
+    def _draw_window(self, window: int) -> list[tuple[TaskGroup, ...]]:
+        first = window * WINDOW * self.tasks
+        groups = [self._group(first + i) for i in range(WINDOW * self.tasks)]
+        groups.sort(key=lambda group: group.length)
+        batches = [tuple(groups[i : i + self.tasks]) for i in range(0, len(groups), self.tasks)]
+        order = np.random.default_rng((self.seed, 1, window)).permutation(WINDOW)
+        return [batches[i] for i in order]
+
+    def _group(self, turn: int) -> TaskGroup:
+        visit, place = divmod(turn, len(self.source))
+        number = int(epoch_order(self.seed, visit, len(self.source))[place])
+        task = self.source.task(number, visit)
+        return TaskGroup(task, draw_rows(task.examples, self.rows, visit, (self.seed, 2, number)))
+
+
+def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[int, ...]) -> tuple[Example, ...]:
+    """The rows of a task's `visit`-th turn: a pass shows every full group of k once, then reshuffles."""
+    count = len(examples)
+    if count >= ENDLESS:
+        return tuple(examples[(visit * rows + i) % count] for i in range(rows))
+    round_number, place = divmod(visit, max(count // rows, 1))
+    order = np.resize(np.random.default_rng((*seed, round_number)).permutation(count), max(count, rows))
+    block = place // BLOCK * BLOCK * rows
+    members = [examples[int(i)] for i in order[block : block + BLOCK * rows]]
+    members.sort(key=lambda example: len(example.input))
+    start = place % BLOCK * rows
+    return tuple(members[start : start + rows])
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order in which one epoch visits `count` things, a function of the seed and the epoch."""
+    return np.random.default_rng((seed, 0, epoch)).permutation(count)

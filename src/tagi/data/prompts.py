@@ -1,0 +1,102 @@
+"""An instruction and an input as text.
+
+Every prompt is cut in two: the part that belongs to the instruction, which the hypernetwork reads once per
+task, and the part that belongs to the input, which the language model reads. The two concatenate to exactly
+the prompt that a model with the instruction in its prompt reads, so that both see the same characters.
+
+Style `tk` is the wording of Tk-Instruct's data collator (Wang et al. 2022, `ni_collator.py`: definition and
+positive examples without explanations). Style `plain` has no wording of its own: the definition, one
+`input => output` line per demonstration, and the input.
+"""
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tagi.config import PromptStyle
+from tagi.data.types import Demonstration, Instruction
+from tagi.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedInstruction:
+    """The hypernetwork's text, and how many demonstrations it holds after the limit was applied."""
+
+    text: str
+    positives: int
+
+
+def render_instruction(
+    instruction: Instruction, *, style: PromptStyle, positives: int, fits: Callable[[str], bool]
+) -> RenderedInstruction:
+    """The definition followed by up to `positives` demonstrations, as many as `fits` lets through.
+
+    As in Tk-Instruct, the first demonstration that makes the text too long ends the list, so the last ones
+    are dropped first. A definition that is too long by itself is kept and left to the caller to truncate.
+
+    Args:
+        fits: Whether a candidate text is within the length limit.
+
+    Raises:
+        InputError: If the definition is blank.
+    """
+    definition = _definition(instruction.definition, style)
+    demonstrations = instruction.positives[:positives]
+    blocks = [_demonstration(item, number, style) for number, item in enumerate(demonstrations, start=1)]
+    text, kept = definition, 0
+    for block in blocks:
+        if not fits(text + block):
+            break
+        text, kept = text + block, kept + 1
+    return RenderedInstruction(text, kept)
+
+
+def render_input(text: str, *, style: PromptStyle) -> str:
+    """The language model's text for one input.
+
+    Raises:
+        InputError: If the input is blank.
+    """
+    stripped = text.strip()
+    if not stripped:
+        raise InputError("the input is empty")
+    if style == "plain":
+        return stripped
+    return f"Now complete the following example -\n{_closed(f'Input: {stripped}')}\nOutput: "
+
+
+def render_prompt(
+    instruction: Instruction, text: str, *, style: PromptStyle, positives: int, fits: Callable[[str], bool]
+) -> str:
+    """The whole prompt, for a model that reads the instruction with every input.
+
+    Args:
+        fits: Whether a candidate prompt, input included, is within the length limit.
+
+    Raises:
+        InputError: If the definition or the input is blank.
+    """
+    tail = render_input(text, style=style)
+    head = render_instruction(
+        instruction, style=style, positives=positives, fits=lambda candidate: fits(candidate + tail)
+    )
+    return head.text + tail
+
+
+def _definition(definition: str, style: PromptStyle) -> str:
+    stripped = definition.strip()
+    if not stripped:
+        raise InputError("the instruction is empty")
+    return f"{stripped}\n" if style == "plain" else _closed(f"Definition: {stripped}") + "\n\n"
+
+
+def _demonstration(item: Demonstration, number: int, style: PromptStyle) -> str:
+    source, target = item.input.strip(), item.output.strip()
+    if style == "plain":
+        return f"{source} => {target}\n"
+    lines = f" Positive Example {number} -", _closed(f"Input: {source}"), _closed(f" Output: {target}")
+    return "\n".join(lines) + "\n\n"
+
+
+def _closed(text: str) -> str:
+    return text if text[-1] in string.punctuation else text + "."

@@ -1,0 +1,201 @@
+"""Super-NaturalInstructions in its official layout: `tasks/*.json`, `splits/<split>/{train,test}_tasks.txt`.
+
+Listing reads split files only; a task file is read when its task is loaded, and only the instances asked for
+are kept.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from tagi.data.records import Record, parse_json, read_text
+from tagi.data.types import Demonstration, Example, Instruction, Task
+from tagi.errors import ConfigError, DataError
+
+Part = Literal["train", "test"]
+ENGLISH = ["English"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _first_is_written(definitions: list[str]) -> list[str]:
+    return [_is_written(definitions[0]), *definitions[1:]]
+
+
+def _is_written(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
+
+
+class _Positive(Record):
+    input: str
+    output: str
+
+
+class _Instance(Record):
+    id: str
+    input: Annotated[str, AfterValidator(_is_written)]
+    output: Annotated[list[str], Field(min_length=1)]
+
+
+def _ids_differ(instances: list[_Instance]) -> list[_Instance]:
+    seen: set[str] = set()
+    for instance in instances:
+        if instance.id in seen:
+            raise ValueError(f"id {instance.id!r} occurs twice")
+        seen.add(instance.id)
+    return instances
+
+
+Languages = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class _TaskFile(Record):
+    """The fields of the benchmark's task files that we read."""
+
+    categories: Annotated[list[str], Field(alias="Categories", min_length=1)]
+    definition: Annotated[
+        list[str],
+        Field(alias="Definition", min_length=1),
+        BeforeValidator(_as_list),
+        AfterValidator(_first_is_written),
+    ]
+    positives: Annotated[list[_Positive], Field(alias="Positive Examples")]
+    instances: Annotated[list[_Instance], Field(alias="Instances", min_length=1), AfterValidator(_ids_differ)]
+    input_language: Annotated[Languages, Field(alias="Input_language")] = ENGLISH
+    output_language: Annotated[Languages, Field(alias="Output_language")] = ENGLISH
+    instruction_language: Annotated[Languages, Field(alias="Instruction_language")] = ENGLISH
+
+    @property
+    def is_english(self) -> bool:
+        languages = self.input_language, self.output_language, self.instruction_language
+        return all(language == ENGLISH for language in languages)
+
+
+@dataclass(frozen=True, slots=True)
+class SniDataset:
+    """A download of the benchmark, whole or in part."""
+
+    root: Path
+    split: str = "default"
+
+    def names(self, part: Part) -> list[str]:
+        """Task names of one part of the split, in the file's order; opens no task file.
+
+        Raises:
+            DataError: If a folder or the split file is missing, or if it names no task, one task twice or a
+                task that is not there.
+        """
+        tasks = self.root / "tasks"
+        if not tasks.is_dir():
+            raise DataError(self.root, "tasks", "there is no such folder")
+        path = self.root / "splits" / self.split / f"{part}_tasks.txt"
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        if not names:
+            raise DataError(path, "", "names no task")
+        _check_names(names, {file.stem for file in tasks.glob("*.json")}, path)
+        return names
+
+    def load(self, name: str, *, limit: int | None = None, seed: int | None = None) -> Task:
+        """The task of that name; see `load_task`."""
+        return load_task(self._path(name), limit=limit, seed=seed)
+
+    def english(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` whose instruction, input and output are English: the benchmark's English track.
+
+        A file that does not state a language counts as English. Opens every file, keeps none.
+
+        Raises:
+            DataError: See `load_task`.
+        """
+        return [name for name in names if _read(self._path(name)).is_english]
+
+    def _path(self, name: str) -> Path:
+        return self.root / "tasks" / f"{name}.json"
+
+
+def load_task(path: Path, *, limit: int | None = None, seed: int | None = None) -> Task:
+    """Read one task file.
+
+    The instruction is the first definition, as in Tk-Instruct, and every positive example. Without a seed the
+    first `limit` instances are taken in order, which is how test tasks are scored (the benchmark puts 100
+    balanced instances first); with a seed, a random `limit` of them, which is how Tk-Instruct trains. The
+    sample depends on the seed and the task's name only.
+
+    Raises:
+        DataError: If the file is not UTF-8 or JSON, lacks a field, has one of the wrong type, an empty
+            definition, no instances, an empty input or a repeated id. Empty output strings do occur in the
+            benchmark and are kept.
+    """
+    content = _read(path)
+    positives = tuple(Demonstration(item.input, item.output) for item in content.positives)
+    return Task(
+        name=path.stem,
+        instruction=Instruction(content.definition[0].strip(), positives),
+        categories=tuple(content.categories),
+        examples=[
+            Example(item.id, item.input, tuple(item.output))
+            for item in _take(content.instances, limit, None if seed is None else f"{seed} {path.stem}")
+        ],
+    )
+
+
+def meta_split(names: Sequence[str], valid: int, seed: int) -> tuple[list[str], list[str]]:
+    """Hold out `valid` whole tasks of the training part for model selection: (meta-train, meta-valid).
+
+    The choice is uniform over tasks and depends on the seed and the set of names only; a smaller `valid`
+    gives a subset of a larger one's. It is not stratified: categories are not known before task files
+    are opened, and many have a single task. A held-out task may share its category or source with training
+    tasks, so its scores compare checkpoints and say little about unseen categories.
+
+    Raises:
+        ConfigError: If no training task would be left.
+    """
+    if valid >= len(names):
+        raise ConfigError(f"valid_tasks {valid} leaves no training task: there are {len(names)}")
+    shuffled = sorted(names)
+    Random(seed).shuffle(shuffled)
+    held_out = set(shuffled[:valid])
+    return [name for name in names if name not in held_out], [name for name in names if name in held_out]
+
+
+def overlapping_inputs(train: Iterable[Task], test: Iterable[Task]) -> dict[str, list[str]]:
+    """Ids of the training rows whose input also is a test row's, by training task; case and spaces ignored.
+
+    The official splits contain such rows; a figure without them is reported beside the official one.
+    """
+    tested = {_normalised(example) for task in test for example in task.examples}
+    found = {task.name: [row.id for row in task.examples if _normalised(row) in tested] for task in train}
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def _read(path: Path) -> _TaskFile:
+    return parse_json(_TaskFile, read_text(path), path)
+
+
+def _take(instances: list[_Instance], limit: int | None, seed: str | None) -> list[_Instance]:
+    count = len(instances) if limit is None else min(limit, len(instances))
+    return instances[:count] if seed is None else Random(seed).sample(instances, count)
+
+
+def _check_names(names: Sequence[str], available: set[str], path: Path) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(path, name, "is named twice")
+        if name not in available:
+            near = difflib.get_close_matches(name, available, n=1)
+            raise DataError(path, name, "has no task file" + (f", did you mean {near[0]}?" if near else ""))
+        seen.add(name)
+
+
+def _normalised(example: Example) -> str:
+    return " ".join(example.input.casefold().split())

@@ -1,0 +1,109 @@
+"""Tokenizers for backbones that are trained from random initialisation.
+
+Both keep T5's special tokens and their ids: `<pad>` 0, `</s>` 1 (appended to every text), `<unk>` 2.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tagi.errors import ConfigError
+
+PAD, EOS, UNK = SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+CHARACTER_COVERAGE = 0.9995
+"""Share of a text that its unigram alphabet covers (SentencePiece's default); the rest is unknown."""
+_SPACE = "▁"
+
+
+def word_level(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token per word or punctuation mark of a closed vocabulary, lowercased; decodes to single spaces.
+
+    Ids follow the order of `vocabulary`, after the special tokens; repeated words count once.
+
+    Raises:
+        ConfigError: If a word would itself be split by spaces or punctuation and so could never be read.
+    """
+    words = list(dict.fromkeys(word.lower() for word in vocabulary))
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    for word in words:
+        if len(splitter.pre_tokenize_str(word)) != 1:
+            raise ConfigError(f"vocabulary: {word!r} is not a single word or punctuation mark")
+    ids = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = splitter
+    return _finish(tokenizer)
+
+
+def unigram(texts: Iterable[str], vocabulary_size: int, *, extra_ids: int = 0) -> PreTrainedTokenizerFast:
+    """A unigram language-model tokenizer over NFKC text, as T5's SentencePiece model.
+
+    Any run of white space, line breaks included, becomes one space. The tokenizer has `vocabulary_size` ids
+    and, behind them, `extra_ids` sentinels whose ids count down as T5's do: `<extra_id_0>` is the last.
+
+    Two trainings on the same text may differ in the order of their ids and, slightly, in their scores (the
+    trainer counts words in a randomly seeded hash map), so the tokenizer is saved beside its model.
+
+    Raises:
+        ConfigError: If the text has too many characters or too few pieces for `vocabulary_size`.
+    """
+    normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    normalized = [normalizer.normalize_str(text) for text in texts]
+    alphabet = _alphabet(normalized)
+    smallest = len(SPECIAL_TOKENS) + len(alphabet)
+    if vocabulary_size < smallest:
+        raise ConfigError(f"vocabulary_size {vocabulary_size} is too small: this text needs at least {smallest}")
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK, show_progress=False
+    )
+    tokenizer.train_from_iterator((_keep(text, alphabet) for text in normalized), trainer)
+    found = tokenizer.get_vocab_size()
+    if found != vocabulary_size:
+        size = "large" if found < vocabulary_size else "small"
+        raise ConfigError(f"vocabulary_size {vocabulary_size} is too {size}: this text yields {found} pieces")
+    return _finish(tokenizer, sentinels=[f"<extra_id_{index}>" for index in reversed(range(extra_ids))])
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The stretches of `text` that the tokenizer maps to `<unk>`, in order, each once."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    found = (text[start:end].strip() for token, (start, end) in spans if token == tokenizer.unk_token_id)
+    return list(dict.fromkeys(word for word in found if word))
+
+
+def _alphabet(texts: Sequence[str]) -> set[str]:
+    counts = Counter(character for text in texts for character in text if character != " ")
+    ranked = counts.most_common()
+    reached = accumulate(count for _, count in ranked)
+    needed = CHARACTER_COVERAGE * counts.total()
+    return {_SPACE} | {
+        character for (character, count), total in zip(ranked, reached, strict=True) if total - count < needed
+    }
+
+
+def _keep(text: str, alphabet: set[str]) -> str:
+    return "".join(character if character in alphabet else " " for character in text)
+
+
+def _finish(tokenizer: Tokenizer, sentinels: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, SPECIAL_TOKENS.index(EOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        additional_special_tokens=list(sentinels),
+        clean_up_tokenization_spaces=False,
+    )

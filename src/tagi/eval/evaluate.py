@@ -1,0 +1,153 @@
+"""Predict and score tasks, with the right instruction and under the controls that show what was used of it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from tagi.data.types import Instruction, Task
+from tagi.errors import ConfigError
+from tagi.eval.report import Prediction
+from tagi.eval.rouge import exact_match, rouge_l
+from tagi.infer.engine import Tagi
+from tagi.model.adapter import TaskAdapter
+
+InstructionControl = Literal["aligned", "shuffled", "random", "empty"]
+"""Own instruction; another test task's; as many random words of the test instructions; none at all."""
+AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]
+"""All of the adapter; LoRA without memory and fusion; memory and fusion without LoRA; another task's LoRA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Predictions and their scores, one each per example, as fractions."""
+
+    predictions: list[Prediction]
+    rouge_l: list[float]
+    exact_match: list[float]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The task of every example: the clusters of an interval."""
+        return [prediction.task for prediction in self.predictions]
+
+
+def evaluate(
+    tagi: Tagi,
+    tasks: Sequence[Task],
+    *,
+    instruction: InstructionControl = "aligned",
+    adapter: AdapterControl = "full",
+    partners: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Solve every example of every task and score the answers.
+
+    Args:
+        partners: for each task the number of the one whose instruction (shuffled) or LoRA (other_lora) it
+            gets; by default another one drawn from another category where there is one.
+        progress: called with tasks done and tasks in all.
+
+    Raises:
+        ConfigError: a control that this method or this number of tasks does not allow.
+    """
+    _check(tagi, tasks, instruction, adapter)
+    others = partners if partners is not None else draw_partners(tasks, seed)
+    shown = instructions(tasks, instruction, others, seed)
+    predictions: list[Prediction] = []
+    for number, task in enumerate(tasks):
+        inputs = [example.input for example in task.examples]
+        own = shown[number]
+        if own is None:
+            texts = tagi.generate(inputs, tagi.neutral())
+        elif adapter == "full":
+            texts = tagi.solve(own, inputs)
+        else:
+            texts = tagi.generate(inputs, _worn(tagi, adapter, own, tasks[others[number]].instruction))
+        told = own or Instruction("")
+        pairs = zip(task.examples, texts, strict=True)
+        predictions += [Prediction(task.name, task.categories, told, example, text) for example, text in pairs]
+        if progress is not None:
+            progress(number + 1, len(tasks))
+    return score(predictions)
+
+
+def score(predictions: Sequence[Prediction]) -> Evaluation:
+    """Every prediction against all of its references."""
+    pairs = [(one.text, one.example.targets) for one in predictions]
+    return Evaluation(list(predictions), [rouge_l(*pair) for pair in pairs], [exact_match(*pair) for pair in pairs])
+
+
+def instructions(
+    tasks: Sequence[Task], control: InstructionControl, partners: Sequence[int], seed: int
+) -> list[Instruction | None]:
+    """What each task's model is told under a control; None is the bare model."""
+    if control == "aligned":
+        return [task.instruction for task in tasks]
+    if control == "shuffled":
+        return [tasks[partner].instruction for partner in partners]
+    if control == "empty":
+        return [None] * len(tasks)
+    words = [word for task in tasks for word in task.instruction.definition.split()]
+    rng = Random(seed)
+    lengths = [len(task.instruction.definition.split()) for task in tasks]
+    return [Instruction(" ".join(rng.choices(words, k=length))) for length in lengths]
+
+
+def draw_partners(tasks: Sequence[Task], seed: int) -> list[int]:
+    """For each task another one, of another category where there is one."""
+    rng = Random(seed)
+    chosen: list[int] = []
+    for number, task in enumerate(tasks):
+        others = [i for i in range(len(tasks)) if i != number]
+        far = [i for i in others if not set(tasks[i].categories) & set(task.categories)]
+        chosen.append(rng.choice(far or others or [number]))
+    return chosen
+
+
+def reference_points(tasks: Sequence[Task]) -> dict[str, Evaluation]:
+    """What costs no model at all: the input, the first demonstration's output, the task's commonest answer."""
+    return {
+        "copy_input": _constant(tasks, lambda task: [example.input for example in task.examples]),
+        "copy_demonstration": _constant(tasks, _first_demonstration),
+        "majority": _constant(tasks, _majority),
+    }
+
+
+def _constant(tasks: Sequence[Task], answers: Callable[[Task], list[str]]) -> Evaluation:
+    return score(
+        [
+            Prediction(task.name, task.categories, task.instruction, example, text)
+            for task in tasks
+            for example, text in zip(task.examples, answers(task), strict=True)
+        ]
+    )
+
+
+def _first_demonstration(task: Task) -> list[str]:
+    positives = task.instruction.positives
+    return [positives[0].output if positives else ""] * len(task.examples)
+
+
+def _majority(task: Task) -> list[str]:
+    counts = Counter(example.targets[0] for example in task.examples)
+    return [counts.most_common(1)[0][0]] * len(task.examples)
+
+
+def _worn(tagi: Tagi, control: AdapterControl, own: Instruction, other: Instruction) -> TaskAdapter:
+    adapter = tagi.adapt(own)
+    if control == "lora_only":
+        return adapter.without_memory()
+    if control == "memory_only":
+        return adapter.without_lora()
+    return adapter.with_lora_of(tagi.adapt(other))
+
+
+def _check(tagi: Tagi, tasks: Sequence[Task], instruction: InstructionControl, adapter: AdapterControl) -> None:
+    method = tagi.model.method
+    if adapter != "full" and not (method.lora and (method.fuses_encoder or method.fuses_decoder)):
+        raise ConfigError(f"adapter: {adapter} needs a method with both LoRA and memory; {method.name} is none")
+    if len(tasks) < 2 and (instruction == "shuffled" or adapter == "other_lora"):
+        raise ConfigError("a task cannot be its own stranger: this control needs at least two tasks")

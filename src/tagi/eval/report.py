@@ -1,0 +1,260 @@
+"""What an evaluation leaves behind: predictions on disk, means by group, intervals, tables."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, Field, ValidationError
+
+from tagi.data.types import Demonstration, Example, Instruction
+from tagi.errors import DataError
+from tagi.files import write_text
+
+# --- predictions.jsonl ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One example with all that the model was told of its task, and the model's answer."""
+
+    task: str
+    categories: tuple[str, ...]
+    instruction: Instruction
+    example: Example
+    text: str
+
+
+def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
+    """Write one JSON object a line, in Tk-Instruct's format; the file appears whole or not at all.
+
+    Raises:
+        DiskError: the file cannot be written.
+    """
+    write_text(Path(path), "".join(f"{json.dumps(_to_json(prediction))}\n" for prediction in predictions))
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read a file that `write_predictions` or Tk-Instruct wrote; fields that we do not use are skipped.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object or lacks a field; names both.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return [_parse_line(path, number, line) for number, line in enumerate(file, start=1)]
+    except OSError as error:
+        raise DataError(path, "", f"cannot be read: {error.strerror}") from error
+
+
+class _Positive(BaseModel):
+    input: str
+    output: str
+
+
+class _Instance(BaseModel):
+    id: str
+    input: str
+    output: Annotated[list[str], Field(min_length=1)]
+
+
+class _Line(BaseModel):
+    """A line of predictions.jsonl: the example as `ni_dataset.py` yields it, plus `Prediction`."""
+
+    task: str = Field(alias="Task")
+    categories: tuple[str, ...] = Field(alias="Categories")
+    definition: Annotated[list[str], Field(alias="Definition", min_length=1)]
+    positives: list[_Positive] = Field(alias="Positive Examples")
+    instance: _Instance = Field(alias="Instance")
+    prediction: str = Field(alias="Prediction")
+
+
+def _to_json(prediction: Prediction) -> dict[str, Any]:
+    instruction, example = prediction.instruction, prediction.example
+    return {
+        "id": example.id,
+        "Task": prediction.task,
+        "Categories": prediction.categories,
+        "Definition": [instruction.definition],
+        "Positive Examples": [{"input": demo.input, "output": demo.output} for demo in instruction.positives],
+        "Instance": {"id": example.id, "input": example.input, "output": example.targets},
+        "Prediction": prediction.text,
+    }
+
+
+def _parse_line(path: str | Path, number: int, line: bytes) -> Prediction:
+    try:
+        return _from_line(_Line.model_validate_json(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join([f"line {number}", *map(str, first["loc"])])
+        raise DataError(path, field, first["msg"]) from error
+
+
+def _from_line(line: _Line) -> Prediction:
+    positives = tuple(Demonstration(positive.input, positive.output) for positive in line.positives)
+    return Prediction(
+        task=line.task,
+        categories=line.categories,
+        instruction=Instruction(line.definition[0], positives),
+        example=Example(line.instance.id, line.instance.input, tuple(line.instance.output)),
+        text=line.prediction,
+    )
+
+
+# --- means ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredExample:
+    """One example's score, a fraction, and the groups it counts in."""
+
+    task: str
+    categories: tuple[str, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over `n` examples."""
+
+    value: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Means over examples: of all, of each task, of each category (names in alphabetical order)."""
+
+    overall: Mean
+    by_task: dict[str, Mean]
+    by_category: dict[str, Mean]
+
+
+def summarise(scored: Sequence[ScoredExample]) -> Summary:
+    """Average as the benchmark does: every example weighs the same, a task counts in its first category.
+
+    An example without a category is in no entry of `by_category`.
+
+    Raises:
+        ValueError: `scored` is empty.
+    """
+    if not scored:
+        raise ValueError("nothing was scored")
+    return Summary(
+        overall=_mean([example.score for example in scored]),
+        by_task=_group_means((example.task, example.score) for example in scored),
+        by_category=_group_means(
+            (category, example.score) for example in scored for category in example.categories[:1]
+        ),
+    )
+
+
+def _group_means(pairs: Iterable[tuple[str, float]]) -> dict[str, Mean]:
+    groups: defaultdict[str, list[float]] = defaultdict(list)
+    for name, score in pairs:
+        groups[name].append(score)
+    return {name: _mean(groups[name]) for name in sorted(groups)}
+
+
+def _mean(scores: Sequence[float]) -> Mean:
+    return Mean(float(np.mean(scores)), len(scores))
+
+
+# --- intervals --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, or a difference of means, over examples, with its 95 % bootstrap percentile interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: ArrayLike, clusters: Sequence[str], *, samples: int = 10_000, seed: int) -> Interval:
+    """Interval for the mean of `values` over examples, resampling whole clusters with replacement.
+
+    Examples of one task resemble each other, so the task is what was sampled; a resample's mean is the sum of
+    its values over the count of its examples, whatever the sizes of the clusters it drew.
+
+    Args:
+        values: (n,) one score for each example. Runs with several seeds are concatenated.
+        clusters: (n,) the cluster of each example, which is its task; the same task under another seed is the
+            same cluster.
+        samples: how many resamples to draw.
+        seed: the same seed gives the same interval.
+
+    Raises:
+        ValueError: the lengths differ, or there are fewer than two clusters.
+    """
+    sums, counts = _cluster_totals(np.asarray(values, dtype=np.float64), clusters)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[str], *, samples: int = 10_000, seed: int
+) -> Interval:
+    """Interval for mean(a) - mean(b), two systems on the same examples; see `bootstrap` for the rest.
+
+    Raises:
+        ValueError: the lengths differ, or there are fewer than two clusters.
+    """
+    scores_a, scores_b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if scores_a.shape != scores_b.shape:
+        raise ValueError(f"paired systems need the same examples: {scores_a.shape} against {scores_b.shape}")
+    return bootstrap(scores_a - scores_b, clusters, samples=samples, seed=seed)
+
+
+def verdict(difference: Interval) -> Literal["better", "worse", "unresolved"]:
+    """What the interval of a difference a - b says of a; unresolved where it holds 0."""
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "unresolved"
+
+
+def _cluster_totals(
+    values: NDArray[np.float64], clusters: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    if values.shape != (len(clusters),):
+        raise ValueError(f"one value for each example: values {values.shape}, clusters ({len(clusters)},)")
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"an interval needs at least two clusters, not {len(names)}")
+    sums = np.zeros(len(names))
+    np.add.at(sums, index, values)
+    return sums, np.bincount(index)
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A GitHub markdown table that ends in a newline; first column left-aligned, the others right-aligned.
+
+    Raises:
+        ValueError: a row is not as long as the header.
+    """
+    ruler = ["---", *["---:"] * (len(header) - 1)]
+    lines = [_table_row(header), _table_row(ruler)]
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}")
+        lines.append(_table_row(row))
+    return "\n".join(lines) + "\n"
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_escape_cell(cell) for cell in cells)} |"
+
+
+def _escape_cell(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")

@@ -1,0 +1,82 @@
+"""Writing files so that a crash, Ctrl-C or a full disk leaves the old state or the new, never half of it."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tagi.errors import TagiError
+
+
+class DiskError(TagiError):
+    """A file or folder that could not be written."""
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling to write into; it takes the place of `target` only when the block ends well.
+
+    Raises:
+        DiskError: no space, no permission, or another error of the file system.
+    """
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield draft
+            draft.chmod(0o755)
+            if target.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+                try:
+                    _exchange(target, draft, old / target.name)
+                finally:
+                    shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(draft, target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _exchange(target: Path, draft: Path, old: Path) -> None:
+    """Move `target` away to `old` and `draft` into its place, or leave `target` where it was."""
+    os.replace(target, old)
+    try:
+        os.replace(draft, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        DiskError: see `atomic_folder`.
+    """
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(draft).chmod(0o644)
+            os.replace(draft, target)
+        finally:
+            Path(draft).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskError(f"{target}: no space left on the disk; nothing was written") from error
+        raise DiskError(f"{target}: cannot be written ({error.strerror or error})") from error
+    except SafetensorError as error:  # what safetensors makes of the system's errors
+        raise DiskError(f"{target}: cannot be written ({error})") from error

@@ -1,0 +1,240 @@
+"""Text in, text out: the engine that `run`, `eval`, in-training evaluation and a server share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tagi.data.collate import Batch, Collator, pad
+from tagi.data.prompts import render_instruction
+from tagi.data.tokenizers import unknown_words
+from tagi.data.types import Demonstration, Instruction
+from tagi.errors import CheckpointError, InputError
+from tagi.files import atomic_folder
+from tagi.infer.decode import greedy
+from tagi.model import adapter as adapters
+from tagi.model import checkpoint
+from tagi.model.adapter import TaskAdapter
+from tagi.model.checkpoint import ModelConfig
+from tagi.model.rows import Rows
+from tagi.model.t5_hf import locate
+from tagi.model.tagi import Output, Prepared, TagiModel, neutral, shift_right
+
+Positives = Sequence[tuple[str, str]]
+BATCH = 64
+
+
+class Tagi:
+    """A model that reads an instruction once, writes a task adapter, and solves inputs wearing it.
+
+    >>> tagi = Tagi.from_pretrained("checkpoint")
+    >>> adapter = tagi.adapt("Keep only the animals, then reverse the list.")
+    >>> tagi.generate(["red wolf saw dog plum"], adapter)
+    ['dog wolf']
+    """
+
+    def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        method = model.method
+        self.collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        backbone: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Open a TAGI checkpoint: a folder or a hub name.
+
+        Args:
+            backbone: where the frozen backbone lies now, if not where the checkpoint says.
+
+        Raises:
+            CheckpointError: no checkpoint, half-written, damaged, or of another backbone.
+        """
+        loaded = checkpoint.load(locate(source), backbone=backbone)
+        tokenizer = load_tokenizer(loaded.folder)
+        return cls(loaded.model.to(device, dtype), tokenizer, loaded.config)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the checkpoint whole or not at all; a frozen backbone is referred to, not copied.
+
+        Raises:
+            DiskError: the disk is full or cannot be written.
+        """
+        with atomic_folder(Path(folder)) as draft:
+            checkpoint.write(self.model, self.config, draft, dtype=dtype)
+            self.tokenizer.save_pretrained(draft)
+
+    @torch.inference_mode()
+    def adapt(self, instruction: str | Instruction, positives: Positives = ()) -> TaskAdapter:
+        """Instruction in, task adapter out: one encoder pass and the generator, no gradient.
+
+        Raises:
+            InputError: the instruction is empty, or this method has no adapters.
+        """
+        return self.adapt_all([_instruction(instruction, positives)])
+
+    @torch.inference_mode()
+    def adapt_all(self, instructions: Sequence[Instruction]) -> TaskAdapter:
+        """The adapters of several tasks, stacked."""
+        if not self.model.method.reads_instruction_once:
+            raise InputError(f"method {self.model.method.name} reads the instruction with every input: no adapter")
+        ids, mask = pad([self.collator.instruction(one) for one in instructions])
+        return self.model.adapt(ids.to(self.device), mask.to(self.device))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        inputs: Sequence[str],
+        adapter: TaskAdapter,
+        *,
+        tasks: Sequence[int] | None = None,
+        max_tokens: int | None = None,
+    ) -> list[str]:
+        """Solve inputs wearing an adapter; `tasks` names each input's own where several are stacked.
+
+        Raises:
+            InputError: an input is empty.
+        """
+        empty = Instruction("")
+        return self._answer([self.collator.input(empty, text) for text in inputs], adapter, tasks, max_tokens)
+
+    def solve(self, instruction: Instruction, inputs: Sequence[str], *, max_tokens: int | None = None) -> list[str]:
+        """Inputs of one task by whatever this method does with an instruction: adapter or prompt."""
+        if self.model.method.reads_instruction_once:
+            return self.generate(inputs, self.adapt(instruction), max_tokens=max_tokens)
+        ids = [self.collator.input(instruction, text) for text in inputs]
+        return self._answer(ids, self.neutral(), None, max_tokens)
+
+    def neutral(self) -> TaskAdapter:
+        """The adapter that changes nothing: the bare model."""
+        return neutral(self.model.backbone, 1)
+
+    def forward(self, batch: Batch) -> Output:
+        """Teacher-forced logits of a collated batch, with gradients."""
+        shape = self.model.backbone.shape
+        decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
+        rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
+        return self.model(
+            batch.instruction_ids,
+            batch.instruction_mask,
+            batch.input_ids,
+            batch.input_mask,
+            decoder_ids,
+            rows,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.backbone.embedding.weight.device
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        ids: Sequence[Sequence[int]],
+        adapter: TaskAdapter,
+        tasks: Sequence[int] | None,
+        max_tokens: int | None,
+    ) -> list[str]:
+        """Greedy answers, in batches of similar length; the order of `ids` is kept."""
+        limit = max_tokens or self.config.prompt.max_target
+        owner = torch.tensor(tasks if tasks is not None else [0] * len(ids))
+        prepared = self.model.prepare(adapter)
+        answers = [""] * len(ids)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            tokens = self._decode([ids[i] for i in chosen], owner[chosen], prepared, limit)
+            for i, text in zip(chosen, self.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+                answers[i] = text.strip()
+        return answers
+
+    def _decode(self, ids: Sequence[Sequence[int]], owner: Tensor, prepared: Prepared, limit: int) -> Tensor:
+        input_ids, mask = (tensor.to(self.device) for tensor in pad(ids))
+        rows = Rows.of(owner.to(self.device), prepared.adapter.tasks)
+        return greedy(self.model, input_ids, mask, prepared, rows, limit)
+
+    def notes(self, instruction: Instruction, inputs: Sequence[str]) -> list[str]:
+        """What a person should know before trusting the answers: what was cut, what the model cannot read."""
+        return list(self._notes(instruction, inputs))
+
+    def _notes(self, instruction: Instruction, inputs: Sequence[str]) -> Iterator[str]:
+        prompt = self.config.prompt
+        shown = render_instruction(
+            instruction,
+            style=prompt.style,
+            positives=prompt.positives,
+            fits=self._fits(prompt.max_instruction),
+        )
+        asked = len(instruction.positives)
+        if shown.positives < asked:
+            yield f"the model reads {shown.positives} of the {asked} demonstrations"
+        texts = [("the instruction", shown.text, prompt.max_instruction)]
+        texts += [(f"input {i}", text, prompt.max_input) for i, text in enumerate(inputs, 1)]
+        for name, text, limit in texts:
+            if (length := self._length(text)) > limit:
+                yield f"{name} has {length} tokens and was cut to its first {limit}"
+        unknown = [word for _, text, _ in texts for word in unknown_words(self.tokenizer, text)]
+        if unknown:
+            yield f"the model does not know {', '.join(dict.fromkeys(unknown))}"
+
+    def _length(self, text: str) -> int:
+        return len(self.tokenizer(text)["input_ids"])  # type: ignore[arg-type]
+
+    def _fits(self, limit: int) -> Callable[[str], bool]:
+        return lambda text: self._length(text) <= limit
+
+    def save_adapter(self, adapter: TaskAdapter, folder: str | Path, instruction: Instruction) -> None:
+        """Write one task's adapter with the instruction and checkpoint that it belongs to.
+
+        Raises:
+            DiskError: the disk is full or cannot be written.
+        """
+        identity = {
+            "checkpoint": self.fingerprint(),
+            "method": self.config.method,
+            "definition": instruction.definition,
+        }
+        with atomic_folder(Path(folder)) as draft:
+            adapters.save(adapter, draft, identity)
+
+    def load_adapter(self, folder: str | Path) -> TaskAdapter:
+        """An adapter that `save_adapter` wrote with this same checkpoint.
+
+        Raises:
+            CheckpointError: no adapter, a damaged one, or one that another checkpoint wrote.
+        """
+        adapter, identity = adapters.load(Path(folder), self.model.backbone.sites())
+        if identity["checkpoint"] != self.fingerprint():
+            raise CheckpointError(f"{folder}: another checkpoint wrote this adapter ({identity['checkpoint']})")
+        return adapter
+
+    def fingerprint(self) -> str:
+        """Hash of everything that an adapter depends on: backbone and trained parts."""
+        return checkpoint.fingerprint(self.model)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        CheckpointError: its files are missing or damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
+
+
+def _instruction(instruction: str | Instruction, positives: Positives) -> Instruction:
+    if isinstance(instruction, Instruction):
+        return instruction
+    return Instruction(instruction, tuple(Demonstration(*pair) for pair in positives))

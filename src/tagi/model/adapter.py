@@ -1,0 +1,124 @@
+"""The task adapter: what one instruction becomes, as a value, and as a folder on disk.
+
+Kept are A, B and the encoded instruction I; keys and values of I are computed again on load.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagi.errors import CheckpointError
+from tagi.model import lora as lora_ops
+from tagi.model.backbone import Lora, LoraFactors, Site
+from tagi.model.t5 import T5
+from tagi.model.t5_hf import read_safetensors
+
+WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAdapter:
+    """LoRA and instruction memory of T tasks (T = 1 for a single one).
+
+    An empty `lora` and a memory of length 0 are the neutral element: the model wearing it is the bare model.
+    """
+
+    lora: Lora
+    memory: Tensor  # (T, S, D)
+    mask: Tensor  # (T, S), 1 where a token is
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks are stacked here."""
+        return self.memory.shape[0]
+
+    def select(self, index: Tensor) -> "TaskAdapter":
+        """The adapters of some tasks, in the order of `index`."""
+        return TaskAdapter(lora_ops.select(self.lora, index), self.memory[index], self.mask[index])
+
+    def without_lora(self) -> "TaskAdapter":
+        """Memory and fusion only."""
+        return replace(self, lora={})
+
+    def without_memory(self) -> "TaskAdapter":
+        """LoRA only: the instruction memory is empty."""
+        return replace(self, memory=self.memory[:, :0], mask=self.mask[:, :0])
+
+    def with_lora_of(self, other: "TaskAdapter") -> "TaskAdapter":
+        """Own memory with another task's LoRA."""
+        return replace(self, lora=other.lora)
+
+
+def stack(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
+    """Several adapters as one, so that every row of a batch can wear its own; memories are padded."""
+    longest = max(one.memory.shape[1] for one in adapters)
+    memory = [F.pad(one.memory, (0, 0, 0, longest - one.memory.shape[1])) for one in adapters]
+    mask = [F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in adapters]
+    return TaskAdapter(lora_ops.stack([one.lora for one in adapters]), torch.cat(memory), torch.cat(mask))
+
+
+def merge(backbone: T5, lora: Lora) -> T5:
+    """A copy of the backbone with one task's LoRA added into its weights: W + ΔW.
+
+    Raises:
+        ValueError: `lora` holds more than one task.
+    """
+    merged = copy.deepcopy(backbone)
+    with torch.no_grad():
+        for site, factors in lora.items():
+            if factors.a.shape[0] != 1:
+                raise ValueError("only one task's adapter can be merged into the weights")
+            merged.site_weight(site).add_(lora_ops.delta(factors)[0])
+    return merged
+
+
+def save(adapter: TaskAdapter, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write one task's adapter; `identity` says which model and instruction it belongs to."""
+    tensors = {"memory": adapter.memory, "mask": adapter.mask.to(torch.uint8)}
+    for site, factors in adapter.lora.items():
+        tensors |= {f"{site}.A": factors.a, f"{site}.B": factors.b}
+    scales = {str(site): factors.scale for site, factors in adapter.lora.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
+    config = {"format": 1, "scales": scales, **identity}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def load(folder: Path, sites: Sequence[Site]) -> tuple[TaskAdapter, dict[str, Any]]:
+    """Read an adapter and its identity back.
+
+    Raises:
+        CheckpointError: no adapter folder, a damaged file, or sites that this model does not have.
+    """
+    config = _read_config(folder / CONFIG)
+    tensors = read_safetensors(folder / WEIGHTS)
+    scales: dict[str, float] = config["scales"]
+    if unknown := sorted(scales.keys() - {str(site) for site in sites}):
+        raise CheckpointError(f"{folder}: site {unknown[0]} does not exist in this model")
+    needed = {"memory", "mask"} | {f"{name}.{factor}" for name in scales for factor in "AB"}
+    if missing := sorted(needed - tensors.keys()):
+        raise CheckpointError(f"{folder / WEIGHTS}: tensor {missing[0]} is missing")
+    lora = {
+        site: LoraFactors(tensors[f"{site}.A"], tensors[f"{site}.B"], scales[str(site)])
+        for site in sites
+        if str(site) in scales
+    }
+    return TaskAdapter(lora, tensors["memory"], tensors["mask"].long()), config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.parent}: is no task adapter ({path.name} is missing or damaged)") from error
+    if not isinstance(config, dict) or not isinstance(config.get("scales"), dict):
+        raise CheckpointError(f"{path}: scales: must map every site to its LoRA scale")
+    return config

@@ -1,0 +1,73 @@
+"""Attention as T5 does it: unscaled scores, an additive bias, softmax in fp32. Shapes: see `rows.py`."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagi.model.backbone import DecoderMemory, KeyValue
+from tagi.model.rows import Rows
+
+
+def split_heads(x_RLI: Tensor, heads: int) -> Tensor:
+    """(R, L, H·K) -> (R, H, L, K)."""
+    return x_RLI.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x_RHLK: Tensor) -> Tensor:
+    """(R, H, L, K) -> (R, L, H·K)."""
+    return x_RHLK.transpose(1, 2).flatten(-2)
+
+
+def padding_bias(mask_RL: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 for a token and 0 for padding -> additive bias (R, 1, 1, L)."""
+    lowest = torch.finfo(dtype).min
+    return torch.zeros_like(mask_RL, dtype=dtype).masked_fill(mask_RL == 0, lowest)[:, None, None, :]
+
+
+def causal_bias(length: int, past: int, like: Tensor) -> Tensor:
+    """Bias (1, 1, length, past + length) that hides the future."""
+    lowest = torch.finfo(like.dtype).min
+    return torch.full((length, past + length), lowest, dtype=like.dtype, device=like.device).triu(past + 1)[None, None]
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension, computed in fp32 and returned in the scores' dtype."""
+    return F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor) -> Tensor:
+    """softmax(q kᵀ + bias) v, (R, H, O, K)."""
+    return softmax(q_RHOK @ own.k.transpose(-1, -2) + bias) @ own.v
+
+
+def attend_beside_memory(
+    q_RHOK: Tensor, own: KeyValue, bias: Tensor, memory: DecoderMemory, layer: int, rows: Rows
+) -> Tensor:
+    """Attention over the concatenation (I; F) along length, without ever copying I per row (§3.2.1).
+
+    The scores of the instruction memory and of the row's own input share one softmax; each task's keys and
+    values are read once for all of its rows.
+    """
+    instruction = memory.layers[layer]
+    scores_I = rows.matmul(q_RHOK, instruction.k.transpose(-1, -2)) + rows.pick(memory.bias)
+    scores_F = q_RHOK @ own.k.transpose(-1, -2) + bias
+    length = scores_I.shape[-1]
+    weights = softmax(torch.cat((scores_I, scores_F), dim=-1))
+    return rows.matmul(weights[..., :length], instruction.v) + weights[..., length:] @ own.v
+
+
+def relative_bucket(distance: Tensor, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
+    """T5's bucket of `key position - query position`: exact when near, logarithmic up to `max_distance`."""
+    offset = torch.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = (distance > 0).long() * buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    ratio = torch.log(distance.float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return offset + torch.where(distance < exact, distance, far)

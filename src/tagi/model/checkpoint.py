@@ -1,0 +1,136 @@
+"""TAGI checkpoints: the trained parts, the config, and the reference to the backbone.
+
+A folder holds `tagi.json`, `model.safetensors` (hypernetwork, fusion and, if separate, the instruction
+encoder) and `tokenizer*`. A backbone that was trained along lies beside them in `backbone/`, a Hugging Face
+T5 folder; a frozen one is only referred to, by path or hub name and fingerprint.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tagi import methods
+from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig, parse
+from tagi.errors import CheckpointError, ConfigError
+from tagi.files import atomic_folder
+from tagi.model.t5_hf import load_t5, read_safetensors, save_t5
+from tagi.model.tagi import TagiModel
+
+CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
+FORMAT = 1
+_SAMPLES = 1024
+
+
+class ModelConfig(Frozen):
+    """`tagi.json`: everything needed to build the model again, apart from tensors."""
+
+    format: int = FORMAT
+    method: str
+    hypernetwork: HypernetworkConfig
+    fusion: FusionConfig
+    prompt: PromptConfig
+    backbone: str
+    """Path or hub name of the backbone; `backbone` is the folder beside this file."""
+    backbone_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint in memory, and the folder that its tokenizer files lie in."""
+
+    model: TagiModel
+    config: ModelConfig
+    folder: Path
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of names, shapes and at least 1,024 evenly spaced values (or all) of every tensor, in fp32.
+
+    Sampling keeps it cheap for an 11B model; any training moves the sampled values too.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        step = max(flat.numel() // _SAMPLES, 1)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(flat[::step].float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint whole or not at all; a backbone of `backbone` is written along.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+    """
+    with atomic_folder(folder) as draft:
+        write(model, config, draft, dtype=dtype)
+
+
+def write(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """The files of a checkpoint, into a folder that exists."""
+    own = {name: t.to("cpu", dtype).contiguous() for name, t in own_tensors(model).items()}
+    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    if config.backbone == BACKBONE:
+        save_t5(model.backbone, folder / BACKBONE, dtype)
+
+
+def own_tensors(model: TagiModel) -> dict[str, Tensor]:
+    """Every tensor of the model that is not the backbone's."""
+    return {name: t.detach() for name, t in model.state_dict().items() if not name.startswith("backbone.")}
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no checkpoint, or written by a later version.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        raise CheckpointError(f"{folder}: is no TAGI checkpoint ({CONFIG} is missing)")
+    try:
+        config = parse(ModelConfig, json.loads(path.read_text(encoding="utf-8")), source=str(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: is damaged or of another version ({error})") from error
+    if config.format != FORMAT:
+        raise CheckpointError(f"{path}: format: {config.format} is not {FORMAT}; another version wrote it")
+    return config
+
+
+def load(folder: Path, *, backbone: str | None = None) -> Loaded:
+    """Build the model of a checkpoint; `backbone` replaces the recorded reference (a folder that moved).
+
+    Raises:
+        CheckpointError: no checkpoint, half-written, damaged, or another backbone than it was trained with.
+    """
+    config = read_config(folder)
+    inside = config.backbone == BACKBONE and backbone is None
+    t5 = load_t5(folder / BACKBONE if inside else backbone or config.backbone)
+    if not inside and (found := fingerprint(t5)) != config.backbone_fingerprint:
+        raise CheckpointError(
+            f"{folder}: belongs to another backbone (fingerprint {config.backbone_fingerprint}, "
+            f"but {backbone or config.backbone} has {found})"
+        )
+    try:
+        model = TagiModel(t5, methods.get(config.method), config.hypernetwork, config.fusion)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    _assign(model, read_safetensors(folder / WEIGHTS), folder / WEIGHTS)
+    return Loaded(model.eval(), config, folder)
+
+
+def _assign(model: TagiModel, tensors: dict[str, Tensor], file: Path) -> None:
+    own = own_tensors(model)
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            raise CheckpointError(f"{file}: tensor {name} has another shape than {CONFIG} says")
+        tensor.copy_(tensors[name])

@@ -1,0 +1,120 @@
+"""The adapter generator: encoded instruction to LoRA (Eq. 2, §3.2.1).
+
+Additional shape suffixes: M attention modules, P their projections (q, v), Q pooled vectors per site, W the
+width of a pooled vector, h the hidden width, I and J a site's input and output width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagi.config import HypernetworkConfig
+from tagi.model.attention import softmax
+from tagi.model.backbone import LoraFactors, Site
+
+PROJECTIONS = 2
+
+
+class Hypernetwork(nn.Module):
+    """LoRA_l^{Q,V} = MLP_l(I; idx_l^{Q,V}), one two-layer MLP per attention module, shared by q and v (Eq. 2).
+
+    A = A₀ + generated / sqrt(in) and B = generated / sqrt(r): outputs are scaled by their fan-in. A₀ is one
+    shared random matrix per site, which all teacher LoRAs start from too. The head of B starts at zero, so an
+    untrained generator changes nothing.
+
+    `rankwise`: r learned queries per site attend over I; each result becomes one row of A and one column of B.
+    `flat`: I is pooled to one vector per site, from which one output head writes all of A and B.
+    """
+
+    module_mlp: Tensor  # (M,) which MLP serves each attention module
+    a0: Tensor  # (2M, r, I)
+
+    def __init__(self, sites: Sequence[Site], d_model: int, shape: tuple[int, int], config: HypernetworkConfig) -> None:
+        """`sites` stand in pairs (q, v) of one attention module; all have the (in, out) widths of `shape`."""
+        super().__init__()
+        self.config, self.sites = config, tuple(sites)
+        self.width_in, self.width_out = shape
+        rankwise = config.generator == "rankwise"
+        self.per_site, self.per_query = (config.rank, 1) if rankwise else (1, config.rank)
+        mlps = _mlp_of_module(self.sites, config.share)
+        count, modules, width = max(mlps) + 1, len(mlps), d_model * (2 if config.pool == "first_last" else 1)
+        self.register_buffer("module_mlp", torch.tensor(mlps), persistent=False)
+        self.register_buffer("a0", torch.empty(len(self.sites), config.rank, self.width_in))
+        self.index = nn.Parameter(torch.empty(modules, PROJECTIONS, 1, width))
+        if config.pool == "query":
+            self.query = nn.Parameter(torch.empty(modules, PROJECTIONS, self.per_site, d_model))
+        self.inner = nn.Parameter(torch.empty(count, width, config.hidden))
+        self.inner_bias = nn.Parameter(torch.empty(count, 1, config.hidden))
+        self.head_a = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_in))
+        self.head_b = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_out))
+
+    def forward(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, LoraFactors]:
+        """Encoded instructions (T, S, D) and their mask (T, S) to the LoRA of every site for T tasks."""
+        pooled_TMPQW = self.pool(memory_TSD, mask_TS) + self.index
+        hidden_MXh = self._inner(pooled_TMPQW)
+        a = self._head(hidden_MXh, self.head_a, memory_TSD.shape[0], self.width_in) * self.width_in**-0.5
+        b = self._head(hidden_MXh, self.head_b, memory_TSD.shape[0], self.width_out) * self.config.rank**-0.5
+        a, b = (a + self.a0).unbind(1), b.transpose(-1, -2).unbind(1)
+        return {site: LoraFactors(a[i], b[i], self.config.scale) for i, site in enumerate(self.sites)}
+
+    def pool(self, memory_TSD: Tensor, mask_TS: Tensor) -> Tensor:
+        """Encoded instructions to Q vectors per site, padding masked: broadcastable to (T, M, P, Q, W)."""
+        if self.config.pool == "query":
+            return self._query(memory_TSD, mask_TS)
+        weights = mask_TS.to(memory_TSD.dtype)
+        if self.config.pool == "mean":
+            pooled = (weights[:, None] @ memory_TSD).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
+        else:
+            last = (mask_TS.long().sum(1) - 1).clamp(min=0)
+            ends = (memory_TSD[:, 0], memory_TSD[torch.arange(len(last), device=last.device), last])
+            pooled = torch.cat(ends, dim=-1) * mask_TS.any(1, keepdim=True)
+        return pooled[:, None, None, None]
+
+    def _query(self, memory_TSD: Tensor, mask_TS: Tensor) -> Tensor:
+        queries = self.query.flatten(0, 2) * self.query.shape[-1] ** -0.5
+        hidden = mask_TS[:, None, :] == 0
+        scores = queries @ memory_TSD.transpose(-1, -2)
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        weights = softmax(scores).masked_fill(hidden, 0.0)
+        return (weights @ memory_TSD).unflatten(1, self.query.shape[:3])
+
+    def _inner(self, pooled_TMPQW: Tensor) -> Tensor:
+        """First layer of every module's own MLP, as one batched product: (M, T·P·Q, h)."""
+        by_module_MXW = pooled_TMPQW.transpose(0, 1).flatten(1, 3)
+        mlp = self.module_mlp
+        return F.gelu(by_module_MXW @ self.inner[mlp] + self.inner_bias[mlp])
+
+    def _head(self, hidden_MXh: Tensor, head: Tensor, tasks: int, width: int) -> Tensor:
+        """Second layer: (T, 2M, r, width)."""
+        out = hidden_MXh @ head[self.module_mlp]
+        modules = out.shape[0]
+        return out.view(modules, tasks, PROJECTIONS, self.config.rank, width).transpose(0, 1).flatten(1, 2)
+
+
+def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
+    """Random A₀, queries, index and first layers; the head of B zero, that of A by its fan-in."""
+    h = hypernetwork
+    fan_in = {"a0": h.width_in, "index": 1, "inner": h.inner.shape[1], "head_a": h.config.hidden}
+    if h.config.pool == "query":
+        fan_in["query"] = 1
+    with torch.no_grad():
+        for name, width in fan_in.items():
+            getattr(h, name).normal_(0.0, width**-0.5, generator=generator)
+        h.inner_bias.zero_()
+        h.head_b.zero_()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of scalars in a module's parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def _mlp_of_module(sites: Sequence[Site], share: str) -> list[int]:
+    """Number of the MLP that serves each attention module."""
+    modules = [site for site in sites if site.projection == "q"]
+    if share == "layer":
+        return list(range(len(modules)))
+    kinds = list(dict.fromkeys(site.kind for site in modules))
+    return [kinds.index(site.kind) for site in modules]

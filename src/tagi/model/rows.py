@@ -1,0 +1,59 @@
+"""Which task each row of a batch belongs to, and matrix products that respect it.
+
+Shape suffixes in this package: T tasks, R rows, S instruction tokens, N input tokens, O target tokens,
+L any length, D model width, H heads, K width of a head, I and J any matrix sides, r LoRA rank.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Assignment of R rows to T tasks.
+
+    `index` (R,) names each row's task; None means that the rows stand in T consecutive groups of equal size,
+    which needs no gathering and covers one task for all rows (T = 1) and one task per row (T = R).
+    """
+
+    tasks: int
+    count: int
+    index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.index is None and self.count % self.tasks:
+            raise ValueError(f"{self.count} rows are no {self.tasks} groups of equal size; give an index")
+
+    @staticmethod
+    def of(index: Tensor, tasks: int) -> "Rows":
+        """Rows by explicit task index (R,); recognises equal consecutive groups."""
+        count = index.numel()
+        if count % tasks == 0:
+            grouped = torch.arange(tasks, device=index.device).repeat_interleave(count // tasks)
+            if torch.equal(grouped, index):
+                return Rows(tasks, count)
+        return Rows(tasks, count, index)
+
+    def pick(self, x_T: Tensor) -> Tensor:
+        """Each row's entry of a per-task tensor (T, ...) -> (R, ...)."""
+        if self.index is not None:
+            return x_T[self.index]
+        if self.tasks == self.count:
+            return x_T
+        each = self.count // self.tasks
+        return x_T.unsqueeze(1).expand(-1, each, *x_T.shape[1:]).reshape(self.count, *x_T.shape[1:])
+
+    def matmul(self, x_RLI: Tensor, w_TIJ: Tensor) -> Tensor:
+        """x (R, *, L, I) @ w (T, *, I, J), every row with its own task's matrix -> (R, *, L, J).
+
+        Groups of rows are folded into the length, so that a task's matrix is read once and never copied.
+        """
+        if self.index is not None:
+            return x_RLI @ w_TIJ[self.index]
+        if self.tasks == self.count:
+            return x_RLI @ w_TIJ
+        each, length = self.count // self.tasks, x_RLI.shape[-2]
+        grouped = x_RLI.unflatten(0, (self.tasks, each)).movedim(1, -3).flatten(-3, -2)
+        return (grouped @ w_TIJ).unflatten(-2, (each, length)).movedim(-3, 1).flatten(0, 1)

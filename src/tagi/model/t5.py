@@ -1,0 +1,276 @@
+"""T5 with adapters and instruction memory as arguments (Raffel et al., 2020).
+
+Three code paths cover the family: relu with tied embeddings (v1.0), gated-gelu untied (v1.1, LM-adapt, Flan)
+and, by its configuration, mT5. Shapes: see `rows.py`.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagi.config import T5Shape
+from tagi.model import attention as att
+from tagi.model.attention import join_heads, padding_bias, split_heads
+from tagi.model.backbone import (
+    AfterSelfAttention,
+    AttentionKind,
+    DecoderContext,
+    DecoderMemory,
+    KeyValue,
+    Lora,
+    Past,
+    Site,
+)
+from tagi.model.lora import project
+from tagi.model.rows import Rows
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, the mean square taken in fp32; no bias, no centring."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean_square = x.float().pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(mean_square + self.eps)).to(self.weight.dtype)
+
+
+class Attention(nn.Module):
+    """One attention module; `kind` and `layer` name the sites of its q and v projections."""
+
+    def __init__(self, shape: T5Shape, kind: AttentionKind, layer: int) -> None:
+        super().__init__()
+        self.heads = shape.num_heads
+        self.site_q, self.site_v = Site(kind, layer, "q"), Site(kind, layer, "v")
+        self.layer = layer
+        self.norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.q = nn.Linear(shape.d_model, shape.inner_dim, bias=False)
+        self.k = nn.Linear(shape.d_model, shape.inner_dim, bias=False)
+        self.v = nn.Linear(shape.d_model, shape.inner_dim, bias=False)
+        self.o = nn.Linear(shape.inner_dim, shape.d_model, bias=False)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def query(self, x_RLD: Tensor, lora: Lora, rows: Rows) -> Tensor:
+        """Normed hidden states to queries (R, H, L, K)."""
+        return split_heads(project(x_RLD, self.q.weight, lora.get(self.site_q), rows), self.heads)
+
+    def key_value(self, x_RLD: Tensor, lora: Lora, rows: Rows) -> KeyValue:
+        """Hidden states to keys and values (R, H, L, K)."""
+        v = project(x_RLD, self.v.weight, lora.get(self.site_v), rows)
+        return KeyValue(split_heads(self.k(x_RLD), self.heads), split_heads(v, self.heads))
+
+    def output(self, x_RHLK: Tensor) -> Tensor:
+        """Heads back to the residual stream (R, L, D)."""
+        return self.dropout(self.o(join_heads(x_RHLK)))
+
+
+class FeedForward(nn.Module):
+    """wo(act(wi x)), or wo(act(wi x) · (wi_gate x)) when gated, with pre-norm and residual."""
+
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.wi = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.wi_gate = nn.Linear(shape.d_model, shape.d_ff, bias=False) if shape.gated else None
+        self.wo = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+        self.activation = ACTIVATIONS[shape.activation]
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def forward(self, x_RLD: Tensor) -> Tensor:
+        normed = self.norm(x_RLD)
+        inner = self.activation(self.wi(normed))
+        if self.wi_gate is not None:
+            inner = inner * self.wi_gate(normed)
+        return x_RLD + self.dropout(self.wo(self.dropout(inner)))
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, whatever the caller adds after it (Eq. 1), feed-forward."""
+
+    def __init__(self, shape: T5Shape, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(shape, "encoder.self", layer)
+        self.feed_forward = FeedForward(shape)
+
+    def forward(self, x_RND: Tensor, bias: Tensor, lora: Lora, rows: Rows, after: AfterSelfAttention | None) -> Tensor:
+        normed = self.attention.norm(x_RND)
+        q = self.attention.query(normed, lora, rows)
+        own = self.attention.key_value(normed, lora, rows)
+        x_RND = x_RND + self.attention.output(att.attend(q, own, bias))
+        if after is not None:
+            x_RND = after(self.attention.layer, x_RND)
+        return self.feed_forward(x_RND)
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention over (I; F), feed-forward."""
+
+    def __init__(self, shape: T5Shape, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(shape, "decoder.self", layer)
+        self.cross = Attention(shape, "decoder.cross", layer)
+        self.feed_forward = FeedForward(shape)
+
+    def forward(
+        self,
+        x_ROD: Tensor,
+        bias: Tensor,
+        context: DecoderContext,
+        lora: Lora,
+        rows: Rows,
+        past: KeyValue | None,
+    ) -> tuple[Tensor, KeyValue]:
+        normed = self.attention.norm(x_ROD)
+        own = self.attention.key_value(normed, lora, rows)
+        if past is not None:
+            own = KeyValue(torch.cat((past.k, own.k), dim=2), torch.cat((past.v, own.v), dim=2))
+        q = self.attention.query(normed, lora, rows)
+        x_ROD = x_ROD + self.attention.output(att.attend(q, own, bias))
+        return self.feed_forward(x_ROD + self._cross(x_ROD, context, lora, rows)), own
+
+    def _cross(self, x_ROD: Tensor, context: DecoderContext, lora: Lora, rows: Rows) -> Tensor:
+        layer = self.cross.layer
+        q = self.cross.query(self.cross.norm(x_ROD), lora, rows)
+        own = context.layers[layer]
+        if context.memory is None:
+            return self.cross.output(att.attend(q, own, context.bias))
+        mixed = att.attend_beside_memory(q, own, context.bias, context.memory, layer, rows)
+        return self.cross.output(mixed)
+
+
+class T5(nn.Module):
+    """The backbone. Implements `tagi.model.backbone.Backbone`."""
+
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.encoder = nn.ModuleList(EncoderBlock(shape, i) for i in range(shape.num_layers))
+        self.decoder = nn.ModuleList(DecoderBlock(shape, i) for i in range(shape.num_decoder_layers))
+        buckets = shape.relative_attention_num_buckets
+        self.encoder_position = nn.Embedding(buckets, shape.num_heads)
+        self.decoder_position = nn.Embedding(buckets, shape.num_heads)
+        self.encoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.decoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.output = None if shape.tied else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    @property
+    def d_model(self) -> int:
+        return self.shape.d_model
+
+    def sites(self) -> tuple[Site, ...]:
+        modules = (m for m in self.modules() if isinstance(m, Attention))
+        return tuple(site for m in modules for site in (m.site_q, m.site_v))
+
+    def site_shape(self, site: Site) -> tuple[int, int]:
+        del site  # every q and v projection of a T5 has the same shape
+        return self.shape.d_model, self.shape.inner_dim
+
+    def site_weight(self, site: Site) -> nn.Parameter:
+        """The projection matrix (out, in) of a site."""
+        stack, attention = site.kind.split(".")
+        module = "cross" if attention == "cross" else "attention"
+        return self.get_parameter(f"{stack}.{site.layer}.{module}.{site.projection}.weight")
+
+    def encode(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        lora: Lora,
+        rows: Rows,
+        after_self_attention: AfterSelfAttention | None = None,
+    ) -> Tensor:
+        x_RND = self.dropout(self.embedding(ids))
+        bias = self._position_bias("encoder", ids.shape[1], 0) + padding_bias(mask, x_RND.dtype)
+        for block in self.encoder:
+            x_RND = block(x_RND, bias, lora, rows, after_self_attention)
+        return self.dropout(self.encoder_norm(x_RND))
+
+    def project_memory(self, hidden: Tensor, mask: Tensor, *, lora: Lora) -> DecoderMemory:
+        each = Rows(hidden.shape[0], hidden.shape[0])
+        return DecoderMemory(self._cross_key_values(hidden, lora, each), padding_bias(mask, hidden.dtype))
+
+    def context(
+        self, hidden: Tensor, mask: Tensor, *, lora: Lora, rows: Rows, memory: DecoderMemory | None
+    ) -> DecoderContext:
+        layers = self._cross_key_values(hidden, lora, rows)
+        return DecoderContext(layers, padding_bias(mask, hidden.dtype), memory)
+
+    def decode(
+        self, ids: Tensor, context: DecoderContext, *, lora: Lora, rows: Rows, past: Past | None = None
+    ) -> tuple[Tensor, Past]:
+        x_ROD = self.dropout(self.embedding(ids))
+        seen = past[0].k.shape[2] if past is not None else 0
+        bias = self._position_bias("decoder", ids.shape[1], seen)
+        bias = bias + att.causal_bias(ids.shape[1], seen, bias)
+        longer: list[KeyValue] = []
+        for i, block in enumerate(self.decoder):
+            x_ROD, own = block(x_ROD, bias, context, lora, rows, past[i] if past is not None else None)
+            longer.append(own)
+        return self.logits(self.dropout(self.decoder_norm(x_ROD))), tuple(longer)
+
+    def logits(self, x_ROD: Tensor) -> Tensor:
+        """Decoder outputs to scores over the vocabulary (R, O, V)."""
+        if self.shape.scale_outputs:
+            x_ROD = x_ROD * self.shape.d_model**-0.5
+        return F.linear(x_ROD, self.embedding.weight if self.output is None else self.output.weight)
+
+    def _cross_key_values(self, hidden: Tensor, lora: Lora, rows: Rows) -> tuple[KeyValue, ...]:
+        blocks = cast(Iterable[DecoderBlock], self.decoder)
+        return tuple(block.cross.key_value(hidden, lora, rows) for block in blocks)
+
+    def _position_bias(self, stack: Literal["encoder", "decoder"], length: int, past: int) -> Tensor:
+        """Relative position bias (1, H, length, past + length)."""
+        table = self.encoder_position if stack == "encoder" else self.decoder_position
+        keys = torch.arange(past + length, device=table.weight.device)
+        distance = keys[None, :] - keys[past:, None]
+        bucket = att.relative_bucket(
+            distance,
+            bidirectional=stack == "encoder",
+            buckets=self.shape.relative_attention_num_buckets,
+            max_distance=self.shape.relative_attention_max_distance,
+        )
+        return table(bucket).permute(2, 0, 1)[None]
+
+
+def initialise(model: T5, generator: torch.Generator) -> None:
+    """T5's random initialisation, in place: every matrix by its fan-in, queries also by 1/sqrt(d_kv)."""
+    shape = model.shape
+    width = shape.d_model**-0.5
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Attention):
+            _normal(module.q, (shape.d_model * shape.d_kv) ** -0.5, generator)
+            _normal(module.k, width, generator)
+            _normal(module.v, width, generator)
+            _normal(module.o, shape.inner_dim**-0.5, generator)
+        elif isinstance(module, FeedForward):
+            for matrix in (module.wi, module.wi_gate):
+                if matrix is not None:
+                    _normal(matrix, width, generator)
+            _normal(module.wo, shape.d_ff**-0.5, generator)
+    for table in (model.encoder_position, model.decoder_position):
+        _normal(table, width, generator)
+    _normal(model.embedding, 1.0, generator)
+    if model.output is not None:
+        _normal(model.output, width, generator)
+
+
+def _normal(module: nn.Linear | nn.Embedding, std: float, generator: torch.Generator) -> None:
+    nn.init.normal_(module.weight, 0.0, std, generator=generator)

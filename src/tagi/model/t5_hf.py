@@ -1,0 +1,188 @@
+"""The one place that knows Hugging Face's names for T5: config keys and tensor names, both ways."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, T5Config
+
+from tagi.config import T5Shape, parse
+from tagi.errors import CheckpointError, ConfigError
+from tagi.model.t5 import T5
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SAME_NAME = (
+    "vocab_size",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_decoder_layers",
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "dropout_rate",
+    "layer_norm_epsilon",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
+
+
+def load_t5(source: str | Path) -> T5:
+    """A T5 from a Hugging Face folder or hub name, in fp32.
+
+    Raises:
+        CheckpointError: not a T5, no safetensors weights, tensors missing or of another shape.
+    """
+    folder = locate(source)
+    config = _read_config(folder)
+    if config.model_type not in ("t5", "mt5"):
+        raise CheckpointError(f"{folder}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
+    tensors = _read_weights(folder)
+    try:
+        model = T5(shape_of(config, tied=_is_tied(tensors)))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}/{error}") from error
+    _assign(model, tensors, folder)
+    return model
+
+
+def save_t5(model: T5, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write config.json and model.safetensors so that `transformers` opens the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {hf: model.get_parameter(ours).detach() for ours, hf in tensor_names(model.shape).items()}
+    tensors = {name: t.to("cpu", dtype).contiguous() for name, t in tensors.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config_of(model.shape), indent=2), encoding="utf-8")
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder of a checkpoint: the folder itself, or the hub's snapshot of that name."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        patterns = ["*.safetensors", "*.json", "*.model"]
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{source}: no such folder, and the hub has no model of that name") from error
+
+
+def shape_of(config: PretrainedConfig, *, tied: bool) -> T5Shape:
+    """Our shape from a Hugging Face config; `tied` is read off the tensors, for v5 configs no longer say.
+
+    Raises:
+        ConfigError: a value that no T5 of ours can have.
+    """
+    values: dict[str, Any] = {name: getattr(config, name) for name in _SAME_NAME}
+    values["decoder_start_token_id"] = values["decoder_start_token_id"] or 0
+    mt5 = config.model_type == "mt5"  # never scales, whatever its config says of tying
+    scaled = not mt5 and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+    activation = {"activation": config.dense_act_fn, "gated": config.is_gated_act}
+    values |= activation | {"tied": tied, "scale_outputs": scaled}
+    return parse(T5Shape, values, source="config.json")
+
+
+def config_of(shape: T5Shape) -> dict[str, Any]:
+    """The `config.json` of a shape; `tie_word_embeddings` is where the family says whether outputs scale."""
+    activation = "gelu" if shape.activation == "gelu_new" else shape.activation
+    values: dict[str, Any] = {name: getattr(shape, name) for name in _SAME_NAME}
+    values |= {
+        "feed_forward_proj": f"gated-{activation}" if shape.gated else shape.activation,
+        "tie_word_embeddings": shape.scale_outputs,
+        "architectures": ["T5ForConditionalGeneration"],
+    }
+    return T5Config(**values).to_diff_dict() | {"tie_word_embeddings": shape.scale_outputs}
+
+
+def tensor_names(shape: T5Shape) -> dict[str, str]:
+    """Our parameter name -> Hugging Face's, for every tensor of a T5."""
+    names = {"embedding.weight": "shared.weight"}
+    for stack, layers in (("encoder", shape.num_layers), ("decoder", shape.num_decoder_layers)):
+        first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        names[f"{stack}_position.weight"] = first
+        names[f"{stack}_norm.weight"] = f"{stack}.final_layer_norm.weight"
+        for i in range(layers):
+            names |= _block_names(shape, stack, i)
+    return names if shape.tied else names | {"output.weight": "lm_head.weight"}
+
+
+def _block_names(shape: T5Shape, stack: str, layer: int) -> dict[str, str]:
+    ours, theirs = f"{stack}.{layer}", f"{stack}.block.{layer}.layer"
+    attentions = [("attention", 0, "SelfAttention")]
+    if stack == "decoder":
+        attentions.append(("cross", 1, "EncDecAttention"))
+    last = len(attentions)
+    names = {f"{ours}.feed_forward.norm.weight": f"{theirs}.{last}.layer_norm.weight"}
+    for attribute, number, module in attentions:
+        names[f"{ours}.{attribute}.norm.weight"] = f"{theirs}.{number}.layer_norm.weight"
+        for matrix in "qkvo":
+            names[f"{ours}.{attribute}.{matrix}.weight"] = f"{theirs}.{number}.{module}.{matrix}.weight"
+    inner = {"wi": "wi_0", "wi_gate": "wi_1", "wo": "wo"} if shape.gated else {"wi": "wi", "wo": "wo"}
+    for matrix, name in inner.items():
+        names[f"{ours}.feed_forward.{matrix}.weight"] = f"{theirs}.{last}.DenseReluDense.{name}.weight"
+    return names
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"{folder}/config.json: is missing or is no model config") from error
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(folder / INDEX) if (folder / INDEX).exists() else [folder / WEIGHTS]:
+        tensors |= read_safetensors(file)
+    return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({index.parent / Path(name).name for name in names})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index}: is damaged (no weight_map of file names)") from error
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of one file.
+
+    Raises:
+        CheckpointError: the file is missing, or cut short, or no safetensors file.
+    """
+    if not file.exists():
+        raise CheckpointError(f"{file}: is missing (weights are read from safetensors only)")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is damaged or half-written ({error})") from error
+
+
+def _is_tied(tensors: dict[str, Tensor]) -> bool:
+    shared, head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
+    return head is None or (shared is not None and torch.equal(shared, head))
+
+
+def _assign(model: T5, tensors: dict[str, Tensor], folder: Path) -> None:
+    with torch.no_grad():
+        for ours, theirs in tensor_names(model.shape).items():
+            parameter = model.get_parameter(ours)
+            if theirs not in tensors:
+                raise CheckpointError(f"{folder}: tensor {theirs} is missing")
+            if tensors[theirs].shape != parameter.shape:
+                shapes = f"{tuple(tensors[theirs].shape)}, not {tuple(parameter.shape)}"
+                raise CheckpointError(f"{folder}: tensor {theirs} has shape {shapes}")
+            parameter.copy_(tensors[theirs])

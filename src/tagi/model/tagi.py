@@ -1,0 +1,133 @@
+"""The whole model as one module of tensors: backbone, hypernetwork, fusion (§3.2). Shapes: see `rows.py`."""
+
+import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tagi.config import FusionConfig, HypernetworkConfig, Part
+from tagi.methods import Method
+from tagi.model import fusion as fusion_module
+from tagi.model import hypernetwork as hypernetwork_module
+from tagi.model.adapter import TaskAdapter
+from tagi.model.backbone import DecoderContext, DecoderMemory
+from tagi.model.fusion import Fusion, FusionMemory
+from tagi.model.hypernetwork import Hypernetwork
+from tagi.model.rows import Rows
+from tagi.model.t5 import T5
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A task adapter and everything that can be computed from it once, before any input is seen."""
+
+    adapter: TaskAdapter
+    fusion: FusionMemory | None
+    decoder: DecoderMemory | None
+
+
+class Output(NamedTuple):
+    """What the losses read: logits of the student, and the adapter that it wore."""
+
+    logits: Tensor  # (R, O, V)
+    adapter: TaskAdapter
+
+
+class TagiModel(nn.Module):
+    """LLM + Hypernetwork(a): the student of Eqs. 3 to 6, and, with parts left out, its relatives."""
+
+    def __init__(self, backbone: T5, method: Method, hypernetwork: HypernetworkConfig, fusion: FusionConfig) -> None:
+        super().__init__()
+        self.backbone, self.method = backbone, method
+        shape = backbone.shape
+        self.hypernetwork = self.fusion = self.instruction_encoder = None
+        if method.lora:
+            sites = backbone.sites()
+            widths = backbone.site_shape(sites[0])
+            self.hypernetwork = Hypernetwork(sites, shape.d_model, widths, hypernetwork)
+        if method.fuses_encoder:
+            self.fusion = Fusion(shape.d_model, shape.num_layers, fusion)
+        if method.reads_instruction_once and hypernetwork.instruction_encoder == "separate":
+            self.instruction_encoder = copy.deepcopy(backbone)
+
+    def part(self, part: Part) -> tuple[nn.Module, ...]:
+        """The modules of a part that can be trained or frozen; a part that the method lacks is empty."""
+        modules: dict[Part, tuple[nn.Module | None, ...]] = {
+            "backbone": (self.backbone,),
+            "hypernetwork": (self.hypernetwork, self.instruction_encoder),
+            "fusion": (self.fusion,),
+        }
+        return tuple(module for module in modules[part] if module is not None)
+
+    def encode_instruction(self, ids_TS: Tensor, mask_TS: Tensor) -> Tensor:
+        """I: the instruction through the encoder, adapters and fusion off, (T, S, D)."""
+        encoder = self.instruction_encoder or self.backbone
+        return encoder.encode(ids_TS, mask_TS, lora={}, rows=Rows(ids_TS.shape[0], ids_TS.shape[0]))
+
+    def adapt(self, ids_TS: Tensor, mask_TS: Tensor) -> TaskAdapter:
+        """Instructions (T, S) to the adapters of T tasks, neutral ones if the method reads no instruction."""
+        if not self.method.reads_instruction_once:
+            return neutral(self.backbone, ids_TS.shape[0])
+        memory = self.encode_instruction(ids_TS, mask_TS)
+        lora = self.hypernetwork(memory, mask_TS) if self.hypernetwork is not None else {}
+        return TaskAdapter(lora, memory, mask_TS)
+
+    def prepare(self, adapter: TaskAdapter) -> Prepared:
+        """Keys and values of the instruction memory for fusion and decoder, once per task."""
+        fusion = decoder = None
+        if self.fusion is not None:
+            fusion = self.fusion.prepare(adapter.memory, adapter.mask)
+        if self.method.fuses_decoder:
+            decoder = self.backbone.project_memory(adapter.memory, adapter.mask, lora=adapter.lora)
+        return Prepared(adapter, fusion, decoder)
+
+    def encode_input(self, ids_RN: Tensor, mask_RN: Tensor, prepared: Prepared, rows: Rows) -> DecoderContext:
+        """F: the inputs through the adapted, fused encoder, ready for the decoder beside I."""
+        lora, fusion, memory = prepared.adapter.lora, self.fusion, prepared.fusion
+
+        def fuse(block: int, x_RND: Tensor) -> Tensor:
+            assert fusion is not None and memory is not None
+            return fusion.fuse(block, x_RND, memory, rows)
+
+        after = fuse if fusion is not None else None
+        hidden = self.backbone.encode(ids_RN, mask_RN, lora=lora, rows=rows, after_self_attention=after)
+        return self.backbone.context(hidden, mask_RN, lora=lora, rows=rows, memory=prepared.decoder)
+
+    def forward(
+        self,
+        instruction_ids: Tensor,
+        instruction_mask: Tensor,
+        input_ids: Tensor,
+        input_mask: Tensor,
+        decoder_ids: Tensor,
+        rows: Rows,
+    ) -> Output:
+        """Instructions (T, S), inputs (R, N), shifted targets (R, O) to logits (R, O, V)."""
+        prepared = self.prepare(self.adapt(instruction_ids, instruction_mask))
+        context = self.encode_input(input_ids, input_mask, prepared, rows)
+        logits, _ = self.backbone.decode(decoder_ids, context, lora=prepared.adapter.lora, rows=rows)
+        return Output(logits, prepared.adapter)
+
+
+def neutral(backbone: T5, tasks: int) -> TaskAdapter:
+    """The adapter that changes nothing: no LoRA and an empty memory."""
+    weight = backbone.embedding.weight
+    mask = torch.zeros(tasks, 0, dtype=torch.long, device=weight.device)
+    return TaskAdapter({}, weight.new_zeros(tasks, 0, backbone.d_model), mask)
+
+
+def initialise(model: TagiModel, generator: torch.Generator) -> None:
+    """Random initialisation of the parts that no backbone checkpoint holds."""
+    if model.hypernetwork is not None:
+        hypernetwork_module.initialise(model.hypernetwork, generator)
+    if model.fusion is not None:
+        fusion_module.initialise(model.fusion, generator)
+
+
+def shift_right(labels_RO: Tensor, start: int, pad: int) -> Tensor:
+    """Labels (ignored positions -100) to decoder inputs: the start token, then all but the last label."""
+    shifted = labels_RO.roll(1, dims=1)
+    shifted[:, 0] = start
+    return shifted.masked_fill(shifted == -100, pad)

@@ -1,0 +1,92 @@
+"""What the trainer knows of a training stage, and the stage that learns from tasks (§3.2.4)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from tagi.data.collate import Batch, Collator
+from tagi.data.mixture import Mixture
+from tagi.losses import Loss, cross_entropy
+from tagi.model.rows import Rows
+from tagi.model.tagi import Output, TagiModel, shift_right
+
+Metrics = dict[str, Loss]
+
+
+class Stage(Protocol):
+    """One training stage: deterministic batches and a loss; the trainer never learns which stage it runs."""
+
+    model: TagiModel
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index`, a pure function of the stage's seed and the number."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Loss, Metrics]:
+        """The objective as sum and count of target tokens, and every term apart.
+
+        `model` is the stage's model, wrapped by the trainer where several processes share the work.
+        """
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write the checkpoint's files into a folder that exists."""
+        ...
+
+    def read(self, folder: Path) -> None:
+        """Put the trained tensors of a checkpoint back into the model."""
+        ...
+
+
+class Term(NamedTuple):
+    """One summand of Eq. 6: weight · loss(output, batch)."""
+
+    name: str
+    weight: float
+    loss: Callable[[Output, Batch], Loss]
+
+
+def label_loss(output: Output, batch: Batch) -> Loss:
+    """L_pred of Eqs. 3 and 6: cross-entropy of the target tokens."""
+    return cross_entropy(output.logits, batch.labels)
+
+
+LABELS = (Term("ce", 1.0, label_loss),)
+
+
+@dataclass(frozen=True)
+class ModelStage:
+    """A stage whose loss is a weighted sum of terms over one forward pass of the student (Eq. 6)."""
+
+    model: TagiModel
+    batches: Callable[[int], Batch]
+    writer: Callable[[Path], None]
+    reader: Callable[[Path], None]
+    terms: Sequence[Term] = LABELS
+
+    def batch(self, index: int) -> Batch:
+        return self.batches(index)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Loss, Metrics]:
+        output = run(model, self.model, batch)
+        metrics = {term.name: term.loss(output, batch) for term in self.terms}
+        count = metrics[self.terms[0].name].count
+        weighted = [term.weight * metrics[term.name].total for term in self.terms]
+        return Loss(torch.stack(weighted).sum(), count), metrics
+
+
+def run(model: nn.Module, plain: TagiModel, batch: Batch) -> Output:
+    """The student's forward pass on a batch; `plain` is the unwrapped model."""
+    shape = plain.backbone.shape
+    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
+    rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
+    return model(batch.instruction_ids, batch.instruction_mask, batch.input_ids, batch.input_mask, decoder_ids, rows)
+
+
+def task_batches(mixture: Mixture, collator: Collator) -> Callable[[int], Batch]:
+    """Batches of a task-grouped mixture, rendered and tokenized."""
+    return lambda index: collator(mixture.batch(index))

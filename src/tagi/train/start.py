@@ -1,0 +1,120 @@
+"""The model, tokenizer and settings that a run starts from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tagi import methods
+from tagi.config import BackboneConfig, DataConfig, RunConfig, T5Shape
+from tagi.data import microtasks
+from tagi.data.c4 import documents, list_files
+from tagi.data.tokenizers import unigram, word_level
+from tagi.infer.engine import load_tokenizer
+from tagi.model import checkpoint
+from tagi.model.checkpoint import BACKBONE, ModelConfig
+from tagi.model.t5 import T5
+from tagi.model.t5 import initialise as initialise_t5
+from tagi.model.t5_hf import load_t5, locate
+from tagi.model.tagi import TagiModel
+from tagi.model.tagi import initialise as initialise_parts
+from tagi.train.finetune import sni_tasks
+
+TOKENIZER_DOCUMENTS = 20_000
+"""Documents of plain text that a unigram tokenizer is trained on, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run begins with."""
+
+    model: TagiModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: ModelConfig
+
+
+def start(config: RunConfig) -> Start:
+    """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
+
+    Raises:
+        TagiError: the backbone, the checkpoint or the data of the tokenizer cannot be used.
+    """
+    if config.start_from is not None:
+        return _go_on(config, Path(config.start_from))
+    assert config.backbone is not None
+    generator = torch.Generator().manual_seed(config.training.seed)
+    backbone, tokenizer = _backbone(config.backbone, config.data, generator)
+    return _with_parts(config, backbone, tokenizer, config.backbone.path, generator)
+
+
+def _backbone(
+    config: BackboneConfig, data: DataConfig, generator: torch.Generator
+) -> tuple[T5, PreTrainedTokenizerBase]:
+    if config.path is not None:
+        folder = locate(config.path)
+        return load_t5(folder), load_tokenizer(folder)
+    assert config.shape is not None
+    tokenizer = _random_tokenizer(config, config.shape, data)
+    backbone = T5(config.shape.model_copy(update={"vocab_size": len(tokenizer)}))
+    initialise_t5(backbone, generator)
+    return backbone, tokenizer
+
+
+def _random_tokenizer(config: BackboneConfig, shape: T5Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+    if config.tokenizer == "micro":
+        return word_level(microtasks.micro_vocabulary())
+    return unigram(_texts(data), shape.vocab_size)
+
+
+def _texts(data: DataConfig) -> Iterator[str]:
+    """The training text of a run, for its tokenizer."""
+    if data.source == "c4":
+        files = list_files(Path(data.path or ""), "train")
+        yield from (text for _, text in zip(range(TOKENIZER_DOCUMENTS), documents(files), strict=False))
+        return
+    for task in sni_tasks(data):
+        yield task.instruction.definition
+        for example in task.examples:
+            yield example.input
+            yield example.targets[0]
+
+
+def _go_on(config: RunConfig, folder: Path) -> Start:
+    """The model of an earlier stage; another method keeps its backbone and begins the other parts anew."""
+    loaded = checkpoint.load(folder)
+    inside = loaded.config.backbone == BACKBONE
+    reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
+    tokenizer = load_tokenizer(folder)
+    if config.method != loaded.config.method:
+        generator = torch.Generator().manual_seed(config.training.seed)
+        return _with_parts(config, loaded.model.backbone, tokenizer, reference, generator)
+    kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
+    settings = _settings(config, loaded.model, reference).model_copy(update=kept)
+    return Start(loaded.model, tokenizer, settings)
+
+
+def _with_parts(
+    config: RunConfig,
+    backbone: T5,
+    tokenizer: PreTrainedTokenizerBase,
+    reference: str | None,
+    generator: torch.Generator,
+) -> Start:
+    model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
+    initialise_parts(model, generator)
+    return Start(model, tokenizer, _settings(config, model, reference))
+
+
+def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:
+    """`tagi.json` of this run; a backbone that is trained along, or has no other home, is saved inside."""
+    inside = reference is None or "backbone" in config.training.trainable
+    return ModelConfig(
+        method=config.method,
+        hypernetwork=config.hypernetwork,
+        fusion=config.fusion,
+        prompt=config.prompt,
+        backbone=BACKBONE if inside else str(reference),
+        backbone_fingerprint=checkpoint.fingerprint(model.backbone),
+    )

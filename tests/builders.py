@@ -1,0 +1,120 @@
+"""Tiny random models and batches that several test files share; nothing here needs a network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tagi import methods
+from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
+from tagi.model import tagi
+from tagi.model.backbone import LoraFactors, Site
+from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
+from tagi.model.t5 import T5, RMSNorm, initialise
+from tagi.model.tagi import TagiModel
+
+VOCABULARY = 48
+SMALL_HYPERNETWORK = HypernetworkConfig(rank=3, alpha=6.0, hidden=8)
+SMALL_FUSION = FusionConfig(width=8, heads=2)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A random generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*size: int, seed: int) -> Tensor:
+    """A standard normal tensor."""
+    return torch.randn(*size, generator=seeded(seed))
+
+
+def small_shape(**overrides: Any) -> T5Shape:
+    """A T5 of a few thousand parameters whose heads together are not as wide as the model."""
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 40,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+    }
+    return T5Shape.model_validate(values | overrides)
+
+
+def small_t5(seed: int = 0, **overrides: Any) -> T5:
+    """A random backbone whose norms are random too, ready for inference."""
+    model = T5(small_shape(**overrides))
+    generator = seeded(seed)
+    initialise(model, generator)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def small_tagi(
+    method: str = "tagi",
+    *,
+    seed: int = 0,
+    hypernetwork: HypernetworkConfig = SMALL_HYPERNETWORK,
+    fusion: FusionConfig = SMALL_FUSION,
+    backbone: T5 | None = None,
+) -> TagiModel:
+    """An untrained model: its LoRA and its fusion change nothing yet."""
+    model = TagiModel(backbone or small_t5(seed), methods.get(method), hypernetwork, fusion)
+    tagi.initialise(model, seeded(seed + 1))
+    return model.eval()
+
+
+def trained(model: TagiModel, seed: int = 0) -> TagiModel:
+    """The same model with everything that starts at zero made random, as if it had been trained."""
+    generator = seeded(seed + 2)
+    with torch.no_grad():
+        if model.hypernetwork is not None:
+            model.hypernetwork.head_b.normal_(0.0, 0.3, generator=generator)
+        if model.fusion is not None:
+            for name, parameter in model.fusion.named_parameters():
+                if name.endswith("gate"):
+                    parameter.uniform_(0.5, 1.0, generator=generator)
+    return model
+
+
+def model_config(model: TagiModel, backbone: str = BACKBONE) -> ModelConfig:
+    """The checkpoint config of a model that `small_tagi` built."""
+    return ModelConfig(
+        method=model.method.name,
+        hypernetwork=SMALL_HYPERNETWORK,
+        fusion=SMALL_FUSION,
+        prompt=PromptConfig(),
+        backbone=backbone,
+        backbone_fingerprint=fingerprint(model.backbone),
+    )
+
+
+def random_lora(model: T5, tasks: int, *, seed: int, rank: int = 3, scale: float = 2.0) -> dict[Site, LoraFactors]:
+    """Random LoRA at every site, large enough to move the logits."""
+    lora: dict[Site, LoraFactors] = {}
+    for number, site in enumerate(model.sites()):
+        width_in, width_out = model.site_shape(site)
+        a = normal(tasks, rank, width_in, seed=seed + 2 * number) * width_in**-0.5
+        b = normal(tasks, width_out, rank, seed=seed + 2 * number + 1) * 0.3
+        lora[site] = LoraFactors(a, b, scale)
+    return lora
+
+
+def token_batch(lengths: Sequence[int], *, seed: int) -> tuple[Tensor, Tensor]:
+    """Random token ids and their mask, padded on the right to the longest."""
+    ids = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=seeded(seed))
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return ids * mask, mask
+
+
+def worst(ours: Tensor, reference: Tensor) -> float:
+    """Largest absolute difference."""
+    assert ours.shape == reference.shape
+    return float((ours.detach() - reference.detach()).abs().max())
