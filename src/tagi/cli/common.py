@@ -109,7 +109,9 @@ def default_checkpoint() -> Path:
     """
     folder = Path(str(resources.files("tagi"))) / "assets" / "default"
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
+        raise CheckpointError(
+            f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint"
+        )
     return folder
 
 

@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 import tagi
-from tagi.cli import adapt, demo, doctor, methods, run as run_command, train
+from tagi.cli import adapt, demo, doctor, methods, train
 from tagi.cli import eval as evaluation
+from tagi.cli import run as run_command
 from tagi.cli.common import stderr
 from tagi.errors import TagiError
 
@@ -33,7 +34,9 @@ app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 @app.callback()
-def _root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+def _root(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Show the version.")
+) -> None:
     if version:
         typer.echo(f"tagi {tagi.__version__}")
     elif context.invoked_subcommand is None:

@@ -75,7 +75,7 @@ def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
         stage.write(folder)
         (folder / RUN_FILE).write_text(dump(config), encoding="utf-8")
 
-    return run_stage(replace(stage, writer=write), config.training, Path(config.output), resume=resume)
+    return run_stage(replace(stage, write=write), config.training, Path(config.output), resume=resume)
 
 
 def _plan(stage: ModelStage, config: RunConfig) -> dict[str, Any]:

@@ -192,17 +192,14 @@ class Tagi:
     def _fits(self, limit: int) -> Callable[[str], bool]:
         return lambda text: self._length(text) <= limit
 
-    def save_adapter(self, adapter: TaskAdapter, folder: str | Path, instruction: Instruction) -> None:
+    def save_adapter(self, adapter: TaskAdapter, folder: str | Path, instruction: str | Instruction) -> None:
         """Write one task's adapter with the instruction and checkpoint that it belongs to.
 
         Raises:
             DiskError: the disk is full or cannot be written.
         """
-        identity = {
-            "checkpoint": self.fingerprint(),
-            "method": self.config.method,
-            "definition": instruction.definition,
-        }
+        definition = _instruction(instruction, ()).definition
+        identity = {"checkpoint": self.fingerprint(), "method": self.config.method, "definition": definition}
         with atomic_folder(Path(folder)) as draft:
             adapters.save(adapter, draft, identity)
 

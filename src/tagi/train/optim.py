@@ -1,6 +1,7 @@
 """Optimizers and learning rates."""
 
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,8 +12,7 @@ from transformers.optimization import Adafactor
 from tagi.config import Part, TrainingConfig
 from tagi.model.tagi import TagiModel
 
-import os
-BETAS = (0.9, float(os.environ.get("B2","0.999")))
+BETAS = (0.9, float(os.environ.get("B2", "0.999")))
 RMS_FLOOR = 1e-3
 """Smallest RMS that `adamw_rms` scales by, as in Adafactor."""
 

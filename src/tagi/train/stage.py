@@ -64,8 +64,8 @@ class ModelStage:
 
     model: TagiModel
     batches: Callable[[int], Batch]
-    writer: Callable[[Path], None]
-    reader: Callable[[Path], None]
+    write: Callable[[Path], None]
+    read: Callable[[Path], None]
     terms: Sequence[Term] = LABELS
 
     def batch(self, index: int) -> Batch:

@@ -1,0 +1,194 @@
+"""`tagi demo`: unseen tasks, each with its own adapter, without one, and with somebody else's instruction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from tagi.cli.common import Checkpoint, Json, bar, mark, open_tagi, print_json, stdout, waiting
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tagi.data.types import Example, Instruction, Task
+    from tagi.eval.evaluate import Evaluation, InstructionControl
+    from tagi.infer.engine import Tagi
+
+EXAMPLE = "Example: tagi demo --tasks 20"
+SEED = 0
+"""Chooses the tasks that are shown, and the strangers; no result is looked at."""
+SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 4, 2, 10
+BAR_WIDTH = 20
+CONDITIONS: dict[InstructionControl, str] = {
+    "aligned": "with its own adapter",
+    "empty": "without an adapter",
+    "shuffled": "with somebody else's instruction",
+}
+NEXT = (
+    'tagi run "Sort the words, then keep the first two." --input "plum wolf red ant"',
+    'tagi adapt "Remove the fruits." -o no-fruits',
+    'tagi run --adapter no-fruits --input "plum wolf red ant"',
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One input, what is right, and every condition's answer with whether it is right."""
+
+    input: str
+    expected: str
+    answers: dict[str, str]
+    right: dict[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One task in full: its instruction, its adapter and some of its inputs."""
+
+    instruction: str
+    somebody_elses: str
+    adapter_parameters: int
+    adapt_seconds: float
+    inputs: list[Answered]
+
+
+def demo(
+    tasks: Annotated[int, typer.Option(min=2, help="Unseen tasks to score.")] = 60,
+    checkpoint: Checkpoint = None,
+    as_json: Json = False,
+) -> None:
+    """Watch a model read instructions it has never seen, write an adapter for each, and solve their inputs."""
+    began = time.perf_counter()
+    tagi = open_tagi(checkpoint)
+    drawn, strangers = _draw(tagi, checkpoint, tasks)
+    console = stdout()
+    shown: list[Shown] = []
+    for number in _chosen(len(drawn)):
+        shown.append(_show(tagi, drawn[number], drawn[strangers[number]].instruction))
+        if not as_json:
+            _print_task(console, shown[-1], len(shown))
+    scores = _scores(_evaluate(tagi, drawn, strangers))
+    scores |= {"tasks": len(drawn), "shown": [asdict(one) for one in shown]}
+    scores["seconds"] = time.perf_counter() - began
+    if as_json:
+        print_json(scores)
+    else:
+        _print_scores(console, scores)
+
+
+def _draw(tagi: Tagi, checkpoint: str | None, count: int) -> tuple[list[Task], list[int]]:
+    """Unseen tasks, and for each the number of the one whose instruction is somebody else's."""
+    from tagi.cli import micro
+
+    data = micro.trained_on(checkpoint, None)
+    with waiting("drawing unseen tasks"):
+        chosen = micro.unseen(data, count)
+        positives = tagi.config.prompt.positives
+        return micro.with_instances(chosen, INSTANCES, positives=positives), micro.strangers(chosen, SEED)
+
+
+def _chosen(count: int) -> list[int]:
+    """The tasks to show: the first, which the README shows too, and others at random."""
+    from random import Random
+
+    return [0, *sorted(Random(SEED).sample(range(1, count), min(count, SHOWN_TASKS) - 1))]
+
+
+def _show(tagi: Tagi, task: Task, stranger: Instruction) -> Shown:
+    began = time.perf_counter()
+    adapter = tagi.adapt(task.instruction)
+    seconds = time.perf_counter() - began
+    size = adapter.memory.numel() + sum(f.a.numel() + f.b.numel() for f in adapter.lora.values())
+    worn = {"aligned": adapter, "empty": tagi.neutral(), "shuffled": tagi.adapt(stranger)}
+    examples = task.examples[:SHOWN_INPUTS]
+    answers = {name: tagi.generate([one.input for one in examples], each) for name, each in worn.items()}
+    answered = [
+        _answered(example, {name: texts[i] for name, texts in answers.items()})
+        for i, example in enumerate(examples)
+    ]
+    return Shown(task.instruction.definition, stranger.definition, size, seconds, answered)
+
+
+def _answered(example: Example, answers: dict[str, str]) -> Answered:
+    from tagi.eval.rouge import exact_match
+
+    right = {name: exact_match(text, example.targets) == 1 for name, text in answers.items()}
+    return Answered(example.input, example.targets[0], answers, right)
+
+
+def _evaluate(tagi: Tagi, tasks: Sequence[Task], strangers: Sequence[int]) -> dict[str, Evaluation]:
+    from tagi.eval.evaluate import evaluate
+
+    found: dict[str, Evaluation] = {}
+    with bar(f"scoring {len(tasks)} unseen tasks") as report:
+        for i, condition in enumerate(CONDITIONS):
+            found[condition] = evaluate(
+                tagi,
+                tasks,
+                instruction=condition,
+                partners=strangers,
+                progress=lambda done, total, i=i: report(i * total + done, len(CONDITIONS) * total),
+            )
+    return found
+
+
+def _scores(found: dict[str, Evaluation]) -> dict[str, Any]:
+    """The headline figures: those of the own adapter, and the other conditions' exact match beside them."""
+    from tagi.cli.scores import interval
+
+    own = found["aligned"]
+    n = len(own.exact_match)
+    return {
+        "exact_match": sum(own.exact_match) / n,
+        "rouge_l": sum(own.rouge_l) / n,
+        "n": n,
+        "interval": interval(own, "exact_match", SEED),
+        "exact_match_by_instruction": {name: sum(one.exact_match) / n for name, one in found.items()},
+    }
+
+
+def _print_task(console: Console, shown: Shown, number: int) -> None:
+    from rich.rule import Rule
+    from rich.table import Table
+
+    console.print(Rule(f"unseen task {number}", align="left", style="dim"))
+    console.print(f"[bold]{escape(shown.instruction)}[/]")
+    size, milliseconds = shown.adapter_parameters, 1000 * shown.adapt_seconds
+    console.print(f"[cyan]adapter written: {size:,} numbers in {milliseconds:.0f} ms[/]")
+    console.print(f"[dim]somebody else's instruction: {escape(shown.somebody_elses)}[/]\n")
+    for answered in shown.inputs:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row("", "input", escape(answered.input))
+        grid.add_row("", "expected", f"[bold]{escape(answered.expected)}[/]")
+        for name, label in CONDITIONS.items():
+            colour = "green" if answered.right[name] else "red"
+            text = f"[{colour}]{escape(answered.answers[name])}[/]"
+            grid.add_row(mark(console, answered.right[name]), label, text)
+        console.print(grid)
+        console.print()
+
+
+def _print_scores(console: Console, scores: dict[str, Any]) -> None:
+    from rich.rule import Rule
+    from rich.table import Table
+
+    from tagi.cli.scores import percent
+
+    console.print(Rule(f"{scores['n']} inputs of {scores['tasks']} unseen tasks", align="left", style="dim"))
+    block = "#" if console.options.ascii_only else "█"
+    grid = Table.grid(padding=(0, 2))
+    for name, label in CONDITIONS.items():
+        score = scores["exact_match_by_instruction"][name]
+        colour = "green" if name == "aligned" else "red"
+        grid.add_row(label, f"{percent(score)} %", f"[{colour}]{block * round(score * BAR_WIDTH)}[/]")
+    console.print(grid)
+    low, high = (percent(end) for end in scores["interval"])
+    console.print(f"[dim]exact match; 95 % interval of the first {low} to {high}[/]\n")
+    console.print(Rule("try next", align="left", style="dim"))
+    for command in NEXT:
+        console.print(f"  {escape(command)}", soft_wrap=True)

@@ -1,0 +1,120 @@
+"""`tagi doctor`: what this installation can do, and how to mend what it cannot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+
+from tagi.cli.common import Json, default_checkpoint, mark, print_json, stdout
+from tagi.errors import CheckpointError
+
+EXAMPLE = "Example: tagi doctor"
+PACKAGES = (
+    "tagi",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "rouge-score",
+)
+LEAST_DISK = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding; `mend` says what to do where something is broken."""
+
+    name: str
+    value: str
+    mend: str | None = None
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check versions, processor, devices, disk and the bundled checkpoint; no network is touched."""
+    checks = list(_checks())
+    broken = [check for check in checks if check.mend is not None]
+    if as_json:
+        print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
+    else:
+        _show(checks)
+    if broken:
+        raise typer.Exit(1)
+
+
+def _show(checks: list[Check]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = stdout()
+    table = Table.grid(padding=(0, 2))
+    for check in checks:
+        table.add_row(mark(console, check.mend is None), check.name, escape(check.value))
+        if check.mend is not None:
+            table.add_row("", "", f"[bold]{escape(check.mend)}[/]")
+    console.print(table)
+
+
+def _checks() -> Iterator[Check]:
+    import platform
+
+    yield Check("python", platform.python_version())
+    for package in PACKAGES:
+        yield _version(package)
+    yield from _hardware()
+    yield _disk()
+    yield _bundled()
+
+
+def _version(package: str) -> Check:
+    from importlib import metadata
+
+    try:
+        return Check(package, metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return Check(package, "is not installed", f"pip install {package}")
+
+
+def _hardware() -> Iterator[Check]:
+    import torch
+
+    yield Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
+    yield Check("processor", _processor())
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield Check("devices", ", ".join(["cpu", *names]))
+
+
+def _processor() -> str:
+    """The widest vector instructions, and whether bf16 is quick or only small."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    fast = [name for name in ("amx_bf16", "avx512_bf16") if found.get(name)]
+    hint = f"bf16 is quick ({fast[0]})" if fast else "bf16 saves memory, but no time"
+    return f"{torch.backends.cpu.get_cpu_capability()}, {hint}"
+
+
+def _disk() -> Check:
+    import shutil
+
+    free = shutil.disk_usage(Path.cwd()).free
+    mend = "free some space, or work in another folder" if free < LEAST_DISK else None
+    return Check("disk", f"{free / 1e9:,.1f} GB free here", mend)
+
+
+def _bundled() -> Check:
+    """Whether the default checkpoint is there, opens, and answers."""
+    from tagi.infer.engine import Tagi
+
+    name = "bundled checkpoint"
+    try:
+        folder = default_checkpoint()
+        tagi = Tagi.from_pretrained(folder)
+    except CheckpointError as error:
+        return Check(name, str(error), "install tagi again: pip install --force-reinstall --no-deps tagi")
+    return Check(name, f"opens ({tagi.config.method}, {tagi.fingerprint()})")

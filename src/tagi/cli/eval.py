@@ -1,0 +1,192 @@
+"""`tagi eval`: score a checkpoint on unseen tasks, with the right instruction or under a control."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tagi.cli.common import (
+    Backbone,
+    Checkpoint,
+    Json,
+    bar,
+    open_tagi,
+    print_json,
+    stderr,
+    stdout,
+    waiting,
+)
+from tagi.errors import InputError
+
+if TYPE_CHECKING:
+    from tagi.data.types import Task
+    from tagi.eval.report import Prediction
+    from tagi.infer.engine import Tagi
+
+app = typer.Typer(help="Score a checkpoint on unseen tasks, with the right instruction or under a control.")
+
+InstructionControl = Literal["aligned", "shuffled", "random", "empty"]
+AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]
+Phrasings = Literal["seen", "new"]
+
+InstructionOption = Annotated[
+    InstructionControl,
+    typer.Option(help="The task's own instruction, another test task's, random words, or none."),
+]
+AdapterOption = Annotated[
+    AdapterControl,
+    typer.Option(help="All of it, LoRA alone, memory and fusion alone, or with another task's LoRA."),
+]
+Instances = Annotated[int, typer.Option(min=1, help="Instances of each task, the first ones.")]
+Seed = Annotated[int, typer.Option(help="Seed of the controls and the bootstrap.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Write predictions.jsonl, scores.json and scores.md."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What both benchmarks are asked alike."""
+
+    instruction: InstructionControl
+    adapter: AdapterControl
+    seed: int
+    output: Path | None
+    as_json: bool
+
+    @property
+    def control(self) -> dict[str, str]:
+        return {"instruction": self.instruction, "adapter": self.adapter}
+
+    @property
+    def needs_partners(self) -> bool:
+        return self.instruction == "shuffled" or self.adapter == "other_lora"
+
+
+@app.command(
+    "sni", epilog="Example: tagi eval sni --data natural-instructions --checkpoint runs/sni/final -o scores"
+)
+def sni(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")],
+    split: Annotated[str, typer.Option(help="A folder of splits/.")] = "default",
+    limit_tasks: Annotated[int | None, typer.Option(min=1, help="Only the first tasks of the split.")] = None,
+    instances: Instances = 100,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    instruction: InstructionOption = "aligned",
+    adapter: AdapterOption = "full",
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
+    from tagi.data.sni import SniDataset
+
+    setting = Setting(instruction, adapter, seed, _free(output), as_json)
+    dataset = SniDataset(data, split)
+    with waiting("reading tasks"):
+        names = dataset.english(dataset.names("test"))[:limit_tasks]
+        tasks = [dataset.load(name, limit=instances) for name in names]
+    tagi = open_tagi(checkpoint, backbone)
+    asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances}
+    _score(tagi, tasks, None, setting, asked | {"checkpoint": checkpoint})
+
+
+@app.command("micro", epilog="Example: tagi eval micro --tasks 100 --instruction shuffled")
+def micro(
+    tasks: Annotated[int, typer.Option(min=1, help="Unseen tasks, the first ones.")] = 500,
+    instances: Instances = 20,
+    phrasings: Annotated[
+        Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
+    ] = "seen",
+    data_seed: Annotated[
+        int | None, typer.Option(help="Seed of the tasks; that of the checkpoint's training without.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    instruction: InstructionOption = "aligned",
+    adapter: AdapterOption = "full",
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Score compositions of list operations that were not trained on."""
+    setting = Setting(instruction, adapter, seed, _free(output), as_json)
+    tagi = open_tagi(checkpoint, backbone)
+    from tagi.cli import micro as micro_cli
+
+    data = micro_cli.trained_on(checkpoint, data_seed)
+    with waiting("drawing tasks"):
+        chosen = micro_cli.unseen(data, tasks)
+        partners = micro_cli.strangers(chosen, seed) if setting.needs_partners else None
+        drawn = micro_cli.with_instances(
+            chosen, instances, positives=tagi.config.prompt.positives, held_out=phrasings == "new"
+        )
+    asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
+    _score(tagi, drawn, partners, setting, asked | {"data_seed": data.seed, "checkpoint": checkpoint})
+
+
+def _score(
+    tagi: Tagi,
+    tasks: Sequence[Task],
+    partners: Sequence[int] | None,
+    setting: Setting,
+    asked: dict[str, Any],
+) -> None:
+    """Solve, score, print and write."""
+    import tagi as package
+    from tagi.cli.scores import collect, table
+    from tagi.eval.evaluate import evaluate, reference_points
+
+    began = time.perf_counter()
+    with bar("solving") as report:
+        evaluation = evaluate(
+            tagi,
+            tasks,
+            instruction=setting.instruction,
+            adapter=setting.adapter,
+            partners=partners,
+            seed=setting.seed,
+            progress=report,
+        )
+    seconds = time.perf_counter() - began
+    with waiting("scoring"):
+        scores = collect(evaluation, reference_points(tasks), setting.seed)
+    made = {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
+    scores["control"] = setting.control
+    scores["command"] = asked | {"seed": setting.seed, "solve_seconds": seconds} | made
+    title = _title(scores)
+    if setting.output is not None:
+        _write(setting.output, evaluation.predictions, scores, title)
+    print_json(scores) if setting.as_json else stdout().print(table(scores, title))
+
+
+def _title(scores: dict[str, Any]) -> str:
+    command, control = scores["command"], scores["control"]
+    what = f"{command['benchmark']}, {len(scores['by_task'])} tasks, {command['method']}"
+    return f"{what} (instruction {control['instruction']}, adapter {control['adapter']})"
+
+
+def _write(folder: Path, predictions: Sequence[Prediction], scores: dict[str, Any], title: str) -> None:
+    from tagi.cli.scores import markdown
+    from tagi.eval.report import write_predictions
+    from tagi.files import write_text
+
+    write_predictions(folder / "predictions.jsonl", predictions)
+    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(folder / "scores.md", markdown(scores, title))
+    stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)
+
+
+def _free(output: Path | None) -> Path | None:
+    """The output folder, refused before any work is done if it is a file."""
+    if output is not None and output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, not a folder")
+    return output

@@ -1,0 +1,64 @@
+"""The microtasks that a checkpoint has never seen."""
+
+from collections.abc import Sequence
+
+from tagi.cli.common import RUN_FILE, default_checkpoint, note
+from tagi.config import DataConfig, load
+from tagi.data.micro_splits import shuffled_partner
+from tagi.data.microtasks import MicroTask
+from tagi.data.types import Task
+from tagi.errors import InputError
+from tagi.model.t5_hf import locate
+from tagi.train.finetune import micro_split
+
+
+def trained_on(checkpoint: str | None, seed: int | None) -> DataConfig:
+    """The data of the run that trained a checkpoint: what it was not, its test tasks, depends on all of it.
+
+    Args:
+        seed: draw other tasks than that run did.
+    """
+    file = locate(checkpoint or default_checkpoint()) / RUN_FILE
+    data = load(file).data if file.is_file() else DataConfig(source="micro")
+    if not file.is_file():
+        note(
+            f"the checkpoint has no {RUN_FILE} that says what it was trained on; some tasks may not be unseen"
+        )
+    if data.source != "micro":
+        data = DataConfig(source="micro")
+    elif seed not in (None, data.seed):
+        note(
+            f"the checkpoint was trained on tasks of seed {data.seed}; some of seed {seed} may not be unseen"
+        )
+    return data if seed is None else data.model_copy(update={"seed": seed})
+
+
+def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
+    """The first `count` test tasks, which are in random order but for the first.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    test = micro_split(data).test
+    if count > len(test):
+        raise InputError(f"--tasks {count}: there are {len(test)} unseen tasks")
+    return test[:count]
+
+
+def with_instances(
+    tasks: Sequence[MicroTask], instances: int, *, positives: int, held_out: bool = False
+) -> list[Task]:
+    """The tasks with their first instances drawn."""
+    worded = [task.task(held_out=held_out, positives=positives) for task in tasks]
+    return [Task(task.name, task.instruction, task.categories, task.examples[:instances]) for task in worded]
+
+
+def strangers(tasks: Sequence[MicroTask], seed: int) -> list[int]:
+    """For each task the number of another whose right answers differ.
+
+    Raises:
+        InputError: there is no other.
+    """
+    if len(tasks) < 2:
+        raise InputError("somebody else's instruction needs at least two tasks")
+    return shuffled_partner(tasks, seed)

@@ -1,0 +1,80 @@
+"""The task-grouped mixture: complete epochs, similar lengths, any batch by its number."""
+
+from collections import Counter
+
+import pytest
+
+from tagi.data.mixture import ENDLESS, FixedTasks, Mixture, draw_rows
+from tagi.data.types import Example, Instruction, Task
+
+
+def make_task(name: str, rows: int) -> Task:
+    examples = [Example(f"{name}-{i}", "x" * (1 + 7 * i % 23), (str(i),)) for i in range(rows)]
+    return Task(name, Instruction(f"do {name}"), (), examples)
+
+
+TASKS = FixedTasks([make_task(f"t{i}", rows) for i, rows in enumerate([12, 9, 30, 4, 17])])
+
+
+def ids(mixture: Mixture, index: int) -> list[str]:
+    return [example.id for group in mixture.batch(index) for example in group.examples]
+
+
+def test_a_batch_is_a_function_of_seed_and_number() -> None:
+    forward = Mixture(TASKS, tasks=3, rows=4, seed=7)
+    expected = [ids(forward, i) for i in range(60)]
+    other = Mixture(TASKS, tasks=3, rows=4, seed=7)
+    assert [ids(other, i) for i in (59, 31, 16, 15, 0)] == [expected[i] for i in (59, 31, 16, 15, 0)]
+    assert [ids(Mixture(TASKS, tasks=3, rows=4, seed=8), i) for i in range(60)] != expected
+
+
+def test_every_epoch_visits_every_task_once() -> None:
+    mixture = Mixture(TASKS, tasks=5, rows=2, seed=0)
+    # windows are cut after sorting by length, so epochs are complete per window of 16 batches of 5 tasks
+    seen = Counter(group.task.name for i in range(16) for group in mixture.batch(i))
+    assert set(seen.values()) == {16}
+
+
+@pytest.mark.parametrize(("count", "rows"), [(12, 4), (9, 4), (30, 4), (17, 3), (100, 8)])
+def test_a_pass_shows_every_full_group_once(count: int, rows: int) -> None:
+    examples = make_task("t", count).examples
+    passes = count // rows
+    shown = [e.id for visit in range(passes) for e in draw_rows(examples, rows, visit, (0, 0))]
+    assert len(shown) == len(set(shown)) == passes * rows
+    again = [e.id for visit in range(passes, 2 * passes) for e in draw_rows(examples, rows, visit, (0, 0))]
+    assert len(set(again)) == passes * rows
+    assert again != shown
+
+
+def test_a_task_with_fewer_rows_than_asked_for_repeats_them() -> None:
+    shown = draw_rows(make_task("t", 3).examples, 4, 0, (0, 0))
+    assert len(shown) == 4
+    assert len({e.id for e in shown}) == 3
+
+
+def test_rows_of_a_group_have_similar_lengths() -> None:
+    examples = make_task("t", 96).examples
+    spread = [
+        max(len(e.input) for e in group) - min(len(e.input) for e in group)
+        for group in (draw_rows(examples, 8, visit, (0, 0)) for visit in range(12))
+    ]
+    assert sum(spread) / len(spread) < 0.5 * (23 - 1)
+
+
+def test_batches_hold_groups_of_similar_length() -> None:
+    tasks = FixedTasks([Task(f"t{i}", Instruction("x"), (), [Example("a", "x" * i, ("y",))]) for i in range(1, 129)])
+    mixture = Mixture(tasks, tasks=8, rows=1, seed=3)
+    for index in range(16):
+        lengths = [group.length for group in mixture.batch(index)]
+        assert max(lengths) - min(lengths) == 7  # 128 consecutive lengths, sorted and cut into 16 batches of 8
+
+
+def test_an_endless_sequence_never_repeats() -> None:
+    examples = range(ENDLESS)
+    shown = [i for visit in range(500) for i in draw_rows(examples, 8, visit, (0, 0))]  # type: ignore[arg-type]
+    assert len(set(shown)) == 4000
+
+
+def test_an_empty_mixture_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one task"):
+        Mixture(FixedTasks([]), tasks=1, rows=1, seed=0)

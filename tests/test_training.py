@@ -1,0 +1,285 @@
+"""Training: exact resume, a frozen backbone that stays, refusals, and optimizers against their formulas."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tagi import Tagi
+from tagi.config import RunConfig, TrainingConfig, parse
+from tagi.data.micro_splits import splits
+from tagi.data.microtasks import write_sni
+from tagi.errors import CheckpointError, ConfigError
+from tagi.losses import Loss
+from tagi.model import checkpoint
+from tagi.train import optim, trainer
+from tagi.train.build import build_stage
+from tagi.train.stage import ModelStage, Term
+from tagi.train.trainer import TrainingError, train
+
+SHAPE = {
+    "vocab_size": 8,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 16,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+}
+
+
+def config(output: Path, **changes: Any) -> RunConfig:
+    """A run of seconds on microtasks; `section__key=value` changes a nested field."""
+    values: dict[str, Any] = {
+        "stage": "finetune",
+        "method": "tagi",
+        "backbone": {"shape": SHAPE, "tokenizer": "micro"},
+        "hypernetwork": {"rank": 2, "hidden": 4},
+        "fusion": {"width": 4, "heads": 2},
+        "prompt": {"style": "plain"},
+        "data": {"source": "micro", "compositions": 20, "valid_tasks": 2},
+        "training": {
+            "steps": 6, "tasks_per_batch": 3, "rows_per_task": 2, "lr": 3e-3, "checkpoint_every": 2,
+            "trainable": ["backbone", "hypernetwork", "fusion"], "log_every": 1,
+        },
+        "output": str(output),
+    }  # fmt: skip
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return parse(RunConfig, values, source="test")
+
+
+def run(settings: RunConfig, **options: Any) -> Path:
+    return train(build_stage(settings), settings.training, Path(settings.output), **options)
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return {
+        str(f.relative_to(folder)) + name: t for f in folder.rglob("*.safetensors") for name, t in load_file(f).items()
+    }
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["ce"]) for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())]
+
+
+class Stop(Exception):
+    """Stands for a crash in the middle of training."""
+
+
+def crash_at(stage: ModelStage, index: int) -> ModelStage:
+    def batch(i: int) -> Any:
+        if i == index:
+            raise Stop
+        return stage.batches(i)
+
+    return replace(stage, batches=batch)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_rms", "adafactor"])
+def test_resume_is_exact_to_the_bit(tmp_path: Path, optimizer: str) -> None:
+    whole = config(tmp_path / "whole", training__optimizer=optimizer)
+    broken = config(tmp_path / "broken", training__optimizer=optimizer)
+    run(whole)
+    with pytest.raises(Stop):
+        train(crash_at(build_stage(broken), 5), broken.training, tmp_path / "broken")
+    assert not (tmp_path / "broken" / "final").exists()
+    run(broken, resume=True)  # goes on at step 4, the last checkpoint
+    one, other = tensors(tmp_path / "whole/final"), tensors(tmp_path / "broken/final")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+
+
+def test_dropout_is_repeated_on_resume(tmp_path: Path) -> None:
+    whole = config(tmp_path / "whole", backbone__shape={**SHAPE, "dropout_rate": 0.3})
+    broken = whole.model_copy(update={"output": str(tmp_path / "broken")})
+    run(whole)
+    with pytest.raises(Stop):
+        train(crash_at(build_stage(broken), 3), broken.training, tmp_path / "broken")
+    run(broken, resume=True)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+
+
+def test_a_frozen_backbone_does_not_move(tmp_path: Path) -> None:
+    start = run(config(tmp_path / "start", training__steps=1))
+    settings = config(
+        tmp_path / "run", backbone={"path": str(start / "backbone")}, training__trainable=["hypernetwork", "fusion"]
+    )
+    # the tokenizer stands beside the checkpoint, not beside its backbone
+    checkpoint_tokenizer = build_stage(config(tmp_path / "x"))
+    del checkpoint_tokenizer
+    Tagi.from_pretrained(start).tokenizer.save_pretrained(start / "backbone")
+    stage = build_stage(settings)
+    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    train(stage, settings.training, Path(settings.output))
+    after = stage.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in moved if name.startswith("backbone.")]
+    trained = {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
+    assert moved == trained  # every trainable tensor moved, and nothing else, A₀ included
+    final = checkpoint.read_config(Path(settings.output) / "final")
+    assert final.backbone == str(start / "backbone")
+    assert not (Path(settings.output) / "final" / "backbone").exists()
+
+
+def test_all_parts_train_from_random_initialisation(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", training__steps=30, training__lr=1e-2)
+    run(settings)
+    logged = losses(tmp_path / "run")
+    assert logged[-1][1] < 0.8 * logged[0][1]
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    """The same six groups as one batch or as two; worst difference measured 4e-8 on weights of order 1."""
+    stage = build_stage(config(tmp_path / "a"))
+    optim.freeze(stage.model, TrainingConfig(steps=1, trainable=("backbone", "hypernetwork", "fusion")))
+    halves = [stage.batch(i) for i in range(2)]
+    parameters = [p for p in stage.model.parameters() if p.requires_grad]
+    terms = [stage.loss(stage.model, batch)[0] for batch in halves]
+    count = sum(term.count for term in terms)
+    apart = [
+        torch.autograd.grad(term.total / count, parameters, allow_unused=True, retain_graph=True) for term in terms
+    ]
+    together = torch.autograd.grad((terms[0].total + terms[1].total) / count, parameters, allow_unused=True)
+    for first, second, both in zip(*apart, together, strict=True):
+        if both is not None and first is not None and second is not None:
+            torch.testing.assert_close(first + second, both, atol=1e-6, rtol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run")
+    stage = build_stage(settings)
+    calls = iter(range(100))
+
+    def poisoned(output: Any, batch: Any) -> Loss:
+        value = math.nan if next(calls) == 3 else 1.0
+        return Loss(output.logits.sum() * 0 + value, torch.tensor(1))
+
+    with pytest.raises(TrainingError, match="step 3"):
+        train(replace(stage, terms=(Term("ce", 1.0, poisoned),)), settings.training, tmp_path / "run")
+    kept = trainer.checkpoints(tmp_path / "run")
+    assert [folder.name for folder in kept] == ["step-00000002"]
+    assert all(t.isfinite().all() for t in tensors(kept[0]).values())
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", training__steps=1)
+    run(settings)
+    with pytest.raises(CheckpointError, match="--resume"):
+        run(settings)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(config(tmp_path / "run", training__checkpoint_every=1, training__keep=2))
+    assert [folder.name for folder in trainer.checkpoints(tmp_path / "run")] == ["step-00000004", "step-00000005"]
+
+
+def test_evaluation_is_called_at_checkpoints_and_logged(tmp_path: Path) -> None:
+    run(config(tmp_path / "run"), evaluate=lambda step: {"valid": step / 10})
+    logged = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert {line["step"]: line["valid"] for line in logged if "valid" in line} == {2: 0.2, 4: 0.4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stage": "metatrain"}, "stage: metatrain puts the instruction in the prompt"),
+        ({"method": "metatrain"}, "stage: finetune trains the parts that read an instruction"),
+        ({"stage": "pretrain"}, "data.source: micro does not suit stage pretrain"),
+        ({"method": "lora_only", "training__trainable": ["fusion"]}, "training.trainable"),
+        ({"method": "tagy"}, "did you mean tagi"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        build_stage(config(tmp_path, **changes))
+
+
+def test_both_systems_start_from_the_same_tensors_and_see_the_same_rows(tmp_path: Path) -> None:
+    tagi = build_stage(config(tmp_path))
+    baseline = build_stage(config(tmp_path, stage="metatrain", method="metatrain"))
+    ours, theirs = tagi.model.backbone.state_dict(), baseline.model.backbone.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for index in (0, 17):
+        one, other = tagi.batch(index), baseline.batch(index)
+        assert torch.equal(one.labels, other.labels)
+        assert other.input_ids.shape[1] > one.input_ids.shape[1]
+
+
+def test_training_runs_on_sni_files(tmp_path: Path) -> None:
+    split = splits(0, train_compositions=20, valid=2, test=2)
+    write_sni(tmp_path / "sni", [t.task() for t in split.compositions], [t.task() for t in split.test], instances=6)
+    settings = config(
+        tmp_path / "run",
+        data={"source": "sni", "path": str(tmp_path / "sni"), "valid_tasks": 3},
+        prompt={"style": "tk"},
+    )
+    tagi = Tagi.from_pretrained(run(settings))
+    assert tagi.config.prompt.style == "tk"
+
+
+def test_pretraining_cuts_plain_text_in_three(tmp_path: Path) -> None:
+    words = ["red", "wolf", "saw", "plum", "dog"]
+    lines = [json.dumps({"text": " ".join(words[(i + j) % 5] for j in range(5 + i % 4))}) for i in range(40)]
+    (tmp_path / "c4-train.00000-of-00001.json").write_text("\n".join(lines))
+    data = {"source": "c4", "path": str(tmp_path)}
+    stage = build_stage(config(tmp_path / "run", stage="pretrain", data=data))
+    batch = stage.batch(3)
+    rows = 3 * 2
+    assert batch.instruction_ids.shape[0] == batch.input_ids.shape[0] == batch.labels.shape[0] == rows
+    assert batch.task_index.tolist() == list(range(rows))
+    end = 1
+    for part, mask in ((batch.instruction_ids, batch.instruction_mask), (batch.input_ids, batch.input_mask)):
+        assert all(ids[m.sum() - 1] == end for ids, m in zip(part, mask, strict=True))
+    run(config(tmp_path / "run", stage="pretrain", data=data))
+
+
+def test_a_later_stage_goes_on_from_an_earlier_one(tmp_path: Path) -> None:
+    first = run(config(tmp_path / "first"))
+    settings = config(tmp_path / "second", backbone=None, start_from=str(first), training__trainable=["fusion"])
+    stage = build_stage(settings)
+    source = checkpoint.load(first).model.state_dict()
+    assert all(torch.equal(source[name], tensor) for name, tensor in stage.model.state_dict().items())
+    assert train(stage, settings.training, tmp_path / "second").exists()
+
+
+def test_rms_scaled_adamw_is_adamw_with_rate_times_rms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(7, 5, generator=generator) * 0.3
+    gradients = [torch.randn(7, 5, generator=generator) for _ in range(4)]
+    scaled, plain = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    groups = [{"params": [scaled], "rms_scaled": True}, {"params": [plain], "rms_scaled": False}]
+    optimizer = optim.RmsScaledAdamW(groups, lr=0.02, weight_decay=0.0)
+    first, second = torch.zeros(7, 5), torch.zeros(7, 5)
+    expected = start.clone()
+    reference = torch.nn.Parameter(start.clone())
+    adamw = torch.optim.AdamW([reference], lr=0.02, betas=optim.BETAS, weight_decay=0.0)
+    for number, gradient in enumerate(gradients, 1):
+        scaled.grad, plain.grad, reference.grad = gradient.clone(), gradient.clone(), gradient.clone()
+        optimizer.step()
+        adamw.step()
+        first = optim.BETAS[0] * first + (1 - optim.BETAS[0]) * gradient
+        second = optim.BETAS[1] * second + (1 - optim.BETAS[1]) * gradient**2
+        direction = (first / (1 - optim.BETAS[0] ** number)) / ((second / (1 - optim.BETAS[1] ** number)).sqrt() + 1e-8)
+        expected = expected - 0.02 * expected.pow(2).mean().sqrt() * direction
+    torch.testing.assert_close(scaled.detach(), expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(plain, reference)
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+def test_learning_rate(schedule: str, expected: float) -> None:
+    settings = parse(TrainingConfig, {"steps": 110, "warmup": 10 / 110, "schedule": schedule}, source="test")
+    assert optim.learning_rate(0, settings) == pytest.approx(0.1)
+    assert optim.learning_rate(10, settings) == pytest.approx(1.0)
+    assert optim.learning_rate(60, settings) == pytest.approx(expected)
