@@ -37,7 +37,6 @@ from tagi.files import DiskError
 EXPECTED = [
     (Operation("reverse"), "red wolf saw dog", "dog saw wolf red"),
     (Operation("sort"), "wolf dog saw red", "dog red saw wolf"),
-    (Operation("sort_descending"), "wolf dog saw red", "wolf saw red dog"),
     (Operation("keep_first", number="one"), "wolf dog saw red", "wolf"),
     (Operation("keep_first", number="three"), "wolf dog", "wolf dog"),
     (Operation("keep_last", number="two"), "wolf dog saw red", "saw red"),
@@ -60,8 +59,6 @@ EXPECTED = [
     (Operation("double"), "red wolf", "red red wolf wolf"),
     (Operation("every_other"), "red wolf saw dog plum", "red saw plum"),
     (Operation("categorize"), "red wolf saw peru", "color animal tool country"),
-    (Operation("keep_long"), "wolf tiger red green", "tiger green"),
-    (Operation("keep_short"), "wolf tiger red green", "wolf red"),
     (Operation("count_words"), "red wolf saw dog plum", "five"),
     (Operation("count", "animals"), "red wolf saw dog plum", "two"),
     (Operation("count", "jobs"), "red wolf", "zero"),

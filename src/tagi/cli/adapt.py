@@ -17,9 +17,7 @@ EXAMPLE = 'Example: tagi adapt "Keep only the animals, then reverse the list." -
 
 def adapt(
     instruction: Annotated[str, typer.Argument(help="What to do, in plain English.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the adapter.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the adapter.")],
     positives: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,

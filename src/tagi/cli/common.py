@@ -17,7 +17,9 @@ from rich.markup import escape
 from tagi.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.progress import ProgressColumn
+    from rich.table import Table
 
     from tagi.infer.engine import Tagi
 
@@ -29,9 +31,7 @@ Report = Callable[[int, int], None]
 
 Checkpoint = Annotated[
     str | None,
-    typer.Option(
-        "--checkpoint", metavar="DIR", help="A TAGI checkpoint, folder or hub name; the bundled one without."
-    ),
+    typer.Option("--checkpoint", metavar="DIR", help="A TAGI checkpoint, folder or hub name; the bundled one without."),
 ]
 Backbone = Annotated[
     str | None,
@@ -39,9 +39,7 @@ Backbone = Annotated[
 ]
 Positives = Annotated[
     list[str] | None,
-    typer.Option(
-        "--positive", metavar='"IN => OUT"', help="A worked example of the task; may be given several times."
-    ),
+    typer.Option("--positive", metavar='"IN => OUT"', help="A worked example of the task; may be given several times."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
@@ -70,6 +68,17 @@ def mark(console: Console, good: bool) -> str:
     """A tick or a cross with its colour; words on a terminal that knows no such characters."""
     signs = ("ok", "no") if console.options.ascii_only else ("✓", "✗")
     return f"[green]{signs[0]}[/]" if good else f"[red]{signs[1]}[/]"
+
+
+def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") -> Table:
+    """An empty table, its first column to the left, in which no text is ever cut."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, header in enumerate(headers):
+        made.add_column(header, justify=justify if number else "left", overflow="fold")
+    return made
 
 
 @contextmanager
@@ -109,9 +118,7 @@ def default_checkpoint() -> Path:
     """
     folder = Path(str(resources.files("tagi"))) / "assets" / "default"
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint"
-        )
+        raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -94,8 +95,6 @@ def _draw(tagi: Tagi, checkpoint: str | None, count: int) -> tuple[list[Task], l
 
 def _chosen(count: int) -> list[int]:
     """The tasks to show: the first, which the README shows too, and others at random."""
-    from random import Random
-
     return [0, *sorted(Random(SEED).sample(range(1, count), min(count, SHOWN_TASKS) - 1))]
 
 
@@ -108,8 +107,7 @@ def _show(tagi: Tagi, task: Task, stranger: Instruction) -> Shown:
     examples = task.examples[:SHOWN_INPUTS]
     answers = {name: tagi.generate([one.input for one in examples], each) for name, each in worn.items()}
     answered = [
-        _answered(example, {name: texts[i] for name, texts in answers.items()})
-        for i, example in enumerate(examples)
+        _answered(example, {name: texts[i] for name, texts in answers.items()}) for i, example in enumerate(examples)
     ]
     return Shown(task.instruction.definition, stranger.definition, size, seconds, answered)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,8 +63,6 @@ def _show(checks: list[Check]) -> None:
 
 
 def _checks() -> Iterator[Check]:
-    import platform
-
     yield Check("python", platform.python_version())
     for package in PACKAGES:
         yield _version(package)
@@ -100,8 +100,6 @@ def _processor() -> str:
 
 
 def _disk() -> Check:
-    import shutil
-
     free = shutil.disk_usage(Path.cwd()).free
     mend = "free some space, or work in another folder" if free < LEAST_DISK else None
     return Check("disk", f"{free / 1e9:,.1f} GB free here", mend)
@@ -116,5 +114,5 @@ def _bundled() -> Check:
         folder = default_checkpoint()
         tagi = Tagi.from_pretrained(folder)
     except CheckpointError as error:
-        return Check(name, str(error), "install tagi again: pip install --force-reinstall --no-deps tagi")
+        return Check(name, str(error), "install tagi again, the checkpoint is part of its package")
     return Check(name, f"opens ({tagi.config.method}, {tagi.fingerprint()})")

@@ -70,9 +70,7 @@ class Setting:
         return self.instruction == "shuffled" or self.adapter == "other_lora"
 
 
-@app.command(
-    "sni", epilog="Example: tagi eval sni --data natural-instructions --checkpoint runs/sni/final -o scores"
-)
+@app.command("sni", epilog="Example: tagi eval sni --data natural-instructions --checkpoint runs/sni/final -o scores")
 def sni(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")],
     split: Annotated[str, typer.Option(help="A folder of splits/.")] = "default",
@@ -142,7 +140,7 @@ def _score(
 ) -> None:
     """Solve, score, print and write."""
     import tagi as package
-    from tagi.cli.scores import collect, table
+    from tagi.cli.scores import collect, score_table
     from tagi.eval.evaluate import evaluate, reference_points
 
     began = time.perf_counter()
@@ -158,14 +156,17 @@ def _score(
         )
     seconds = time.perf_counter() - began
     with waiting("scoring"):
-        scores = collect(evaluation, reference_points(tasks), setting.seed)
+        references = reference_points(tasks)
+        if not any(task.instruction.positives for task in tasks):
+            del references["copy_demonstration"]
+        scores = collect(evaluation, references, setting.seed)
     made = {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
     scores["control"] = setting.control
     scores["command"] = asked | {"seed": setting.seed, "solve_seconds": seconds} | made
     title = _title(scores)
     if setting.output is not None:
         _write(setting.output, evaluation.predictions, scores, title)
-    print_json(scores) if setting.as_json else stdout().print(table(scores, title))
+    print_json(scores) if setting.as_json else stdout().print(score_table(scores, title))
 
 
 def _title(scores: dict[str, Any]) -> str:

@@ -34,9 +34,7 @@ app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 @app.callback()
-def _root(
-    context: typer.Context, version: bool = typer.Option(False, "--version", help="Show the version.")
-) -> None:
+def _root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
     if version:
         typer.echo(f"tagi {tagi.__version__}")
     elif context.invoked_subcommand is None:
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), prog_name="tagi", standalone_mode=False)
     except typer.TyperException as error:
-        return _mistake(error.format_message())
+        return _mistake(_usage(error))
     except TagiError as error:
         return _mistake(str(error))
     except KeyboardInterrupt:
@@ -64,6 +62,15 @@ def main(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         stderr().print("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the command line, and where its help is."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    if context is None or message.endswith("?"):
+        return message
+    return f"{message}; see {context.command_path} --help"
 
 
 def _mistake(message: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tagi.cli.common import Json, mark, print_json, stdout
+from tagi.cli.common import Json, mark, print_json, stdout, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,9 @@ DESIGN = {
     "fuses_encoder": "encoder fusion",
     "fuses_decoder": "decoder concat.",
 }
+
+
+SIGN_WIDTH = 10
 
 
 def methods(as_json: Json = False) -> None:
@@ -53,15 +56,12 @@ def _table(
     texts: Sequence[str],
     answers: Mapping[str, str],
 ) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for header in texts:
-        table.add_column(header)
-    for header in answers.values():
-        table.add_column(header, justify="center")
+    made = table(title, [*texts, *answers.values()], justify="center")
+    made.columns[0].no_wrap = True
+    made.columns[1].justify = "left"
+    for column in made.columns[len(texts) :]:
+        column.max_width = SIGN_WIDTH
     for method in described:
         signs = [mark(console, method[name]) for name in answers]
-        table.add_row(*(method[name] for name in texts), *signs)
-    return table
+        made.add_row(*(method[name] for name in texts), *signs)
+    return made

@@ -21,15 +21,11 @@ def trained_on(checkpoint: str | None, seed: int | None) -> DataConfig:
     file = locate(checkpoint or default_checkpoint()) / RUN_FILE
     data = load(file).data if file.is_file() else DataConfig(source="micro")
     if not file.is_file():
-        note(
-            f"the checkpoint has no {RUN_FILE} that says what it was trained on; some tasks may not be unseen"
-        )
+        note(f"the checkpoint has no {RUN_FILE} that says what it was trained on; some tasks may not be unseen")
     if data.source != "micro":
         data = DataConfig(source="micro")
     elif seed not in (None, data.seed):
-        note(
-            f"the checkpoint was trained on tasks of seed {data.seed}; some of seed {seed} may not be unseen"
-        )
+        note(f"the checkpoint was trained on tasks of seed {data.seed}; some of seed {seed} may not be unseen")
     return data if seed is None else data.model_copy(update={"seed": seed})
 
 
@@ -45,9 +41,7 @@ def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
     return test[:count]
 
 
-def with_instances(
-    tasks: Sequence[MicroTask], instances: int, *, positives: int, held_out: bool = False
-) -> list[Task]:
+def with_instances(tasks: Sequence[MicroTask], instances: int, *, positives: int, held_out: bool = False) -> list[Task]:
     """The tasks with their first instances drawn."""
     worded = [task.task(held_out=held_out, positives=positives) for task in tasks]
     return [Task(task.name, task.instruction, task.categories, task.examples[:instances]) for task in worded]

@@ -73,9 +73,7 @@ def run(
     )
 
 
-def _source(
-    definition: str | None, positives: Sequence[str] | None, adapter: Path | None
-) -> Instruction | Path:
+def _source(definition: str | None, positives: Sequence[str] | None, adapter: Path | None) -> Instruction | Path:
     """The instruction given, or the folder of the adapter that stands in its place."""
     from tagi.cli.inputs import read_instruction
 

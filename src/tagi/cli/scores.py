@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
+from tagi.cli.common import table
 from tagi.eval.evaluate import Evaluation
 from tagi.eval.report import Interval, ScoredExample, Summary, bootstrap, markdown_table, summarise
 
@@ -45,11 +45,9 @@ def interval(evaluation: Evaluation, metric: str, seed: int) -> list[float] | No
     return [found.low, found.high]
 
 
-def table(scores: Mapping[str, Any], title: str) -> Table:
+def score_table(scores: Mapping[str, Any], title: str) -> Table:
     """The scores for a terminal."""
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, header in enumerate(HEADER):
-        shown.add_column(header, justify="right" if i else "left")
+    shown = table(title, HEADER)
     groups = _category_rows(scores), [_overall_row(scores)], _reference_rows(scores)
     for group, style in zip(groups, (None, "bold", "dim"), strict=True):
         for row in group:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from tagi.cli.common import RUN_FILE, Json, bar, note, print_json, stderr, stdout, waiting
+from tagi.cli.common import RUN_FILE, Json, bar, note, print_json, stderr, stdout, table, waiting
 from tagi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,9 +34,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Config fields to set, such as training.steps=500."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +75,8 @@ def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
         stage.write(folder)
         (folder / RUN_FILE).write_text(dump(config), encoding="utf-8")
 
-    return run_stage(replace(stage, write=write), config.training, Path(config.output), resume=resume)
+    with redirect_stdout(sys.stderr):  # the trainer's bar is no result
+        return run_stage(replace(stage, write=write), config.training, Path(config.output), resume=resume)
 
 
 def _plan(stage: ModelStage, config: RunConfig) -> dict[str, Any]:
@@ -110,21 +111,14 @@ def _measure(stage: ModelStage, config: RunConfig) -> dict[str, Any]:
 
 
 def _table(plan: dict[str, Any]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=f"{plan['stage']}: {plan['method']}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("part")
-    table.add_column("parameters", justify="right")
-    table.add_column("")
+    made = table(f"{plan['stage']}: {plan['method']}", ("part", "parameters", ""))
     for part, size in plan["parameters"].items():
         if size:
-            table.add_row(part, f"{size:,}", "trained" if part in plan["trainable"] else "frozen")
-    table.add_section()
-    table.add_row("hypernetwork / backbone", f"{plan['hypernetwork_share']:.1%}")
-    table.add_row("steps", f"{plan['steps']:,}")
+            made.add_row(part, f"{size:,}", "trained" if part in plan["trainable"] else "frozen")
+    made.add_section()
+    made.add_row("hypernetwork / backbone", f"{plan['hypernetwork_share']:.1%}")
+    made.add_row("steps", f"{plan['steps']:,}")
     for name in ("rows_per_step", "tokens_per_step"):
         if name in plan:
-            table.add_row(name.replace("_", " "), f"{plan[name]:,.0f}")
-    table.add_row("output", plan["output"])
-    return table
+            made.add_row(name.replace("_", " "), f"{plan[name]:,.0f}")
+    return made

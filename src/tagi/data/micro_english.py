@@ -50,12 +50,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "order the words from a to z",
         "sort the list in alphabetical order",
     ),
-    "sort_descending": (
-        "sort the words in reverse alphabetical order",
-        "order the words from z to a",
-        "put the words in descending alphabetical order",
-        "sort the list from z to a",
-    ),
     "keep_first": (
         "keep the {first}",
         "take only the {first}",
@@ -151,18 +145,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "write the category of each word",
         "turn each word into its category",
         "say the category of every word",
-    ),
-    "keep_long": (
-        "keep only the words with more than four letters",
-        "drop the words with at most four letters",
-        "keep every word longer than four letters",
-        "delete all words with at most four letters",
-    ),
-    "keep_short": (
-        "keep only the words with at most four letters",
-        "drop the words with more than four letters",
-        "remove every word longer than four letters",
-        "delete all words with more than four letters",
     ),
     "count_words": (
         "count the words",

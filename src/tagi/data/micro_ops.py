@@ -18,8 +18,6 @@ from tagi.data.micro_english import (
     SINGULAR,
 )
 
-LONGEST_SHORT_WORD = 4
-
 
 class Operation(NamedTuple):
     """One instantiated operation: a family and the arguments that this family takes (the rest empty)."""
@@ -92,10 +90,6 @@ def _sort(words: Sequence[str], _: Operation) -> list[str]:
     return sorted(words)
 
 
-def _sort_descending(words: Sequence[str], _: Operation) -> list[str]:
-    return sorted(words, reverse=True)
-
-
 def _keep_first(words: Sequence[str], operation: Operation) -> list[str]:
     return list(words[: NUMBERS.index(operation.number)])
 
@@ -160,14 +154,6 @@ def _categorize(words: Sequence[str], _: Operation) -> list[str]:
     return [SINGULAR[CATEGORY_OF[word]] if word in CATEGORY_OF else word for word in words]
 
 
-def _keep_long(words: Sequence[str], _: Operation) -> list[str]:
-    return [word for word in words if len(word) > LONGEST_SHORT_WORD]
-
-
-def _keep_short(words: Sequence[str], _: Operation) -> list[str]:
-    return [word for word in words if len(word) <= LONGEST_SHORT_WORD]
-
-
 def _count_words(words: Sequence[str], _: Operation) -> list[str]:
     return [NUMBERS[len(words)]]
 
@@ -195,7 +181,6 @@ _COUNTS = NUMBERS[1:4]
 FAMILIES: dict[str, Family] = {
     "reverse": Family(_reverse),
     "sort": Family(_sort),
-    "sort_descending": Family(_sort_descending),
     "keep_first": Family(_keep_first, numbers=_COUNTS),
     "keep_last": Family(_keep_last, numbers=_COUNTS),
     "drop_first": Family(_drop_first, numbers=_COUNTS),
@@ -212,8 +197,6 @@ FAMILIES: dict[str, Family] = {
     "double": Family(_double),
     "every_other": Family(_every_other),
     "categorize": Family(_categorize),
-    "keep_long": Family(_keep_long),
-    "keep_short": Family(_keep_short),
     "count_words": Family(_count_words, answers=True),
     "count": Family(_count, categories=_ALL, answers=True),
     "any": Family(_any, categories=_ALL, answers=True),

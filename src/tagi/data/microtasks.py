@@ -20,7 +20,7 @@ from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.files import write_text
 
 EXAMPLES_PER_TASK = 1_000_000
-SHORTEST_LIST, LONGEST_LIST = 4, 7
+SHORTEST_LIST, LONGEST_LIST = 4, 6
 # {X} is the first clause with a capital letter; the last connector is held out of training.
 CONNECTORS = (
     "{X}, then {y}.",
@@ -46,7 +46,7 @@ def word_pool(named: tuple[str, ...], absent: str = "") -> tuple[str, ...]:
 
 
 def draw_words(rng: Random, pool: Sequence[str], repeated: float) -> list[str]:
-    """A list of four to seven words; each after the first copies an earlier one with chance `repeated`."""
+    """A list of four to six words; each after the first copies an earlier one with chance `repeated`."""
     words = [pool[int(rng.random() * len(pool))]]
     for _ in range(rng.randint(SHORTEST_LIST, LONGEST_LIST) - 1):
         source = words if rng.random() < repeated else pool

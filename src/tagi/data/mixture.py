@@ -18,7 +18,7 @@ WINDOW = 16
 ENDLESS = 100_000
 """A sequence at least this long generates its examples in random order already; it is read straight on."""
 BLOCK = 4
-"""Within a task, rows are drawn in shuffled blocks of BLOCK · k, sorted by length and cut into groups of k."""
+"""Within a task, rows are drawn in shuffled blocks of at most BLOCK · k, sorted by length and cut into groups of k."""
 
 
 class TaskSource(Protocol):
@@ -91,12 +91,14 @@ def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[in
     count = len(examples)
     if count >= ENDLESS:
         return tuple(examples[(visit * rows + i) % count] for i in range(rows))
-    round_number, place = divmod(visit, max(count // rows, 1))
+    groups = max(count // rows, 1)
+    round_number, place = divmod(visit, groups)
     order = np.resize(np.random.default_rng((*seed, round_number)).permutation(count), max(count, rows))
-    block = place // BLOCK * BLOCK * rows
-    members = [examples[int(i)] for i in order[block : block + BLOCK * rows]]
+    in_block = min(BLOCK, max(groups // 2, 1))  # at least two blocks, or every round would show the same groups
+    block = place // in_block * in_block * rows
+    members = [examples[int(i)] for i in order[block : block + in_block * rows]]
     members.sort(key=lambda example: len(example.input))
-    start = place % BLOCK * rows
+    start = place % in_block * rows
     return tuple(members[start : start + rows])
 
 

@@ -85,7 +85,7 @@ def shape_of(config: PretrainedConfig, *, tied: bool) -> T5Shape:
     Raises:
         ConfigError: a value that no T5 of ours can have.
     """
-    values: dict[str, Any] = {name: getattr(config, name) for name in _SAME_NAME}
+    values: dict[str, Any] = {name: getattr(config, name, None) for name in _SAME_NAME}
     values["decoder_start_token_id"] = values["decoder_start_token_id"] or 0
     mt5 = config.model_type == "mt5"  # never scales, whatever its config says of tying
     scaled = not mt5 and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)

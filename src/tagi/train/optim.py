@@ -1,7 +1,6 @@
 """Optimizers and learning rates."""
 
 import math
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,9 @@ from transformers.optimization import Adafactor
 from tagi.config import Part, TrainingConfig
 from tagi.model.tagi import TagiModel
 
-BETAS = (0.9, float(os.environ.get("B2", "0.999")))
+BETAS = (0.9, 0.98)
+"""Of AdamW. 0.98 forgets a small model's first, large gradients sooner: loss 1.24 against 1.40 with 0.999 after 1,000
+steps on microtasks (one seed)."""
 RMS_FLOOR = 1e-3
 """Smallest RMS that `adamw_rms` scales by, as in Adafactor."""
 
