@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from tagi import methods
@@ -14,6 +15,7 @@ from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 from tagi.model.t5 import T5, RMSNorm, initialise
 from tagi.model.tagi import TagiModel
 
+untimed = settings(deadline=None)
 VOCABULARY = 48
 SMALL_HYPERNETWORK = HypernetworkConfig(rank=3, alpha=6.0, hidden=8)
 SMALL_FUSION = FusionConfig(width=8, heads=2)
@@ -76,7 +78,7 @@ def trained(model: TagiModel, seed: int = 0) -> TagiModel:
     generator = seeded(seed + 2)
     with torch.no_grad():
         if model.hypernetwork is not None:
-            model.hypernetwork.head_b.normal_(0.0, 0.3, generator=generator)
+            model.hypernetwork.head_b.normal_(0.0, 0.1, generator=generator)
         if model.fusion is not None:
             for name, parameter in model.fusion.named_parameters():
                 if name.endswith("gate"):

@@ -15,7 +15,7 @@ from tagi.model.hypernetwork import Hypernetwork, initialise, parameter_count
 from tagi.model.t5 import T5
 
 D_MODEL, WIDTH_OUT, RANK = 32, 24, 3
-LITERAL = 2e-6  # worst 0
+LITERAL = 1e-5  # worst 2.0e-6, values up to 10
 SITES = T5(small_shape()).sites()
 CONFIGS = [
     HypernetworkConfig.model_validate({"rank": RANK, "alpha": 6.0, "hidden": 8} | values)
@@ -192,8 +192,8 @@ XL = T5Shape(vocab_size=32128, d_model=2048, d_kv=64, d_ff=5120, num_layers=24, 
     ("shape", "config", "mlps", "total"),
     [
         pytest.param(BASE, HypernetworkConfig(hidden=128), 10.6e6, 12_446_208, id="rankwise-base"),
-        pytest.param(XL, HypernetworkConfig(hidden=256), 113e6, 123_000_000, id="rankwise-xl"),
-        pytest.param(BASE, HypernetworkConfig(generator="flat", hidden=64), 115e6, 115_000_000, id="flat-base"),
+        pytest.param(XL, HypernetworkConfig(hidden=256), 113e6, 122_996_736, id="rankwise-xl"),
+        pytest.param(BASE, HypernetworkConfig(generator="flat", hidden=64), 115e6, 115_128_576, id="flat-base"),
     ],
 )
 def test_parameter_count(shape: T5Shape, config: HypernetworkConfig, mlps: float, total: int) -> None:

@@ -186,7 +186,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_called_at_checkpoints_and_logged(tmp_path: Path) -> None:
-    run(config(tmp_path / "run"), evaluate=lambda step: {"valid": step / 10})
+    run(config(tmp_path / "run"), evaluate=lambda folder: {"valid": int(folder.name[-2:]) / 10})
     logged = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert {line["step"]: line["valid"] for line in logged if "valid" in line} == {2: 0.2, 4: 0.4}
 

@@ -138,10 +138,12 @@ class DataConfig(Frozen):
     """Instances per training task (sni)."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
     """Meta-valid tasks held out of training."""
+    valid_instances: Positive = 10
+    """Instances of each meta-valid task that a checkpoint is scored on."""
     compositions: Positive = 2500
     """Two-step compositions in the training set (micro)."""
-    single_repeats: Positive = 1
-    """How often an epoch visits each single operation; compositions are visited once (micro)."""
+    single_visits: Positive = 100
+    """Turns that each family of single operations has in an epoch, shared by its operations (micro)."""
     max_documents: Positive | None = None
     """Documents of plain text (c4); None means all."""
     seed: int = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,16 +25,18 @@ EXAMPLE = "Example: tagi demo --tasks 20"
 SEED = 0
 """Chooses the tasks that are shown, and the strangers; no result is looked at."""
 SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 4, 2, 10
-BAR_WIDTH = 20
+BAR_WIDTH, LONGEST_ANSWER = 20, 60
+README_INSTRUCTION = "Keep only the animals, then reverse the list."
+README_INPUT, README_ANSWER = "red wolf saw dog plum", "dog wolf"
 CONDITIONS: dict[InstructionControl, str] = {
     "aligned": "with its own adapter",
     "empty": "without an adapter",
     "shuffled": "with somebody else's instruction",
 }
 NEXT = (
-    'tagi run "Sort the words, then keep the first two." --input "plum wolf red ant"',
+    'tagi run "Sort the words alphabetically, then keep the first two words." --input "plum wolf red saw"',
     'tagi adapt "Remove the fruits." -o no-fruits',
-    'tagi run --adapter no-fruits --input "plum wolf red ant"',
+    'tagi run --adapter no-fruits --input "plum wolf red saw"',
 )
 
 
@@ -68,9 +71,12 @@ def demo(
     tagi = open_tagi(checkpoint)
     drawn, strangers = _draw(tagi, checkpoint, tasks)
     console = stdout()
+    if not as_json:
+        _print_model(console, tagi)
     shown: list[Shown] = []
     for number in _chosen(len(drawn)):
-        shown.append(_show(tagi, drawn[number], drawn[strangers[number]].instruction))
+        task = drawn[number] if number else _as_in_readme(drawn[number])
+        shown.append(_show(tagi, task, drawn[strangers[number]].instruction))
         if not as_json:
             _print_task(console, shown[-1], len(shown))
     scores = _scores(_evaluate(tagi, drawn, strangers))
@@ -96,6 +102,14 @@ def _draw(tagi: Tagi, checkpoint: str | None, count: int) -> tuple[list[Task], l
 def _chosen(count: int) -> list[int]:
     """The tasks to show: the first, which the README shows too, and others at random."""
     return [0, *sorted(Random(SEED).sample(range(1, count), min(count, SHOWN_TASKS) - 1))]
+
+
+def _as_in_readme(task: Task) -> Task:
+    """The first test task in the README's wording, the README's input first."""
+    from tagi.data.types import Example, Instruction
+
+    example = Example("readme", README_INPUT, (README_ANSWER,))
+    return replace(task, instruction=Instruction(README_INSTRUCTION), examples=[example, *task.examples])
 
 
 def _show(tagi: Tagi, task: Task, stranger: Instruction) -> Shown:
@@ -150,6 +164,16 @@ def _scores(found: dict[str, Evaluation]) -> dict[str, Any]:
     }
 
 
+def _print_model(console: Console, tagi: Tagi) -> None:
+    from tagi.model.hypernetwork import parameter_count
+
+    size = parameter_count(tagi.model) / 1e6
+    console.print(
+        f"A model of {size:.1f} million parameters ({tagi.model.method.title}) reads each instruction once and writes "
+        "an adapter. Wearing it, it solves the task's inputs without reading the instruction again.\n"
+    )
+
+
 def _print_task(console: Console, shown: Shown, number: int) -> None:
     from rich.rule import Rule
     from rich.table import Table
@@ -165,8 +189,8 @@ def _print_task(console: Console, shown: Shown, number: int) -> None:
         grid.add_row("", "expected", f"[bold]{escape(answered.expected)}[/]")
         for name, label in CONDITIONS.items():
             colour = "green" if answered.right[name] else "red"
-            text = f"[{colour}]{escape(answered.answers[name])}[/]"
-            grid.add_row(mark(console, answered.right[name]), label, text)
+            text = shorten(answered.answers[name], LONGEST_ANSWER, placeholder=" ...")
+            grid.add_row(mark(console, answered.right[name]), label, f"[{colour}]{escape(text)}[/]")
         console.print(grid)
         console.print()
 
@@ -177,16 +201,19 @@ def _print_scores(console: Console, scores: dict[str, Any]) -> None:
 
     from tagi.cli.scores import percent
 
-    console.print(Rule(f"{scores['n']} inputs of {scores['tasks']} unseen tasks", align="left", style="dim"))
+    what = f"exact match on {scores['n']} inputs of {scores['tasks']} unseen tasks"
+    console.print(Rule(what, align="left", style="dim"))
     block = "#" if console.options.ascii_only else "█"
     grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(justify="right")
     for name, label in CONDITIONS.items():
         score = scores["exact_match_by_instruction"][name]
         colour = "green" if name == "aligned" else "red"
         grid.add_row(label, f"{percent(score)} %", f"[{colour}]{block * round(score * BAR_WIDTH)}[/]")
     console.print(grid)
     low, high = (percent(end) for end in scores["interval"])
-    console.print(f"[dim]exact match; 95 % interval of the first {low} to {high}[/]\n")
+    console.print(f"[dim]95 % interval of the first: {low} to {high} (bootstrap over tasks)[/]\n")
     console.print(Rule("try next", align="left", style="dim"))
     for command in NEXT:
         console.print(f"  {escape(command)}", soft_wrap=True)

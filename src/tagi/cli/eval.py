@@ -22,6 +22,8 @@ from tagi.cli.common import (
     stdout,
     waiting,
 )
+from tagi.cli.compare import EXAMPLE as COMPARE_EXAMPLE
+from tagi.cli.compare import compare
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from tagi.infer.engine import Tagi
 
 app = typer.Typer(help="Score a checkpoint on unseen tasks, with the right instruction or under a control.")
+
+app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 
 InstructionControl = Literal["aligned", "shuffled", "random", "empty"]
 AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
@@ -76,7 +78,23 @@ def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
         (folder / RUN_FILE).write_text(dump(config), encoding="utf-8")
 
     with redirect_stdout(sys.stderr):  # the trainer's bar is no result
-        return run_stage(replace(stage, write=write), config.training, Path(config.output), resume=resume)
+        wrapped = replace(stage, write=write)
+        return run_stage(wrapped, config.training, Path(config.output), resume=resume, evaluate=_validator(config))
+
+
+def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:
+    """Scores of a checkpoint on the meta-valid tasks; None where a config holds out none."""
+    from tagi.eval.evaluate import evaluate
+    from tagi.infer.engine import Tagi
+    from tagi.train.finetune import valid_tasks
+
+    tasks = valid_tasks(config)
+
+    def score(folder: Path) -> dict[str, float]:
+        scores = evaluate(Tagi.from_pretrained(folder), tasks)
+        return {f"valid_{metric}": fmean(getattr(scores, metric)) for metric in ("rouge_l", "exact_match")}
+
+    return score if tasks else None
 
 
 def _plan(stage: ModelStage, config: RunConfig) -> dict[str, Any]:

@@ -69,9 +69,9 @@ class Collator:
         )
         return self._cut(rendered.text, limit)
 
-    def input(self, instruction: Instruction, text: str) -> list[int]:
-        """Token ids of what the language model reads for one input."""
-        if not self.in_prompt:
+    def input(self, instruction: Instruction | None, text: str) -> list[int]:
+        """Token ids of what the language model reads for one input; without an instruction, the input alone."""
+        if not self.in_prompt or instruction is None:
             return self._cut(render_input(text, style=self.prompt.style), self.prompt.max_input)
         limit = self.prompt.max_instruction + self.prompt.max_input
         prompt = render_prompt(

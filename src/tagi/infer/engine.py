@@ -103,8 +103,7 @@ class Tagi:
         Raises:
             InputError: an input is empty.
         """
-        empty = Instruction("")
-        return self._answer([self.collator.input(empty, text) for text in inputs], adapter, tasks, max_tokens)
+        return self._answer([self.collator.input(None, text) for text in inputs], adapter, tasks, max_tokens)
 
     def solve(self, instruction: Instruction, inputs: Sequence[str], *, max_tokens: int | None = None) -> list[str]:
         """Inputs of one task by whatever this method does with an instruction: adapter or prompt."""

@@ -27,6 +27,10 @@ from tagi.model.backbone import (
 from tagi.model.lora import project
 from tagi.model.rows import Rows
 
+POSITION_STD = 3.0
+"""Of the relative position biases at random initialisation. T5's own d_model^-0.5 leaves every head blind to order for
+long: reversing 4 to 7 words took 3+3 blocks over 300 steps with it, 200 with 1.0 and about 130 with 3.0 (one seed)."""
+
 ACTIVATIONS = {
     "relu": F.relu,
     "silu": F.silu,
@@ -266,7 +270,7 @@ def initialise(model: T5, generator: torch.Generator) -> None:
                     _normal(matrix, width, generator)
             _normal(module.wo, shape.d_ff**-0.5, generator)
     for table in (model.encoder_position, model.decoder_position):
-        _normal(table, width, generator)
+        _normal(table, POSITION_STD, generator)
     _normal(model.embedding, 1.0, generator)
     if model.output is not None:
         _normal(model.output, width, generator)

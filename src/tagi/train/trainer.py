@@ -46,12 +46,15 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
-    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    evaluate: Callable[[Path], Mapping[str, float]] | None = None,
 ) -> Path:
     """Run a stage to its last step and write `folder/final`; gives that folder.
 
     Checkpoints `step-N` appear every `checkpoint_every` steps, the last `keep` stay. With `resume` the newest
     one is continued: same batches, same losses, to the bit on CPU.
+
+    Args:
+        evaluate: given each new checkpoint's folder, scores it; the scores are logged with the losses.
 
     Raises:
         TrainingError: a loss that is not finite (names the step; the last checkpoint stays).
@@ -77,11 +80,11 @@ def train(
             done = step + 1
             entry: dict[str, Any] = {"step": done, **result.losses, "tokens_per_s": round(speed)}
             if done % config.checkpoint_every == 0 and done < config.steps:
-                _save(stage, optimizer, done, folder / f"{_STEP}{done:08d}")
+                newest = folder / f"{_STEP}{done:08d}"
+                _save(stage, optimizer, done, newest)
                 _prune(folder, config.keep)
-                if evaluate is not None:
-                    entry |= _evaluate(stage, evaluate, done)
-            if done % config.log_every == 0 or done == config.steps or len(entry) > len(result.losses) + 2:
+                entry |= evaluate(newest) if evaluate is not None else {}
+            if done % min(config.log_every, config.checkpoint_every) == 0 or done == config.steps:
                 _log(folder, entry | {"grad_norm": result.grad_norm})
     with atomic_folder(folder / FINAL) as draft:
         stage.write(draft)
@@ -128,13 +131,6 @@ def _mean(metrics: Iterable[Metrics]) -> dict[str, float]:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _evaluate(stage: Stage, evaluate: Callable[[int], Mapping[str, float]], step: int) -> dict[str, float]:
-    stage.model.eval()
-    scores = dict(evaluate(step))
-    stage.model.train()
-    return scores
 
 
 def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, folder: Path) -> None:

@@ -1,0 +1,83 @@
+"""`tagi eval compare`: two systems on the same examples, over one or more seeds, with a paired interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tagi.cli.common import Json, print_json, stdout, table
+from tagi.errors import InputError
+
+if TYPE_CHECKING:
+    from tagi.eval.evaluate import Evaluation
+
+EXAMPLE = (
+    "Example: tagi eval compare --ours scores/tagi-0 --ours scores/tagi-1 --theirs scores/meta-0 --theirs scores/meta-1"
+)
+Folders = list[Path]
+
+
+def compare(
+    ours: Annotated[Folders, typer.Option(metavar="DIR", help="A folder that `tagi eval -o` wrote; one a seed.")],
+    theirs: Annotated[Folders, typer.Option(metavar="DIR", help="The other system's folder of the same seed.")],
+    metric: Annotated[Literal["exact_match", "rouge_l"], typer.Option(help="What is compared.")] = "exact_match",
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare two systems example by example: difference, 95 % interval over tasks, verdict."""
+    from tagi.eval.report import paired_bootstrap, verdict
+
+    if len(ours) != len(theirs):
+        raise InputError(f"--ours names {len(ours)} folders and --theirs {len(theirs)}; they are compared in pairs")
+    pairs = [_pair(one, other) for one, other in zip(ours, theirs, strict=True)]
+    a = [value for one, _ in pairs for value in getattr(one, metric)]
+    b = [value for _, other in pairs for value in getattr(other, metric)]
+    tasks = [task for one, _ in pairs for task in one.tasks]
+    difference = paired_bootstrap(a, b, tasks, seed=seed)
+    result: dict[str, Any] = {
+        "metric": metric,
+        "difference": difference.mean,
+        "interval": [difference.low, difference.high],
+        "verdict": verdict(difference),
+        "ours": sum(a) / len(a),
+        "theirs": sum(b) / len(b),
+        "by_pair": [[_mean(one, metric), _mean(other, metric)] for one, other in pairs],
+        "n": len(a),
+        "tasks": len(set(tasks)),
+    }
+    print_json(result) if as_json else stdout().print(_table(result, ours))
+
+
+def _pair(ours: Path, theirs: Path) -> tuple[Evaluation, Evaluation]:
+    """Two evaluations of the same examples.
+
+    Raises:
+        InputError: they are not.
+    """
+    from tagi.eval.evaluate import score
+    from tagi.eval.report import read_predictions
+
+    one, other = (read_predictions(folder / "predictions.jsonl") for folder in (ours, theirs))
+    if [(p.task, p.example) for p in one] != [(p.task, p.example) for p in other]:
+        raise InputError(f"{ours} and {theirs} do not hold the same examples in the same order")
+    return score(one), score(other)
+
+
+def _mean(evaluation: Evaluation, metric: str) -> float:
+    values: Sequence[float] = getattr(evaluation, metric)
+    return sum(values) / len(values)
+
+
+def _table(result: dict[str, Any], names: Sequence[Path]) -> Any:
+    from tagi.cli.scores import percent
+
+    shown = table(f"{result['metric']}, {result['tasks']} tasks, {result['n']:,} pairs", ("", "ours", "theirs"))
+    for name, (one, other) in zip(names, result["by_pair"], strict=True):
+        shown.add_row(str(name), percent(one), percent(other))
+    shown.add_row("all", percent(result["ours"]), percent(result["theirs"]), style="bold")
+    low, high = (percent(end) for end in result["interval"])
+    shown.add_row("difference", f"{percent(result['difference'])} [{low}, {high}]", result["verdict"])
+    return shown

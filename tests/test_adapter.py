@@ -1,0 +1,332 @@
+"""Task adapters: the neutral element, mixed batches, merging, controls, and the folder on disk."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from builders import normal, random_lora, small_t5, small_tagi, token_batch, trained, worst
+from tagi import methods
+from tagi.config import HypernetworkConfig
+from tagi.errors import CheckpointError
+from tagi.infer.decode import greedy
+from tagi.methods import Method
+from tagi.model import adapter as adapters
+from tagi.model.adapter import TaskAdapter
+from tagi.model.backbone import LoraFactors
+from tagi.model.rows import Rows
+from tagi.model.t5 import T5
+from tagi.model.tagi import TagiModel, neutral, shift_right
+
+ALONE = 2e-5  # worst 5.3e-6, logits up to 4
+MERGED = 1e-5  # worst 2.2e-6
+
+LAYOUTS = [
+    pytest.param([0, 0, 1, 1, 2, 2], id="groups"),
+    pytest.param([0, 1, 2], id="a task per row"),
+    pytest.param([2, 0, 1, 0, 2], id="mixed"),
+    pytest.param([1, 1, 1], id="a stack of which one is worn"),
+]
+
+
+def wear(model: TagiModel, adapter: TaskAdapter, ids: Tensor, mask: Tensor, decoder_ids: Tensor, rows: Rows) -> Tensor:
+    prepared = model.prepare(adapter)
+    context = model.encode_input(ids, mask, prepared, rows)
+    return model.backbone.decode(decoder_ids, context, lora=adapter.lora, rows=rows)[0]
+
+
+def bare(t5: T5, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
+    rows = Rows(1, len(ids))
+    hidden = t5.encode(ids, mask, lora={}, rows=rows)
+    return t5.decode(decoder_ids, t5.context(hidden, mask, lora={}, rows=rows, memory=None), lora={}, rows=rows)[0]
+
+
+def inputs(lengths: Sequence[int] = (7, 3, 5)) -> tuple[Tensor, Tensor, Tensor]:
+    """Input ids, their mask, and decoder ids."""
+    return *token_batch(lengths, seed=10), token_batch([6] * len(lengths), seed=11)[0]
+
+
+def assert_equal(one: TaskAdapter, other: TaskAdapter) -> None:
+    assert torch.equal(one.memory, other.memory)
+    assert torch.equal(one.mask, other.mask)
+    assert one.lora.keys() == other.lora.keys()
+    for site, factors in one.lora.items():
+        assert torch.equal(factors.a, other.lora[site].a)
+        assert torch.equal(factors.b, other.lora[site].b)
+        assert factors.scale == other.lora[site].scale
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("method", methods.METHODS, ids=lambda method: method.name)
+def test_neutral_adapter_changes_no_bit(method: Method, tasks: int) -> None:
+    model = trained(small_tagi(method.name))
+    batch = inputs()
+    found = wear(model, neutral(model.backbone, tasks), *batch, Rows(tasks, 3))
+    assert torch.equal(found, bare(model.backbone, *batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("generator", ["rankwise", "flat"])
+def test_untrained_lora_with_empty_memory_changes_no_bit(generator: str) -> None:
+    config = HypernetworkConfig.model_validate({"generator": generator, "rank": 3, "hidden": 8})
+    model = small_tagi(hypernetwork=config)
+    adapter = model.adapt(*token_batch([4, 2, 6], seed=0)).without_memory()
+    assert all(factors.a.any() for factors in adapter.lora.values()), "A is not zero"
+    batch = inputs()
+    for index in ([0, 1, 2], [2, 0, 0]):
+        found = wear(model, adapter, *batch, Rows.of(torch.tensor(index), 3))
+        assert torch.equal(found, bare(model.backbone, *batch))
+
+
+@torch.no_grad()
+def test_untrained_fusion_changes_no_bit_of_the_encoder() -> None:
+    model = small_tagi("fusion_only")
+    (ids, mask, _), rows = inputs(), Rows(1, 3)
+    prepared = model.prepare(model.adapt(*token_batch([4], seed=0)))
+    fused = model.encode_input(ids, mask, prepared, rows)
+    hidden = model.backbone.encode(ids, mask, lora={}, rows=rows)
+    plain = model.backbone.context(hidden, mask, lora={}, rows=rows, memory=None)
+    for one, other in zip(fused.layers, plain.layers, strict=True):
+        assert torch.equal(one.k, other.k)
+        assert torch.equal(one.v, other.v)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("owner", LAYOUTS)
+@pytest.mark.parametrize("method", ["tagi", "lora_only", "lora_concat", "fusion_only"])
+def test_batch_of_different_tasks_equals_each_task_alone(method: str, owner: list[int]) -> None:
+    """Logits and greedy tokens, instructions and inputs of different lengths padded together."""
+    model = trained(small_tagi(method))
+    instruction_lengths, input_lengths = [4, 9, 2], [7, 3, 5, 1, 6, 4][: len(owner)]
+    instruction_ids, instruction_mask = token_batch(instruction_lengths, seed=0)
+    ids, mask, decoder_ids = inputs(input_lengths)
+    adapter = model.adapt(instruction_ids, instruction_mask)
+    rows = Rows.of(torch.tensor(owner), 3)
+    together = wear(model, adapter, ids, mask, decoder_ids, rows)
+    tokens = greedy(model, ids, mask, model.prepare(adapter), rows, 8)
+    for row, (task, length) in enumerate(zip(owner, input_lengths, strict=True)):
+        own_ids = instruction_ids[task : task + 1, : instruction_lengths[task]]
+        alone = model.adapt(own_ids, torch.ones_like(own_ids))
+        one = slice(row, row + 1)
+        expected = wear(model, alone, ids[one, :length], mask[one, :length], decoder_ids[one], Rows(1, 1))
+        assert worst(together[one], expected) < ALONE
+        own_tokens = greedy(model, ids[one, :length], mask[one, :length], model.prepare(alone), Rows(1, 1), 8)
+        assert torch.equal(tokens[row, : own_tokens.shape[1]], own_tokens[0])
+        assert not tokens[row, own_tokens.shape[1] :].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("owner", LAYOUTS)
+def test_other_tasks_and_rows_change_no_bit(owner: list[int]) -> None:
+    """Everything about the other tasks and rows is replaced; row 1 and its task stay as they were."""
+    model = trained(small_tagi())
+    instruction_ids, instruction_mask = token_batch([9, 9, 9], seed=0)
+    ids, mask, decoder_ids = inputs([7] * len(owner))
+    kept_rows = torch.tensor([[row == 1] for row in range(len(owner))])
+    kept_tasks = torch.tensor([[task == owner[1]] for task in range(3)])
+    other_ids, _, other_decoder_ids = (tensor.flip(0).flip(1) for tensor in (ids, mask, decoder_ids))
+    rows = Rows.of(torch.tensor(owner), 3)
+    before = model(instruction_ids, instruction_mask, ids, mask, decoder_ids, rows).logits
+    after = model(
+        torch.where(kept_tasks, instruction_ids, instruction_ids.flip(1)),
+        instruction_mask,
+        torch.where(kept_rows, ids, other_ids),
+        mask,
+        torch.where(kept_rows, decoder_ids, other_decoder_ids),
+        rows,
+    ).logits
+    assert torch.equal(after[1], before[1])
+    assert not torch.equal(after[0], before[0]), "row 0 should have changed"
+
+
+@torch.no_grad()
+def test_stacked_adapters_equal_each_alone() -> None:
+    model = trained(small_tagi())
+    each = [model.adapt(*token_batch([length], seed=length)) for length in (2, 8, 5)]
+    each.append(each[0].without_memory())
+    stacked = adapters.stack(each)
+    assert stacked.tasks == 4
+    assert stacked.mask.sum(1).tolist() == [2, 8, 5, 0]
+    owner = [3, 1, 0, 2, 1]
+    ids, mask, decoder_ids = inputs([7, 3, 5, 2, 4])
+    together = wear(model, stacked, ids, mask, decoder_ids, Rows.of(torch.tensor(owner), 4))
+    for row, task in enumerate(owner):
+        one = slice(row, row + 1)
+        alone = wear(model, each[task], ids[one], mask[one], decoder_ids[one], Rows(1, 1))
+        assert worst(together[one], alone) < ALONE
+
+
+@torch.no_grad()
+def test_forward_is_adapt_then_wear() -> None:
+    model = trained(small_tagi())
+    instruction, batch, rows = token_batch([4, 6], seed=0), inputs(), Rows.of(torch.tensor([1, 0, 1]), 2)
+    output = model(*instruction, *batch, rows)
+    assert torch.equal(output.logits, wear(model, model.adapt(*instruction), *batch, rows))
+    assert_equal(output.adapter, model.adapt(*instruction))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", methods.METHODS, ids=lambda method: method.name)
+def test_instruction_matters_exactly_where_the_method_says(method: Method) -> None:
+    model = trained(small_tagi(method.name))
+    one, other = (model.adapt(*token_batch([5], seed=seed)) for seed in (0, 1))
+    batch, rows = inputs(), Rows(1, 3)
+    parts = {
+        "lora": (one.without_memory(), other.without_memory()),
+        "memory": (one.without_lora(), other.without_lora()),
+    }
+    found = {
+        name: not torch.equal(wear(model, a, *batch, rows), wear(model, b, *batch, rows))
+        for name, (a, b) in parts.items()
+    }
+    assert found == {"lora": method.lora, "memory": method.fuses_encoder or method.fuses_decoder}
+    encoded = [model.encode_input(*batch[:2], model.prepare(a), rows).layers[0].k for a in parts["memory"]]
+    assert torch.equal(*encoded) is not method.fuses_encoder
+
+
+@torch.no_grad()
+def test_memory_is_the_instruction_read_without_adapter_and_fusion() -> None:
+    model = trained(small_tagi())
+    ids, mask = token_batch([5, 3], seed=0)
+    expected = model.backbone.encode(ids, mask, lora={}, rows=Rows(2, 2))
+    assert torch.equal(model.adapt(ids, mask).memory, expected)
+
+
+@torch.no_grad()
+def test_separate_instruction_encoder_starts_as_the_backbone_and_is_its_own() -> None:
+    config = HypernetworkConfig(rank=3, hidden=8, instruction_encoder="separate")
+    model = small_tagi(hypernetwork=config)
+    instruction = token_batch([5, 3], seed=0)
+    before = model.adapt(*instruction).memory
+    assert torch.equal(before, model.backbone.encode(*instruction, lora={}, rows=Rows(2, 2)))
+    for parameter in model.backbone.parameters():
+        parameter.zero_()
+    assert torch.equal(model.adapt(*instruction).memory, before)
+
+
+@torch.no_grad()
+def test_merged_weights_equal_the_worn_adapter() -> None:
+    t5 = small_t5()
+    lora = random_lora(t5, 1, seed=0)
+    before = {name: tensor.clone() for name, tensor in t5.state_dict().items()}
+    batch, rows = inputs(), Rows(1, 3)
+    hidden = t5.encode(*batch[:2], lora=lora, rows=rows)
+    context = t5.context(hidden, batch[1], lora=lora, rows=rows, memory=None)
+    worn, _ = t5.decode(batch[2], context, lora=lora, rows=rows)
+    merged = adapters.merge(t5, lora)
+    assert worst(bare(merged, *batch), worn) < MERGED
+    assert worst(bare(t5, *batch), worn) > 0.1, "the LoRA should move the logits"
+    assert not merged.training, "a copy of an evaluated model must not drop out"
+    for name, tensor in t5.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_only_one_task_merges_into_the_weights() -> None:
+    t5 = small_t5()
+    with pytest.raises(ValueError, match="only one task"):
+        adapters.merge(t5, random_lora(t5, 2, seed=0))
+
+
+def test_controls_take_one_part_away_and_leave_the_rest() -> None:
+    t5 = small_t5()
+    one, other = random_adapter(t5, seed=0), random_adapter(t5, seed=500)
+    assert one.without_lora().lora == {}
+    assert one.without_lora().memory is one.memory
+    assert one.without_memory().memory.shape == (2, 0, 32)
+    assert one.without_memory().mask.shape == (2, 0)
+    assert one.without_memory().lora is one.lora
+    mixed = one.with_lora_of(other)
+    assert mixed.memory is one.memory
+    assert mixed.mask is one.mask
+    assert mixed.lora is other.lora
+
+
+def test_select_takes_tasks_in_the_given_order() -> None:
+    adapter = random_adapter(small_t5(), seed=0)
+    swapped = adapter.select(torch.tensor([1, 0, 1]))
+    assert swapped.tasks == 3
+    assert_equal(adapters.stack([swapped.select(torch.tensor([1])), swapped.select(torch.tensor([0]))]), adapter)
+
+
+def random_adapter(t5: T5, *, seed: int, tasks: int = 2, length: int = 5) -> TaskAdapter:
+    mask = (torch.arange(length) < torch.arange(length, length - tasks, -1)[:, None]).long()
+    return TaskAdapter(random_lora(t5, tasks, seed=seed), normal(tasks, length, 32, seed=seed), mask)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda a: a, TaskAdapter.without_lora, TaskAdapter.without_memory],
+    ids=["whole", "without lora", "without memory"],
+)
+def test_saved_adapter_loads_exactly(change: Callable[[TaskAdapter], TaskAdapter], tmp_path: Path) -> None:
+    t5 = small_t5()
+    adapter = change(random_adapter(t5, seed=0, tasks=1))
+    identity = {"checkpoint": "abc", "definition": "Größe: “x”"}
+    adapters.save(adapter, tmp_path / "a", identity)
+    loaded, found = adapters.load(tmp_path / "a", t5.sites())
+    assert_equal(loaded, adapter)
+    assert identity.items() <= found.items()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["adapter.json", "adapter.safetensors"]
+
+
+def drop_tensor(folder: Path) -> None:
+    adapter = random_adapter(small_t5(), seed=0, tasks=1)
+    lora = {site: factors for site, factors in adapter.lora.items() if str(site) != "decoder.cross.1.v"}
+    config = (folder / "adapter.json").read_text(encoding="utf-8")
+    adapters.save(TaskAdapter(lora, adapter.memory, adapter.mask), folder, {})
+    (folder / "adapter.json").write_text(config, encoding="utf-8")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda d: (d / "adapter.json").unlink(), "is no task adapter", id="no config"),
+        pytest.param(lambda d: cut(d / "adapter.json"), "is no task adapter", id="half a config"),
+        pytest.param(lambda d: (d / "adapter.json").write_text("[]"), "adapter.json: scales", id="a list"),
+        pytest.param(lambda d: (d / "adapter.json").write_text("{}"), "adapter.json: scales", id="no scales"),
+        pytest.param(
+            lambda d: (d / "adapter.safetensors").unlink(), "adapter.safetensors: is missing", id="no weights"
+        ),
+        pytest.param(
+            lambda d: cut(d / "adapter.safetensors"), "adapter.safetensors: is damaged", id="half the weights"
+        ),
+        pytest.param(drop_tensor, r"adapter.safetensors: tensor decoder.cross.1.v.A is missing", id="a tensor missing"),
+    ],
+)
+def test_damaged_adapter_is_refused_by_name(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    t5 = small_t5()
+    adapters.save(random_adapter(t5, seed=0, tasks=1), tmp_path, {})
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        adapters.load(tmp_path, t5.sites())
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_adapter_of_a_deeper_model_is_refused(tmp_path: Path) -> None:
+    adapters.save(random_adapter(small_t5(num_layers=3), seed=0, tasks=1), tmp_path, {})
+    with pytest.raises(CheckpointError, match=r"site encoder.self.2.q does not exist in this model"):
+        adapters.load(tmp_path, small_t5().sites())
+
+
+def test_scale_survives_the_disk_to_the_last_bit(tmp_path: Path) -> None:
+    t5 = small_t5()
+    site = t5.sites()[0]
+    lora = {site: LoraFactors(normal(1, 3, 32, seed=0), normal(1, 24, 3, seed=1), 16 / 3)}
+    adapters.save(TaskAdapter(lora, torch.zeros(1, 0, 32), torch.zeros(1, 0, dtype=torch.long)), tmp_path, {})
+    assert json.loads((tmp_path / "adapter.json").read_text())["scales"] == {"encoder.self.0.q": 16 / 3}
+    assert adapters.load(tmp_path, t5.sites())[0].lora[site].scale == 16 / 3
+
+
+def test_shift_right_starts_with_the_start_token_and_pads_ignored_labels() -> None:
+    labels = torch.tensor([[5, 6, 1], [7, 1, -100]])
+    assert shift_right(labels, start=9, pad=0).tolist() == [[9, 5, 6], [9, 7, 1]]
+    assert shift_right(torch.tensor([[1, -100, -100]]), start=9, pad=0).tolist() == [[9, 1, 0]]
+    assert labels.tolist() == [[5, 6, 1], [7, 1, -100]], "the labels themselves stay as they are"
