@@ -29,6 +29,9 @@ def test_every_name_in_the_equations_resolves(name: str) -> None:
     pytest.fail(f"{name} does not resolve")
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
+LINKS = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("link", LINKS)
 def test_every_link_in_the_readme_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()

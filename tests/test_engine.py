@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import small_tagi, trained
 
+from builders import small_tagi, trained
 from tagi import Tagi
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig
 from tagi.data.collate import assemble
@@ -15,7 +15,7 @@ from tagi.errors import CheckpointError, InputError
 from tagi.model import adapter as adapters
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 
-WORDS = "a b c d e f g h i j k l m n o p".split()
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 INSTRUCTIONS = ("a b c d .", "e f .", "g h i j k l m n .")
 INPUTS = ("a", "b c d", "e f g h i j", "k l", "a a a a a a a a a a")
 

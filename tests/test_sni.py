@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tagi.data.sni import SniDataset, load_task, meta_split, overlapping_inputs
+from tagi.data.sni import SniDataset, load_task, meta_split, overlapping_inputs, without_overlap
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
 
@@ -277,9 +277,7 @@ def test_valid_files_always_load(tmp_path: Path, content: dict[str, Any]) -> Non
     task = load_task(write(tmp_path / "t.json", content))
     loaded = [{"id": e.id, "input": e.input, "output": list(e.targets)} for e in task.examples]
     assert loaded == original["Instances"]
-    assert [{"input": p.input, "output": p.output} for p in task.instruction.positives] == original[
-        "Positive Examples"
-    ]
+    assert [{"input": p.input, "output": p.output} for p in task.instruction.positives] == original["Positive Examples"]
 
 
 def test_meta_split_holds_out_whole_tasks() -> None:
@@ -307,6 +305,8 @@ def test_overlap_ignores_case_and_spaces() -> None:
 
     train = [task("a", "Red  Dog", "cat", "red dog."), task("b", "wolf")]
     assert overlapping_inputs(train, [task("t", " red dog\n"), task("u", "fox")]) == {"a": ["a-0"]}
+    kept = without_overlap([task("t", " red dog\n", "owl"), task("u", "fox")], train)
+    assert [[row.input for row in one.examples] for one in kept] == [["owl"], ["fox"]]
 
 
 def test_real_split(shared_data: Path) -> None:

@@ -255,7 +255,8 @@ def _assign(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a typo explains the rest
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(kind), n=1)

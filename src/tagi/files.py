@@ -31,25 +31,25 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             yield draft
             draft.chmod(0o755)
             if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-                try:
-                    _exchange(target, draft, old / target.name)
-                finally:
-                    shutil.rmtree(old, ignore_errors=True)
+                _exchange(target, draft)
             else:
                 os.replace(draft, target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _exchange(target: Path, draft: Path, old: Path) -> None:
-    """Move `target` away to `old` and `draft` into its place, or leave `target` where it was."""
-    os.replace(target, old)
+def _exchange(target: Path, draft: Path) -> None:
+    """Put `draft` in the place of `target` and remove the old folder; after an error the old one is back."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     try:
+        os.replace(target, aside / target.name)
         os.replace(draft, target)
     except BaseException:
-        os.replace(old, target)
+        if not target.exists():
+            os.replace(aside / target.name, target)
+        shutil.rmtree(aside)
         raise
+    shutil.rmtree(aside)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,8 @@ class Loss:
 
 
 def cross_entropy(logits_ROV: Tensor, labels_RO: Tensor) -> Loss:
-    """L_pred = -log P(c | b), summed over target tokens (Eq. 3; labels of -100 are ignored)."""
-    total = F.cross_entropy(logits_ROV.flatten(0, 1).float(), labels_RO.flatten(), ignore_index=IGNORE, reduction="sum")
+    """L_pred = -log P(c | b), summed over target tokens in fp32 or wider (Eq. 3; labels of -100 ignored)."""
+    wide = torch.promote_types(logits_ROV.dtype, torch.float32)
+    logits = logits_ROV.flatten(0, 1).to(wide)
+    total = F.cross_entropy(logits, labels_RO.flatten(), ignore_index=IGNORE, reduction="sum")
     return Loss(total, (labels_RO != IGNORE).sum())

@@ -80,6 +80,9 @@ def sni(
     split: Annotated[str, typer.Option(help="A folder of splits/.")] = "default",
     limit_tasks: Annotated[int | None, typer.Option(min=1, help="Only the first tasks of the split.")] = None,
     instances: Instances = 100,
+    drop_seen: Annotated[
+        bool, typer.Option("--drop-seen", help="Leave out rows whose input a training task has.")
+    ] = False,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -89,15 +92,17 @@ def sni(
     as_json: Json = False,
 ) -> None:
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
-    from tagi.data.sni import SniDataset
+    from tagi.data.sni import SniDataset, without_overlap
 
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
         names = dataset.english(dataset.names("test"))[:limit_tasks]
         tasks = [dataset.load(name, limit=instances) for name in names]
+        if drop_seen:
+            tasks = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train")))
     tagi = open_tagi(checkpoint, backbone)
-    asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances}
+    asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
     _score(tagi, tasks, None, setting, asked | {"checkpoint": checkpoint})
 
 

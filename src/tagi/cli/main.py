@@ -1,6 +1,7 @@
 """The program `tagi`: its commands, and what becomes of their errors."""
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,6 +44,7 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
 
 def run() -> None:
     """The entry point of the installed program."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that spin stop each other
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -7,7 +7,7 @@ when they agree on 95 % of the probes that both are defined on.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, islice
 from random import Random
 from zlib import crc32
@@ -45,6 +45,7 @@ class Split:
         return self.singles + self.compositions
 
 
+@lru_cache(maxsize=4)
 def splits(seed: int, train_compositions: int = 5000, valid: int = 100, test: int = 500) -> Split:
     """Draws the tasks of a seed; test, valid and training compositions come from one distribution.
 

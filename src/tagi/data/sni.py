@@ -6,7 +6,7 @@ are kept.
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -175,6 +175,14 @@ def overlapping_inputs(train: Iterable[Task], test: Iterable[Task]) -> dict[str,
     tested = {_normalised(example) for task in test for example in task.examples}
     found = {task.name: [row.id for row in task.examples if _normalised(row) in tested] for task in train}
     return {name: ids for name, ids in found.items() if ids}
+
+
+def without_overlap(test: Sequence[Task], train: Iterable[Task]) -> list[Task]:
+    """The test tasks without the rows whose input also is a training row's."""
+    seen = {name: set(ids) for name, ids in overlapping_inputs(test, train).items()}
+    return [
+        replace(task, examples=[row for row in task.examples if row.id not in seen.get(task.name, ())]) for task in test
+    ]
 
 
 def _read(path: Path) -> _TaskFile:

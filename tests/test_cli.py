@@ -1,0 +1,619 @@
+"""The command line: what it prints where, its exit codes, and every mistake that a user can make."""
+
+import ast
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import yaml
+
+from tagi import Tagi
+from tagi.cli import common, demo, doctor
+from tagi.cli import eval as eval_command
+from tagi.cli.main import main
+from tagi.data.micro_splits import SHOWN_TASK
+from tagi.data.microtasks import MicroTask, write_sni
+from tagi.data.types import Demonstration, Instruction
+from tagi.eval import evaluate
+from tagi.eval.report import read_predictions
+from tagi.methods import METHODS
+
+INSTRUCTION = "Keep only the animals, then reverse the list."
+COMMANDS = ("", "demo", "run", "adapt", "train", "eval sni", "eval micro", "eval compare", "methods", "doctor")
+CONFIG = {
+    "stage": "finetune",
+    "method": "tagi",
+    "backbone": {
+        "tokenizer": "micro",
+        "shape": {
+            "vocab_size": 8, "d_model": 16, "d_kv": 4, "d_ff": 16,
+            "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2,
+        },
+    },
+    "hypernetwork": {"rank": 2, "hidden": 4},
+    "fusion": {"width": 4, "heads": 2},
+    "prompt": {"style": "plain", "positives": 1, "max_instruction": 32, "max_input": 16, "max_target": 8},
+    "data": {"source": "micro", "compositions": 20},
+    "training": {
+        "steps": 4, "tasks_per_batch": 2, "rows_per_task": 2, "lr": 0.03, "checkpoint_every": 2,
+        "trainable": ["backbone", "hypernetwork", "fusion"],
+    },
+}  # fmt: skip
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Stdout, which must be one JSON object."""
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def tagi(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+
+    def run(*arguments: object) -> Result:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(CONFIG | {"output": str(folder / "runs")} | changes), encoding="utf-8")
+    return file
+
+
+def trained(folder: Path, **changes: Any) -> Path:
+    config = write_config(folder, **changes)
+    assert main(["train", {**CONFIG, **changes}["stage"], "--config", str(config)]) == 0
+    return folder / "runs" / "final"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TAGI of a few thousand parameters after four steps of training."""
+    return trained(tmp_path_factory.mktemp("tagi"))
+
+
+@pytest.fixture(scope="module")
+def metatrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that reads the instruction with every input."""
+    training = CONFIG["training"] | {"trainable": ["backbone"], "steps": 1}
+    return trained(tmp_path_factory.mktemp("meta"), stage="metatrain", method="metatrain", training=training)
+
+
+@pytest.fixture(scope="module")
+def sni_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three test tasks in the layout of Super-NaturalInstructions."""
+    folder = tmp_path_factory.mktemp("sni")
+    tasks = [
+        MicroTask(i, (operation,), i).task(positives=2) for i, operation in enumerate([*SHOWN_TASK, SHOWN_TASK[1]])
+    ]
+    write_sni(folder, tasks[:1], tasks, instances=5)
+    return folder
+
+
+def mistake(result: Result, *words: str) -> None:
+    """Exit code 2, nothing on stdout, one sentence on stderr that holds every word."""
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1
+    assert [word for word in words if word not in result.err] == []
+
+
+# --- help and usage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(tagi: Run, command: str) -> None:
+    result = tagi(*command.split(), "--help")
+    assert result.code == 0
+    assert f"Example: tagi {command}".rstrip() in " ".join(result.out.split())
+
+
+def test_no_command_is_help(tagi: Run) -> None:
+    result = tagi()
+    assert result.code == 0
+    assert "Usage: tagi" in result.out
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = "import sys; from tagi.cli.main import main; main(['--help']); print(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = set(ast.literal_eval(out.splitlines()[-1]))
+    assert "typer" in loaded
+    assert loaded & {"torch", "transformers", "numpy", "datasets", "pydantic"} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("runn x", ["runn", "run"]),
+        ("run x --inpt y", ["--inpt", "--input"]),
+        ("run x --nothing-like-it", ["--nothing-like-it", "tagi run --help"]),
+        ("eval", ["Missing command", "tagi eval --help"]),
+        ("eval macro", ["macro", "micro"]),
+        ("eval micro --tasks none", ["--tasks", "integer"]),
+        ("eval micro --tasks 0", ["--tasks", "1"]),
+        ("eval micro --instruction other", ["instruction", "'other'", "shuffled"]),
+        ("train", ["Missing", "stage", "metatrain"]),
+        ("train finetune", ["Missing", "--config"]),
+        ("train dance --config x", ["dance", "metatrain"]),
+        ("adapt x", ["Missing", "--output"]),
+    ],
+)
+def test_usage_errors(tagi: Run, arguments: str, words: list[str]) -> None:
+    mistake(tagi(*arguments.split()), *words)
+
+
+# --- run --------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_one_answer_a_line(tagi: Run, checkpoint: Path) -> None:
+    inputs = ["red wolf saw dog plum", "cat", "lion plum"]
+    model = Tagi.from_pretrained(checkpoint)
+    expected = model.generate(inputs, model.adapt(INSTRUCTION))
+    options = [option for text in inputs for option in ("--input", text)]
+    assert any(expected)
+    assert tagi("run", INSTRUCTION, *options, "--checkpoint", checkpoint) == (0, "\n".join([*expected, ""]), "")
+
+
+def test_run_prints_json(tagi: Run, checkpoint: Path) -> None:
+    plain = tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", checkpoint).out
+    found = tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", checkpoint, "--json").json
+    assert found.pop("adapt_seconds") > 0 and found.pop("generate_seconds") > 0
+    assert found == {"answers": [plain.rstrip("\n")], "n": 1, "notes": [], "method": "tagi"}
+
+
+def test_run_with_the_instruction_in_the_prompt(tagi: Run, metatrained: Path) -> None:
+    expected = Tagi.from_pretrained(metatrained).solve(Instruction(INSTRUCTION), ["cat dog"])
+    assert tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", metatrained).out == f"{expected[0]}\n"
+
+
+def test_positives_reach_the_model(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """Compared as adapters, whose memory has one row a token."""
+    positives = ["--positive", "cat red => cat", "--positive", "dog => dog"]
+    result = tagi("adapt", INSTRUCTION, *positives, "-o", tmp_path / "a", "--checkpoint", checkpoint)
+    assert result.err == "note: the model reads 1 of the 2 demonstrations\n"
+    told = Instruction(INSTRUCTION, (Demonstration("cat red", "cat"),))
+    model = Tagi.from_pretrained(checkpoint)
+    assert model.load_adapter(tmp_path / "a").memory.shape == model.adapt(told).memory.shape
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_inputs_from_a_file(
+    tagi: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdin: bool
+) -> None:
+    lines = '{"input": "cat dog", "id": 7}\n\n{"input": "lion plum"}\n'
+    file = tmp_path / "inputs.jsonl"
+    file.write_text(lines, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    expected = tagi("run", INSTRUCTION, "--input", "cat dog", "--input", "lion plum", "--checkpoint", checkpoint)
+    assert tagi("run", INSTRUCTION, "--inputs", "-" if stdin else file, "--checkpoint", checkpoint) == expected
+
+
+def test_notes_go_to_stderr(tagi: Run, checkpoint: Path) -> None:
+    result = tagi("run", INSTRUCTION, "--input", "cat xyzzy " * 9, "--checkpoint", checkpoint, "--json")
+    assert result.json["notes"] == [
+        "input 1 has 19 tokens and was cut to its first 16",
+        "the model does not know xyzzy",
+    ]
+    assert result.err == "".join(f"note: {text}\n" for text in result.json["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["", "--input", "cat"], ["instruction is empty"]),
+        (["  ", "--input", "cat"], ["instruction is empty"]),
+        (["Sort.", "--input", " "], ["input is empty"]),
+        (["Sort."], ["--input", "--inputs"]),
+        (["--input", "cat"], ["instruction", "--adapter"]),
+        (["Sort.", "--adapter", "x", "--input", "cat"], ["instruction", "--adapter"]),
+        (["--adapter", "x", "--input", "cat", "--positive", "a => b"], ["--positive"]),
+        (["Sort.", "--input", "cat", "--positive", "a, b"], ["--positive", "'a, b'", "input => output"]),
+        (["Sort.", "--input", "cat", "--positive", "a =>"], ["--positive", "'a =>'"]),
+    ],
+)
+def test_run_mistakes(tagi: Run, checkpoint: Path, arguments: Sequence[str], words: list[str]) -> None:
+    mistake(tagi("run", *arguments, "--checkpoint", checkpoint), *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["holds no input"]),
+        ('{"input": "cat"}\nno JSON\n', ["line 2", "is not JSON"]),
+        ('{"inputs": "cat"}\n', ["line 1", "input", "is missing"]),
+        ('{"input": 3}\n', ["line 1", "input", "must be a string"]),
+        ('\n{"input": " "}\n', ["line 2", "input", "is empty"]),
+        ('["cat"]\n', ["line 1", "must be a JSON object"]),
+    ],
+)
+def test_bad_inputs_file(tagi: Run, tmp_path: Path, content: str, words: list[str]) -> None:
+    file = tmp_path / "inputs.jsonl"
+    file.write_text(content, encoding="utf-8")
+    mistake(tagi("run", "Sort.", "--inputs", file), str(file), *words)
+
+
+def test_missing_inputs_file(tagi: Run, tmp_path: Path) -> None:
+    mistake(tagi("run", "Sort.", "--inputs", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read")
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def cut_config(folder: Path) -> None:
+    (folder / "tagi.json").write_text('{"format": 1', encoding="utf-8")
+
+
+def drop_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def drop_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def drop_backbone(folder: Path) -> None:
+    shutil.rmtree(folder / "backbone")
+
+
+def unknown_method(folder: Path) -> None:
+    values = json.loads((folder / "tagi.json").read_text())
+    (folder / "tagi.json").write_text(json.dumps(values | {"method": "taggi"}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_weights, cut_config, drop_weights, drop_tokenizer, drop_backbone, unknown_method]
+)
+def test_half_written_checkpoint(tagi: Run, checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    damage(broken)
+    mistake(tagi("run", "Sort.", "--input", "cat", "--checkpoint", broken), str(broken))
+
+
+def test_folder_that_is_no_checkpoint(tagi: Run, tmp_path: Path) -> None:
+    mistake(tagi("run", "Sort.", "--input", "cat", "--checkpoint", tmp_path), str(tmp_path), "is no TAGI checkpoint")
+
+
+def test_checkpoint_of_another_backbone(tagi: Run, checkpoint: Path, metatrained: Path) -> None:
+    other = metatrained / "backbone"
+    result = tagi("run", "Sort.", "--input", "cat", "--checkpoint", checkpoint, "--backbone", other)
+    mistake(result, str(checkpoint), "another backbone", str(other))
+
+
+def test_installation_without_default(tagi: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(common.resources, "files", lambda _: tmp_path)
+    mistake(tagi("run", "Sort.", "--input", "cat"), "bundles no checkpoint", "--checkpoint")
+
+
+# --- adapt ------------------------------------------------------------------------------------------------
+
+
+def test_saved_adapter_solves_like_its_instruction(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    written = tagi("adapt", INSTRUCTION, "-o", folder, "--checkpoint", checkpoint)
+    assert written.code == 0
+    assert f"tagi run --adapter {folder} --checkpoint {checkpoint}" in written.out
+    direct = tagi("run", INSTRUCTION, "--input", "cat dog xyzzy", "--checkpoint", checkpoint)
+    assert tagi("run", "--adapter", folder, "--input", "cat dog xyzzy", "--checkpoint", checkpoint) == direct
+
+
+def test_adapt_json_and_force(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    tagi("adapt", "Sort.", "-o", folder, "--checkpoint", checkpoint)
+    mistake(tagi("adapt", INSTRUCTION, "-o", folder, "--checkpoint", checkpoint), str(folder), "--force")
+    found = tagi("adapt", INSTRUCTION, "-o", folder, "--checkpoint", checkpoint, "--force", "--json").json
+    assert found["adapter"] == str(folder)
+    assert found["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert json.loads((folder / "adapter.json").read_text())["definition"] == INSTRUCTION
+
+
+def test_adapt_overwrites_nothing_else(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("years")
+    mistake(tagi("adapt", "Sort.", "-o", tmp_path, "--checkpoint", checkpoint, "--force"), "is no task adapter")
+    mistake(tagi("adapt", "Sort.", "-o", precious, "--checkpoint", checkpoint, "--force"), "is no task adapter")
+    mistake(tagi("adapt", "Sort.", "-o", precious / "a", "--checkpoint", checkpoint), "cannot be written")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    assert precious.read_text() == "years"
+
+
+def test_adapter_of_another_checkpoint(tagi: Run, checkpoint: Path, metatrained: Path, tmp_path: Path) -> None:
+    tagi("adapt", "Sort.", "-o", tmp_path / "a", "--checkpoint", checkpoint)
+    result = tagi("run", "--adapter", tmp_path / "a", "--input", "cat", "--checkpoint", metatrained)
+    mistake(result, str(tmp_path / "a"))
+    mistake(tagi("run", "--adapter", tmp_path, "--input", "cat", "--checkpoint", checkpoint), "is no task adapter")
+    mistake(tagi("adapt", "Sort.", "-o", tmp_path / "b", "--checkpoint", metatrained), "metatrain", "no adapter")
+
+
+# --- train ------------------------------------------------------------------------------------------------
+
+
+def test_train_prints_the_checkpoint(tagi: Run, tmp_path: Path) -> None:
+    result = tagi("train", "finetune", "--config", write_config(tmp_path), "training.steps=1", "data.seed=3")
+    final = tmp_path / "runs" / "final"
+    assert (result.code, result.out) == (0, f"{final}\n")
+    kept = yaml.safe_load((final / common.RUN_FILE).read_text())
+    assert (kept["training"]["steps"], kept["data"]["seed"], kept["data"]["compositions"]) == (1, 3, 20)
+
+
+def test_dry_run_writes_nothing(tagi: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    arguments = ["train", "finetune", "--config", config, "--dry-run", "training.trainable=[fusion]"]
+    found = tagi(*arguments, "--json").json
+    assert sorted(tmp_path.iterdir()) == [config]
+    assert found["trainable"] == ["fusion"]
+    assert found["rows_per_step"] == 4
+    assert 4 * 3 < found["tokens_per_step"] < 4 * 100
+    assert found["hypernetwork_share"] == found["parameters"]["hypernetwork"] / found["parameters"]["backbone"]
+    shown = " ".join(tagi(*arguments).out.split())
+    assert f"backbone {found['parameters']['backbone']:,} frozen" in shown
+    assert f"fusion {found['parameters']['fusion']:,} trained" in shown
+
+
+def test_resume(tagi: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    tagi("train", "finetune", "--config", config)
+    mistake(tagi("train", "finetune", "--config", config), str(tmp_path / "runs"), "--resume")
+    assert tagi("train", "finetune", "--config", config, "--resume", "--json").json["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["metatrain"], ["run.yaml", "stage", "finetune", "metatrain"]),
+        (["finetune", "training.stepz=3"], ["training.stepz", "did you mean steps"]),
+        (["finetune", "training.steps"], ["training.steps", "key=value"]),
+        (["finetune", "training.steps=-1"], ["training.steps", "greater than 0"]),
+        (["finetune", "method=tagy"], ["method", "tagy", "did you mean tagi"]),
+        (["finetune", "data.source=c4", "data.path=/nowhere"], ["data.source", "c4", "finetune"]),
+        (["finetune", "data.source=sni", "data.path=/nowhere"], ["/nowhere", "tasks"]),
+        (["finetune", "data.compositions=10000000"], ["train_compositions", "10000000"]),
+        (["finetune", "backbone=null", "start_from=/nowhere"], ["/nowhere"]),
+    ],
+)
+def test_train_mistakes(tagi: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    config = write_config(tmp_path)
+    mistake(tagi("train", *arguments, "--config", config), *words)
+    assert sorted(tmp_path.iterdir()) == [config]
+
+
+def test_config_that_is_none(tagi: Run, tmp_path: Path) -> None:
+    mistake(tagi("train", "finetune", "--config", tmp_path / "none.yaml"), "none.yaml", "cannot be read")
+    (tmp_path / "bad.yaml").write_text("a: [", encoding="utf-8")
+    mistake(tagi("train", "finetune", "--config", tmp_path / "bad.yaml"), "bad.yaml", "is not YAML")
+
+
+# --- the program ------------------------------------------------------------------------------------------
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from tagi.cli.main import run; run()", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_program_exits_with_2(tmp_path: Path) -> None:
+    process = start("train", "finetune", "--config", tmp_path / "none.yaml")
+    out, err = process.communicate(timeout=120)
+    mistake(Result(process.returncode, out, err), "none.yaml")
+
+
+def test_interrupted_training(tmp_path: Path) -> None:
+    """Ctrl-C: exit code 130, no traceback, and only whole checkpoints."""
+    training = CONFIG["training"] | {"steps": 1_000_000, "checkpoint_every": 5}
+    process = start("train", "finetune", "--config", write_config(tmp_path, training=training))
+    runs = tmp_path / "runs"
+    deadline = time.monotonic() + 240
+    while not list(runs.glob("step-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("interrupted\n") and "Traceback" not in err
+    left = sorted(file.name for file in runs.iterdir())
+    assert left[0] == "log.jsonl" and len(left) >= 2
+    for name in left[1:]:
+        assert name.startswith("step-")
+        Tagi.from_pretrained(runs / name)
+
+
+# --- eval -------------------------------------------------------------------------------------------------
+
+
+def test_literals_are_those_of_the_evaluation() -> None:
+    for name in ("InstructionControl", "AdapterControl"):
+        assert get_args(getattr(eval_command, name)) == get_args(getattr(evaluate, name))
+
+
+def test_eval_micro(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["eval", "micro", "--tasks", 3, "--instances", 2, "--checkpoint", checkpoint]
+    found = tagi(*arguments, "-o", tmp_path, "--json").json
+    predictions = read_predictions(tmp_path / "predictions.jsonl")
+    scores = evaluate.score(predictions)
+    assert found["n"] == len(predictions) == 6
+    assert found["rouge_l"] == pytest.approx(sum(scores.rouge_l) / 6)
+    assert found["exact_match"] == pytest.approx(sum(scores.exact_match) / 6)
+    assert predictions[0].task == "micro0000_keep_only_animals__reverse"
+    assert len({one.task for one in predictions}) == len(found["by_task"]) == 3
+    assert sum(group["n"] for group in found["by_category"].values()) == 6
+    assert found["control"] == {"instruction": "aligned", "adapter": "full"}
+    assert found["reference"].keys() == {"copy_input", "copy_demonstration", "majority"}
+    assert json.loads((tmp_path / "scores.json").read_text()) == found
+    low, high = found["interval"]["rouge_l"]
+    assert low <= found["rouge_l"] <= high
+    row = f"| all | 6 | {100 * found['rouge_l']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert row in (tmp_path / "scores.md").read_text()
+
+
+def test_eval_micro_controls(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["eval", "micro", "--tasks", 3, "--instances", 1, "--checkpoint", checkpoint, "-o"]
+    told: dict[str, list[Instruction]] = {}
+    for control in ("aligned", "shuffled", "random", "empty"):
+        assert tagi(*arguments, tmp_path / control, "--instruction", control).code == 0
+        told[control] = [one.instruction for one in read_predictions(tmp_path / control / "predictions.jsonl")]
+    own = told["aligned"]
+    assert set(told["shuffled"]) <= set(own)
+    assert all(a != b for a, b in zip(own, told["shuffled"], strict=True))
+    lengths = [[len(one.definition.split()) for one in some] for some in (own, told["random"])]
+    assert lengths[0] == lengths[1] and set(own).isdisjoint(told["random"])
+    assert [one.definition for one in told["empty"]] == ["", "", ""]
+
+
+def test_eval_micro_new_phrasings(tagi: Run, checkpoint: Path) -> None:
+    arguments = ["eval", "micro", "--tasks", 2, "--instances", 1, "--checkpoint", checkpoint, "--json"]
+    found = tagi(*arguments, "--phrasings", "new").json
+    assert [name.endswith("_reworded") for name in found["by_task"]] == [True, True]
+
+
+def test_eval_micro_says_what_it_cannot_know(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    shutil.copytree(checkpoint, stranger)
+    (stranger / common.RUN_FILE).unlink()
+    arguments = ["eval", "micro", "--tasks", 2, "--instances", 1, "--checkpoint"]
+    assert "may not be unseen" in tagi(*arguments, checkpoint, "--data-seed", 1).err
+    assert tagi(*arguments, checkpoint).err == ""
+    (stranger / common.RUN_FILE).write_text("stage: dance", encoding="utf-8")
+    mistake(tagi(*arguments, stranger), str(stranger / common.RUN_FILE))
+
+
+def test_eval_mistakes(tagi: Run, checkpoint: Path, metatrained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    some = ["eval", "micro", "--instances", 1, "--checkpoint"]
+    mistake(tagi(*some, checkpoint, "--tasks", 501), "--tasks 501", "500")
+    mistake(tagi(*some, checkpoint, "--tasks", 1, "--instruction", "shuffled"), "two tasks")
+    mistake(tagi(*some, metatrained, "--tasks", 2, "--adapter", "lora_only"), "adapter", "metatrain")
+    mistake(tagi(*some, checkpoint, "-o", tmp_path / "file"), str(tmp_path / "file"), "is a file")
+
+
+def test_eval_sni(tagi: Run, checkpoint: Path, sni_folder: Path) -> None:
+    arguments = ["eval", "sni", "--data", sni_folder, "--checkpoint", checkpoint]
+    found = tagi(*arguments, "--instances", 2, "--limit-tasks", 2, "--json").json
+    assert (found["n"], len(found["by_task"])) == (4, 2)
+    assert (found["command"]["benchmark"], found["command"]["data"]) == ("sni", str(sni_folder))
+    table = tagi(*arguments).out
+    assert [line.split()[:2] for line in table.splitlines() if line.strip().startswith("all")] == [["all", "15"]]
+    assert "copying the first demonstration" in table
+
+
+def test_bad_sni_folders(tagi: Run, checkpoint: Path, sni_folder: Path, tmp_path: Path) -> None:
+    def score(folder: Path, *more: object) -> Result:
+        return tagi("eval", "sni", "--data", folder, "--checkpoint", checkpoint, *more)
+
+    mistake(score(tmp_path), str(tmp_path), "tasks")
+    mistake(score(sni_folder, "--split", "xlingual"), "xlingual", "test_tasks.txt")
+    broken = tmp_path / "broken"
+    shutil.copytree(sni_folder, broken)
+    task = next(iter(sorted(broken.glob("tasks/*.json"))))
+    content = json.loads(task.read_text())
+    del content["Definition"]
+    task.write_text(json.dumps(content), encoding="utf-8")
+    mistake(score(broken), str(task), "Definition", "is missing")
+    task.write_text("{", encoding="utf-8")
+    mistake(score(broken), str(task), "is not JSON")
+    task.unlink()
+    mistake(score(broken), "test_tasks.txt", task.stem)
+
+
+# --- methods, doctor, demo --------------------------------------------------------------------------------
+
+
+def test_methods_are_the_rows_of_table_1(tagi: Run) -> None:
+    found = {row["name"]: row for row in tagi("methods", "--json").json["methods"]}
+    assert list(found) == [method.name for method in METHODS]
+    columns = ("pretrained", "fuses_instruction", "low_inference_cost")
+    published = {  # Table 1: T0 / Tk-Instruct, HyperTuning, HINT, TAGI
+        "metatrain": (False, True, False),
+        "lora_only": (True, False, True),
+        "lora_concat": (True, False, True),
+        "tagi": (True, True, True),
+    }
+    assert {name: tuple(found[name][column] for column in columns) for name in published} == published
+    table = tagi("methods").out
+    assert [name for name in found if table.count(f" {name} ") < 2] == []
+
+
+def test_doctor(tagi: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "default_checkpoint", lambda: checkpoint)
+    well = tagi("doctor", "--json")
+    assert (well.code, well.json["ok"]) == (0, True)
+    assert {"python", "torch", "transformers", "threads", "devices", "disk"} <= {
+        one["name"] for one in well.json["checks"]
+    }
+    monkeypatch.setattr(doctor, "default_checkpoint", lambda: tmp_path)
+    ill = tagi("doctor")
+    assert ill.code == 1
+    assert "is no TAGI checkpoint" in " ".join(ill.out.split())
+    assert "install tagi again" in " ".join(ill.out.split())
+
+
+def test_doctor_misses_a_package(tagi: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "default_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    result = tagi("doctor", "--json")
+    assert result.code == 1
+    assert [one["mend"] for one in result.json["checks"] if one["mend"]] == ["pip install no-such-package"]
+
+
+def test_demo_json(tagi: Run, checkpoint: Path) -> None:
+    found = tagi("demo", "--tasks", 5, "--checkpoint", checkpoint, "--json").json
+    assert (found["tasks"], found["n"]) == (5, 50)
+    assert found["exact_match"] == found["exact_match_by_instruction"]["aligned"]
+    assert found["exact_match_by_instruction"].keys() == {"aligned", "empty", "shuffled"}
+    first = found["shown"][0]
+    assert (first["instruction"], first["inputs"][0]["expected"]) == (INSTRUCTION, "dog wolf")
+    assert len(found["shown"]) == 4 and all(len(task["inputs"]) == 2 for task in found["shown"])
+    model = Tagi.from_pretrained(checkpoint)
+    expected = model.generate([demo.README_INPUT], model.adapt(INSTRUCTION))
+    assert [first["inputs"][0]["answers"]["aligned"]] == expected
+
+
+def test_demo_on_a_dumb_terminal(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["demo", "--tasks", "2", "--checkpoint", str(checkpoint)]) == 0
+    out.seek(0)
+    text = out.read()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines()[:-3])) <= 80
+    assert "no with its own adapter" in text or "ok with its own adapter" in text
+    assert "exact match on 20 inputs of 2 unseen tasks" in text
+
+
+def test_readme_example_is_right() -> None:
+    assert MicroTask(0, SHOWN_TASK, 0).solve(demo.README_INPUT.split()) == demo.README_ANSWER.split()
+    assert demo.README_INSTRUCTION in MicroTask(0, SHOWN_TASK, 0).definitions()
+
+
+def test_errors_are_no_markup(tagi: Run, tmp_path: Path) -> None:
+    """Square brackets in a message are the user's, not styles."""
+    name = tmp_path / "[bold]x[/bold].jsonl"
+    mistake(tagi("run", "Sort.", "--inputs", name), str(name))
