@@ -193,7 +193,7 @@ def test_positives_reach_the_model(tagi: Run, checkpoint: Path, tmp_path: Path) 
     """Compared as adapters, whose memory has one row a token."""
     positives = ["--positive", "cat red => cat", "--positive", "dog => dog"]
     result = tagi("adapt", INSTRUCTION, *positives, "-o", tmp_path / "a", "--checkpoint", checkpoint)
-    assert result.err == "note: the model reads 1 of the 2 demonstrations\n"
+    assert "note: the model reads 1 of the 2 demonstrations\n" in result.err
     told = Instruction(INSTRUCTION, (Demonstration("cat red", "cat"),))
     model = Tagi.from_pretrained(checkpoint)
     assert model.load_adapter(tmp_path / "a").memory.shape == model.adapt(told).memory.shape
@@ -383,7 +383,11 @@ def test_dry_run_writes_nothing(tagi: Run, tmp_path: Path) -> None:
 def test_resume(tagi: Run, tmp_path: Path) -> None:
     config = write_config(tmp_path)
     tagi("train", "finetune", "--config", config)
-    mistake(tagi("train", "finetune", "--config", config), str(tmp_path / "runs"), "--resume")
+    again = tagi("train", "finetune", "--config", config)
+    assert (again.code, again.out) == (2, "")
+    assert again.err.endswith(
+        f"error: {tmp_path / 'runs'}: already holds a run; add --resume to go on, or choose another output\n"
+    )
     assert tagi("train", "finetune", "--config", config, "--resume", "--json").json["steps"] == 4
 
 
@@ -397,7 +401,6 @@ def test_resume(tagi: Run, tmp_path: Path) -> None:
         (["finetune", "method=tagy"], ["method", "tagy", "did you mean tagi"]),
         (["finetune", "data.source=c4", "data.path=/nowhere"], ["data.source", "c4", "finetune"]),
         (["finetune", "data.source=sni", "data.path=/nowhere"], ["/nowhere", "tasks"]),
-        (["finetune", "data.compositions=10000000"], ["train_compositions", "10000000"]),
         (["finetune", "backbone=null", "start_from=/nowhere"], ["/nowhere"]),
     ],
 )
@@ -429,7 +432,7 @@ def test_program_exits_with_2(tmp_path: Path) -> None:
 
 def test_interrupted_training(tmp_path: Path) -> None:
     """Ctrl-C: exit code 130, no traceback, and only whole checkpoints."""
-    training = CONFIG["training"] | {"steps": 1_000_000, "checkpoint_every": 5}
+    training = CONFIG["training"] | {"steps": 1_000_000, "checkpoint_every": 5, "keep": 1000}
     process = start("train", "finetune", "--config", write_config(tmp_path, training=training))
     runs = tmp_path / "runs"
     deadline = time.monotonic() + 240
@@ -439,9 +442,9 @@ def test_interrupted_training(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert err.endswith("interrupted\n") and "Traceback" not in err
-    left = sorted(file.name for file in runs.iterdir())
-    assert left[0] == "log.jsonl" and len(left) >= 2
-    for name in left[1:]:
+    left = {file.name for file in runs.iterdir()} - {"log.jsonl"}
+    assert left
+    for name in left:
         assert name.startswith("step-")
         Tagi.from_pretrained(runs / name)
 

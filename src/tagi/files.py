@@ -30,6 +30,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         try:
             yield draft
             draft.chmod(0o755)
+            for file in draft.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes files that only their owner reads
             if target.exists():
                 _exchange(target, draft)
             else:

@@ -31,7 +31,9 @@ Report = Callable[[int, int], None]
 
 Checkpoint = Annotated[
     str | None,
-    typer.Option("--checkpoint", metavar="DIR", help="A TAGI checkpoint, folder or hub name; the bundled one without."),
+    typer.Option(
+        "--checkpoint", metavar="DIR", help="A TAGI checkpoint, folder or hub name (default: the bundled one)."
+    ),
 ]
 Backbone = Annotated[
     str | None,

@@ -114,7 +114,7 @@ def micro(
         Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
     data_seed: Annotated[
-        int | None, typer.Option(help="Seed of the tasks; that of the checkpoint's training without.")
+        int | None, typer.Option(help="Seed of the tasks (default: that of the checkpoint's training).")
     ] = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,

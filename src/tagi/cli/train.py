@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tagi.config import RunConfig
     from tagi.train.stage import ModelStage
 
-EXAMPLE = "Example: tagi train finetune --config micro.yaml training.steps=500 --dry-run"
+EXAMPLE = "Example: tagi train finetune --config configs/default.yaml training.steps=500 --dry-run"
 MEASURED_STEPS = 4
 """Steps whose batches a dry run draws to measure rows and tokens."""
 
