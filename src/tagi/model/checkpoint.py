@@ -83,7 +83,8 @@ def write(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.d
 
 def own_tensors(model: TagiModel) -> dict[str, Tensor]:
     """Every tensor of the model that is not the backbone's."""
-    return {name: t.detach() for name, t in model.state_dict().items() if not name.startswith("backbone.")}
+    parts = {name: part for name, part in model.named_children() if part is not model.backbone}
+    return {f"{name}.{key}": t.detach() for name, part in parts.items() for key, t in part.state_dict().items()}
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -4,7 +4,7 @@ Three code paths cover the family: relu with tied embeddings (v1.0), gated-gelu 
 and, by its configuration, mT5. Shapes: see `rows.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, cast
 
 import torch
@@ -178,8 +178,7 @@ class T5(nn.Module):
         return self.shape.d_model
 
     def sites(self) -> tuple[Site, ...]:
-        modules = (m for m in self.modules() if isinstance(m, Attention))
-        return tuple(site for m in modules for site in (m.site_q, m.site_v))
+        return tuple(site for module in self._attentions() for site in (module.site_q, module.site_v))
 
     def site_shape(self, site: Site) -> tuple[int, int]:
         del site  # every q and v projection of a T5 has the same shape
@@ -187,9 +186,10 @@ class T5(nn.Module):
 
     def site_weight(self, site: Site) -> nn.Parameter:
         """The projection matrix (out, in) of a site."""
-        stack, attention = site.kind.split(".")
-        module = "cross" if attention == "cross" else "attention"
-        return self.get_parameter(f"{stack}.{site.layer}.{module}.{site.projection}.weight")
+        for module in self._attentions():
+            if site in (module.site_q, module.site_v):
+                return module.q.weight if site == module.site_q else module.v.weight
+        raise KeyError(site)
 
     def encode(
         self,
@@ -234,6 +234,9 @@ class T5(nn.Module):
         if self.shape.scale_outputs:
             x_ROD = x_ROD * self.shape.d_model**-0.5
         return F.linear(x_ROD, self.embedding.weight if self.output is None else self.output.weight)
+
+    def _attentions(self) -> Iterator[Attention]:
+        return (module for module in self.modules() if isinstance(module, Attention))
 
     def _cross_key_values(self, hidden: Tensor, lora: Lora, rows: Rows) -> tuple[KeyValue, ...]:
         blocks = cast(Iterable[DecoderBlock], self.decoder)
