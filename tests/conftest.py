@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cli_runs import CONFIG, Result, Run, trained
+from tagi.cli.main import main
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -14,3 +17,28 @@ def shared_data() -> Path:
     if not (folder / "sni" / "tasks").is_dir():
         pytest.skip(f"no real data in {folder}; set TAGI_TEST_DATA to a folder that holds sni, p3 and c4")
     return folder
+
+
+@pytest.fixture
+def tagi(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+
+    def run(*arguments: object) -> Result:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TAGI of a few thousand parameters after four steps of training."""
+    return trained(tmp_path_factory.mktemp("tagi"))
+
+
+@pytest.fixture(scope="session")
+def metatrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that reads the instruction with every input."""
+    training = CONFIG["training"] | {"trainable": ["backbone"], "steps": 1}
+    return trained(tmp_path_factory.mktemp("meta"), stage="metatrain", method="metatrain", training=training)

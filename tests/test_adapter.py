@@ -225,6 +225,20 @@ def test_merged_weights_equal_the_worn_adapter() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["tagi", "lora_concat"])
+def test_merged_weights_beside_the_memory_equal_the_worn_adapter(method: str) -> None:
+    """The instruction's keys and values pass through the adapted projections too, as (I; F) is one sequence."""
+    model = trained(small_tagi(method))
+    adapter, batch, rows = model.adapt(*token_batch([5], seed=0)), inputs(), Rows(1, 3)
+    worn = wear(model, adapter, *batch, rows)
+    merged = small_tagi(method, backbone=adapters.merge(model.backbone, adapter.lora))
+    if merged.fusion is not None and model.fusion is not None:
+        merged.fusion.load_state_dict(model.fusion.state_dict())
+    assert worst(wear(merged, adapter.without_lora(), *batch, rows), worn) < MERGED
+    assert worst(wear(model, adapter.without_lora(), *batch, rows), worn) > 0.1, "the LoRA should move the logits"
+
+
 def test_only_one_task_merges_into_the_weights() -> None:
     t5 = small_t5()
     with pytest.raises(ValueError, match="only one task"):
