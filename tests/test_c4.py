@@ -132,9 +132,7 @@ def test_the_store_holds_the_token_ids(store: TokenStore) -> None:
     assert store.tokens.dtype == np.uint16
 
 
-def test_the_store_is_limited_and_long_documents_are_cut(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_the_store_is_limited_and_long_documents_are_cut(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write_lines(tmp_path / "a.json", ["one two three", "six " * 2000, "four five six"])
     store = TokenStore.build([path], tokenizer, limit=2)
     assert [len(store[i]) for i in range(len(store))] == [3, 1024]

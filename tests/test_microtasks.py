@@ -106,10 +106,7 @@ def test_composition_is_solved_step_by_step() -> None:
 
 def test_no_two_operations_share_a_wording() -> None:
     clauses = [
-        clause
-        for operation in OPERATIONS
-        for held_out in (False, True)
-        for clause in operation.clauses(held_out)
+        clause for operation in OPERATIONS for held_out in (False, True) for clause in operation.clauses(held_out)
     ]
     assert len(set(clauses)) == len(clauses) == 4 * len(OPERATIONS)
 
@@ -121,10 +118,7 @@ def test_wordings_are_english_sentences() -> None:
     assert len(set(definitions)) == 3 * 3 * 4
     assert microtask(Operation("drop_last", number="one")).definitions()[0] == "Drop the last word."
     assert microtask(Operation("drop_last", number="two")).definitions()[0] == "Drop the last two words."
-    assert (
-        "Remove every word that is not a country."
-        in microtask(Operation("keep_only", "countries")).definitions()
-    )
+    assert "Remove every word that is not a country." in microtask(Operation("keep_only", "countries")).definitions()
 
 
 def test_held_out_wordings_are_new_but_use_known_words() -> None:
@@ -135,9 +129,7 @@ def test_held_out_wordings_are_new_but_use_known_words() -> None:
     )
     trained = {token for op in OPERATIONS for clause in op.clauses() for token in tokenize(clause)}
     trained |= {token for connector in CONNECTORS[:-1] for token in tokenize(connector)}
-    held_out = {
-        token for op in OPERATIONS for clause in op.clauses(held_out=True) for token in tokenize(clause)
-    }
+    held_out = {token for op in OPERATIONS for clause in op.clauses(held_out=True) for token in tokenize(clause)}
     held_out |= set(tokenize(CONNECTORS[-1]))
     assert held_out <= trained
 
@@ -155,9 +147,7 @@ def test_vocabulary_is_closed(split: Split) -> None:
         for held_out in (False, True):
             task = microtask.task(microtask.number, held_out, positives=2)
             texts = [task.instruction.definition]
-            texts += [
-                text for positive in task.instruction.positives for text in (positive.input, positive.output)
-            ]
+            texts += [text for positive in task.instruction.positives for text in (positive.input, positive.output)]
             texts += [text for example in task.examples[:3] for text in (example.input, *example.targets)]
             assert {token for text in texts for token in tokenize(text)} <= vocabulary
 
@@ -248,11 +238,7 @@ def test_no_test_task_equals_its_nearest_training_tasks_on_its_own_inputs(split:
         examples = task.task().examples[:200]
         for index in np.argsort(agreement(row, train))[-3:]:
             answers = [" ".join(split.train[index].solve(example.input.split())) for example in examples]
-            same = [
-                answer == example.targets[0]
-                for answer, example in zip(answers, examples, strict=True)
-                if answer
-            ]
+            same = [answer == example.targets[0] for answer, example in zip(answers, examples, strict=True) if answer]
             assert sum(same) < SAME * PROBES
 
 
@@ -326,8 +312,7 @@ def test_written_tasks_have_the_official_layout(tmp_path: Path, split: Split) ->
         (positive.input, positive.output) for positive in train[0].instruction.positives
     ]
     assert record["Instances"] == [
-        {"id": example.id, "input": example.input, "output": list(example.targets)}
-        for example in train[0].examples[:5]
+        {"id": example.id, "input": example.input, "output": list(example.targets)} for example in train[0].examples[:5]
     ]
     assert record["Negative Examples"] == []
 

@@ -13,9 +13,7 @@ from tagi.errors import InputError
 text = st.text(max_size=30) | st.sampled_from(["Sort it", "Sort it!", "a\nb", " x ", "Ends in \u3002", "=>"])
 written = text.filter(str.strip)
 style = st.sampled_from(["tk", "plain"])
-instruction = st.builds(
-    Instruction, written, st.lists(st.builds(Demonstration, text, text), max_size=4).map(tuple)
-)
+instruction = st.builds(Instruction, written, st.lists(st.builds(Demonstration, text, text), max_size=4).map(tuple))
 
 
 def always(_: str) -> bool:
@@ -74,9 +72,7 @@ def test_the_two_parts_concatenate_to_the_whole_prompt(
         return len(head + tail) <= limit
 
     head = render_instruction(item, style=style, positives=positives, fits=whole_fits)
-    whole = render_prompt(
-        item, source, style=style, positives=positives, fits=lambda prompt: len(prompt) <= limit
-    )
+    whole = render_prompt(item, source, style=style, positives=positives, fits=lambda prompt: len(prompt) <= limit)
     assert head.text + tail == whole
 
 

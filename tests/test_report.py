@@ -56,9 +56,7 @@ predictions = st.builds(
 
 
 @given(records=st.lists(predictions, max_size=3))
-def test_predictions_survive_the_disk(
-    records: list[Prediction], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_predictions_survive_the_disk(records: list[Prediction], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("predictions") / "predictions.jsonl"
     write_predictions(path, records)
     assert read_predictions(path) == records
@@ -83,9 +81,7 @@ def test_fields_that_only_tk_instruct_writes_are_skipped(tmp_path: Path) -> None
     write_predictions(path, [PREDICTION])
     line = json.loads(path.read_text())
     line["Positive Examples"][0]["explanation"] = "Dogs run."
-    path.write_text(
-        json.dumps({**line, "Contributors": ["A"], "Negative Examples": [], "Domains": ["B"]}) + "\n"
-    )
+    path.write_text(json.dumps({**line, "Contributors": ["A"], "Negative Examples": [], "Domains": ["B"]}) + "\n")
     assert read_predictions(path) == [PREDICTION]
 
 
@@ -143,9 +139,7 @@ def test_a_malformed_field_is_named(change: dict[str, Any], field: str, tmp_path
 
 
 @given(line=st.binary(min_size=1))
-def test_bytes_that_are_no_prediction_are_refused(
-    line: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_bytes_that_are_no_prediction_are_refused(line: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("predictions") / "predictions.jsonl"
     path.write_bytes(line)
     with pytest.raises(DataError, match=r"predictions\.jsonl: line \d+: "):
@@ -181,9 +175,7 @@ CLUSTERS = ["a", "a", "b", "c", "c", "c", "d", "d", "d"]
 
 def all_resample_means(values: list[float], clusters: list[str]) -> list[float]:
     """The exact bootstrap distribution: every ordered draw of whole clusters is equally likely."""
-    groups = [
-        [v for v, c in zip(values, clusters, strict=True) if c == name] for name in sorted(set(clusters))
-    ]
+    groups = [[v for v, c in zip(values, clusters, strict=True) if c == name] for name in sorted(set(clusters))]
     draws = itertools.product(groups, repeat=len(groups))
     return [float(np.mean(list(itertools.chain(*draw)))) for draw in draws]
 

@@ -47,17 +47,13 @@ def restated_normalize(text: str) -> str:
 
 @given(prediction=TEXT, reference=TEXT)
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(prediction: str, reference: str) -> None:
-    assert rouge_l(prediction, [reference]) == pytest.approx(
-        restated_rouge_l(prediction, reference), abs=1e-12
-    )
+    assert rouge_l(prediction, [reference]) == pytest.approx(restated_rouge_l(prediction, reference), abs=1e-12)
 
 
 @given(prediction=st.text(), references=st.lists(st.text(), min_size=1, max_size=3))
 def test_rouge_l_equals_the_best_of_rouge_score(prediction: str, references: list[str]) -> None:
     scores = [
-        RougeScorer(["rougeL"], use_stemmer=True)
-        .score(target=reference, prediction=prediction)["rougeL"]
-        .fmeasure
+        RougeScorer(["rougeL"], use_stemmer=True).score(target=reference, prediction=prediction)["rougeL"].fmeasure
         for reference in references
     ]
     assert rouge_l(prediction, references) == max(scores)
@@ -71,9 +67,7 @@ def test_rouge_l_by_hand() -> None:
 
 @given(prediction=st.text(), references=st.lists(st.text(), min_size=1, max_size=3))
 def test_exact_match_is_the_benchmarks(prediction: str, references: list[str]) -> None:
-    expected = any(
-        restated_normalize(prediction) == restated_normalize(reference) for reference in references
-    )
+    expected = any(restated_normalize(prediction) == restated_normalize(reference) for reference in references)
     assert exact_match(prediction, references) == float(expected)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -46,6 +44,10 @@ def train(
     config = load(config_file, overrides or ())
     if config.stage != stage:
         raise ConfigError(f"{config_file}: stage: is {config.stage}, but the command says {stage}")
+    if not dry_run:
+        from tagi.train.trainer import check_output
+
+        check_output(Path(config.output), resume=resume)
     built = _build(config)
     plan = _plan(built, config)
     if dry_run:
@@ -77,9 +79,8 @@ def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
         stage.write(folder)
         (folder / RUN_FILE).write_text(dump(config), encoding="utf-8")
 
-    with redirect_stdout(sys.stderr):  # the trainer's bar is no result
-        wrapped = replace(stage, write=write)
-        return run_stage(wrapped, config.training, Path(config.output), resume=resume, evaluate=_validator(config))
+    wrapped = replace(stage, write=write)
+    return run_stage(wrapped, config.training, Path(config.output), resume=resume, evaluate=_validator(config))
 
 
 def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:

@@ -209,9 +209,9 @@ class Tagi:
             CheckpointError: no adapter, a damaged one, or one that another checkpoint wrote.
         """
         adapter, identity = adapters.load(Path(folder), self.model.backbone.sites())
-        if identity["checkpoint"] != self.fingerprint():
-            raise CheckpointError(f"{folder}: another checkpoint wrote this adapter ({identity['checkpoint']})")
-        return adapter
+        if (writer := identity.get("checkpoint")) != self.fingerprint():
+            raise CheckpointError(f"{folder}: another checkpoint wrote this adapter ({writer})")
+        return adapter.to(self.device)
 
     def fingerprint(self) -> str:
         """Hash of everything that an adapter depends on: backbone and trained parts."""

@@ -44,6 +44,11 @@ class TaskAdapter:
         """The adapters of some tasks, in the order of `index`."""
         return TaskAdapter(lora_ops.select(self.lora, index), self.memory[index], self.mask[index])
 
+    def to(self, device: torch.device) -> "TaskAdapter":
+        """The same adapter on another device."""
+        moved = {site: replace(f, a=f.a.to(device), b=f.b.to(device)) for site, f in self.lora.items()}
+        return TaskAdapter(moved, self.memory.to(device), self.mask.to(device))
+
     def without_lora(self) -> "TaskAdapter":
         """Memory and fusion only."""
         return replace(self, lora={})

@@ -184,7 +184,7 @@ class T5(nn.Module):
         del site  # every q and v projection of a T5 has the same shape
         return self.shape.d_model, self.shape.inner_dim
 
-    def site_weight(self, site: Site) -> nn.Parameter:
+    def site_weight(self, site: Site) -> Tensor:
         """The projection matrix (out, in) of a site."""
         for module in self._attentions():
             if site in (module.site_q, module.site_v):

@@ -20,7 +20,10 @@ Metrics = dict[str, Loss]
 class Stage(Protocol):
     """One training stage: deterministic batches and a loss; the trainer never learns which stage it runs."""
 
-    model: TagiModel
+    @property
+    def model(self) -> TagiModel:
+        """The model that is trained, unwrapped."""
+        ...
 
     def batch(self, index: int) -> Batch:
         """Batch number `index`, a pure function of the stage's seed and the number."""
@@ -33,12 +36,14 @@ class Stage(Protocol):
         """
         ...
 
-    def write(self, folder: Path) -> None:
-        """Write the checkpoint's files into a folder that exists."""
+    @property
+    def write(self) -> Callable[[Path], None]:
+        """Writes the checkpoint's files into a folder that exists."""
         ...
 
-    def read(self, folder: Path) -> None:
-        """Put the trained tensors of a checkpoint back into the model."""
+    @property
+    def read(self) -> Callable[[Path], None]:
+        """Puts the trained tensors of a checkpoint back into the model."""
         ...
 
 

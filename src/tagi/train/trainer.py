@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
@@ -61,12 +62,13 @@ def train(
         CheckpointError: `folder` already holds checkpoints and `resume` is off.
         DiskError: a checkpoint could not be written.
     """
+    check_output(folder, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
     optim.freeze(stage.model, config)
     optimizer = optim.build(stage.model, config)
-    start = _resume(stage, optimizer, folder) if resume else _fresh(folder)
+    start = _resume(stage, optimizer, folder) if resume else 0
     model, prepared = accelerator.prepare(stage.model, optimizer)
     stage.model.train()
     with _progress() as progress:
@@ -154,10 +156,14 @@ def _resume(stage: Stage, optimizer: torch.optim.Optimizer, folder: Path) -> int
     return state["step"]
 
 
-def _fresh(folder: Path) -> int:
-    if checkpoints(folder) or (folder / FINAL).exists():
+def check_output(folder: Path, *, resume: bool) -> None:
+    """Refuse to train over a run that is already there.
+
+    Raises:
+        CheckpointError: `folder` holds a run and `resume` is off.
+    """
+    if not resume and (checkpoints(folder) or (folder / FINAL).exists()):
         raise CheckpointError(f"{folder}: already holds a run; add --resume to go on, or choose another output")
-    return 0
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -167,7 +173,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _prune(folder: Path, keep: int) -> None:
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        hidden = old.with_name(f".{old.name}")  # an interrupted removal leaves no half checkpoint behind
+        old.rename(hidden)
+        shutil.rmtree(hidden)
 
 
 def _log(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -190,7 +198,7 @@ def _progress() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[info]}"),
-        transient=False,
+        console=Console(stderr=True),
     )
 
 
