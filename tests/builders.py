@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from hypothesis import settings
 from torch import Tensor
 
 from tagi import methods
@@ -15,7 +14,6 @@ from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 from tagi.model.t5 import T5, RMSNorm, initialise
 from tagi.model.tagi import TagiModel
 
-untimed = settings(deadline=None)
 VOCABULARY = 48
 SMALL_HYPERNETWORK = HypernetworkConfig(rank=3, alpha=6.0, hidden=8)
 SMALL_FUSION = FusionConfig(width=8, heads=2)

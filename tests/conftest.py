@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cli_runs import CONFIG, Result, Run, trained
 from tagi.cli.main import main
+
+settings.register_profile("untimed", deadline=None)  # machines are shared: no test asserts a time
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import small_shape, untimed
+from builders import small_shape
 from tagi import config as configs
 from tagi import methods
 from tagi.config import HypernetworkConfig, RunConfig, T5Shape
@@ -160,7 +160,6 @@ json_values = st.recursive(
 KEYS = ["stage", "method", "backbone", "hypernetwork", "fusion", "prompt", "data", "training", "output", "start_from"]
 
 
-@untimed
 @given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), json_values, max_size=4))
 def test_malformed_values_are_a_config_error_or_a_config(changes: dict[str, Any]) -> None:
     try:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from builders import normal, seeded, untimed
+from builders import normal, seeded
 from tagi.losses import IGNORE, Loss, cross_entropy
 
 ROWS, LENGTH, WORDS = 6, 5, 11
@@ -47,7 +47,6 @@ def test_it_is_minus_the_log_probability_of_each_label_written_out() -> None:
     assert float(loss.total) == pytest.approx(expected, rel=1e-6)
 
 
-@untimed
 @given(st.lists(st.integers(1, ROWS - 1), max_size=4, unique=True))
 def test_sums_and_counts_of_any_split_add_up_to_the_whole(cuts: list[int]) -> None:
     logits, labels = batch()
@@ -58,7 +57,6 @@ def test_sums_and_counts_of_any_split_add_up_to_the_whole(cuts: list[int]) -> No
     assert sum(float(part.total) for part in parts) == pytest.approx(float(whole.total), rel=1e-12)
 
 
-@untimed
 @given(st.lists(st.integers(1, ROWS - 1), max_size=4, unique=True))
 def test_accumulated_gradient_is_the_whole_batchs_gradient(cuts: list[int]) -> None:
     logits, labels = batch()

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
-from builders import VOCABULARY, normal, random_lora, seeded, small_t5, token_batch, untimed, worst
+from builders import VOCABULARY, normal, random_lora, seeded, small_t5, token_batch, worst
 from tagi.model import adapter, lora
 from tagi.model.backbone import LoraFactors, Site
 from tagi.model.rows import Rows
@@ -44,7 +44,6 @@ def layouts(draw: st.DrawFn) -> tuple[Rows, list[int]]:
     return build(torch.tensor(owner), tasks), owner
 
 
-@untimed
 @given(
     layouts(),
     st.lists(st.integers(1, 3), max_size=2),
@@ -60,7 +59,6 @@ def test_matmul_equals_one_product_per_row(
     assert torch.equal(rows.matmul(x, w), expected)
 
 
-@untimed
 @given(layouts(), st.lists(st.integers(0, 3), max_size=3))
 def test_pick_repeats_each_tasks_entry(layout: tuple[Rows, list[int]], size: list[int]) -> None:
     rows, owner = layout
@@ -68,7 +66,6 @@ def test_pick_repeats_each_tasks_entry(layout: tuple[Rows, list[int]], size: lis
     assert torch.equal(rows.pick(x), torch.stack([x[task] for task in owner]))
 
 
-@untimed
 @given(layouts())
 def test_gradient_of_matmul_reaches_the_rows_own_task(layout: tuple[Rows, list[int]]) -> None:
     rows, owner = layout
@@ -102,7 +99,6 @@ def test_groups_of_unequal_size_need_an_index() -> None:
         Rows(2, 5)
 
 
-@untimed
 @given(layouts(), st.integers(1, 3))
 def test_project_equals_the_literal_formula(layout: tuple[Rows, list[int]], rank: int) -> None:
     rows, owner = layout
