@@ -305,7 +305,7 @@ def test_overlap_ignores_case_and_spaces() -> None:
 
     train = [task("a", "Red  Dog", "cat", "red dog."), task("b", "wolf")]
     assert overlapping_inputs(train, [task("t", " red dog\n"), task("u", "fox")]) == {"a": ["a-0"]}
-    kept = without_overlap([task("t", " red dog\n", "owl"), task("u", "fox")], train)
+    kept = without_overlap([task("t", " red dog\n", "owl"), task("u", "fox"), task("v", "CAT")], train)
     assert [[row.input for row in one.examples] for one in kept] == [["owl"], ["fox"]]
 
 

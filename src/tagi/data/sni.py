@@ -178,11 +178,12 @@ def overlapping_inputs(train: Iterable[Task], test: Iterable[Task]) -> dict[str,
 
 
 def without_overlap(test: Sequence[Task], train: Iterable[Task]) -> list[Task]:
-    """The test tasks without the rows whose input also is a training row's."""
+    """The test tasks without the rows whose input also is a training row's, and without tasks of no other row."""
     seen = {name: set(ids) for name, ids in overlapping_inputs(test, train).items()}
-    return [
+    kept = (
         replace(task, examples=[row for row in task.examples if row.id not in seen.get(task.name, ())]) for task in test
-    ]
+    )
+    return [task for task in kept if task.examples]
 
 
 def _read(path: Path) -> _TaskFile:
