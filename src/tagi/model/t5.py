@@ -28,9 +28,8 @@ from tagi.model.lora import project
 from tagi.model.rows import Rows
 
 POSITION_STD = 3.0
-"""Of the relative position biases at random initialisation. T5's own d_model^-0.5 leaves every head blind to order for
-long: 3+3 blocks reversing 4 to 7 words had 0, 8 and 59 % exact match after 100, 200 and 300 steps of 64 rows with it;
-14, 97 and 100 % with 1.0; 70, 97 and 100 % with 3.0 (one seed)."""
+"""Of the relative position biases at random initialisation. With T5's own d_model^-0.5 every head is nearly blind to
+order at first, and a small model trained from nothing names the right words in the wrong order for long."""
 
 ACTIVATIONS = {
     "relu": F.relu,
