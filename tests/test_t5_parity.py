@@ -15,10 +15,10 @@ from builders import VOCABULARY, normal, seeded, small_shape, token_batch, worst
 from tagi import methods
 from tagi.config import FusionConfig, HypernetworkConfig
 from tagi.infer.decode import greedy
-from tagi.model.attention import relative_bucket
-from tagi.model.backbone import Backbone, DecoderContext, Past
+from tagi.model.attention import attend, relative_bucket
+from tagi.model.backbone import Backbone, DecoderContext, KeyValue, Past
 from tagi.model.rows import Rows
-from tagi.model.t5 import T5
+from tagi.model.t5 import T5, Attention
 from tagi.model.t5_hf import load_t5, save_t5, tensor_names
 from tagi.model.tagi import TagiModel, neutral
 
@@ -266,3 +266,17 @@ def test_t5_is_a_backbone() -> None:
     assert len(sites) == len(set(sites)) == 2 * (2 + 2 * 2)
     assert [site.projection for site in sites] == ["q", "v"] * 6
     assert backbone.site_shape(sites[0]) == (32, 24)
+
+
+def test_training_drops_attention_weights_and_inference_does_not() -> None:
+    """T5 drops attention weights too, by the rate of its config."""
+    model = T5(small_shape(dropout_rate=0.5)).eval()
+    module = next(m for m in model.modules() if isinstance(m, Attention))
+    assert module.weight_dropout == 0.0
+    assert module.train().weight_dropout == 0.5
+    q, own = normal(2, 4, 3, 6, seed=0), KeyValue(normal(2, 4, 400, 6, seed=1) * 0, torch.ones(2, 4, 400, 6))
+    torch.manual_seed(0)
+    kept = attend(q, own, torch.zeros(1), 0.5)
+    assert torch.equal(attend(q, own, torch.zeros(1), 0.0), attend(q, own, torch.zeros(1)))
+    assert 0.8 < float(kept.mean()) < 1.2  # scaled up by 1 / (1 - p), so the mean stays
+    assert float(kept.std()) > 0.02

@@ -37,13 +37,20 @@ def softmax(scores: Tensor) -> Tensor:
     return F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
-def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor) -> Tensor:
-    """softmax(q kᵀ + bias) v, (R, H, O, K)."""
-    return softmax(q_RHOK @ own.k.transpose(-1, -2) + bias) @ own.v
+def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ + bias) v, (R, H, O, K), the weights dropped with probability `dropout`."""
+    weights = softmax(q_RHOK @ own.k.transpose(-1, -2) + bias)
+    return F.dropout(weights, dropout) @ own.v
 
 
 def attend_beside_memory(
-    q_RHOK: Tensor, own: KeyValue, bias: Tensor, memory: DecoderMemory, layer: int, rows: Rows
+    q_RHOK: Tensor,
+    own: KeyValue,
+    bias: Tensor,
+    memory: DecoderMemory,
+    layer: int,
+    rows: Rows,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention over the concatenation (I; F) along length, without ever copying I per row (§3.2.1).
 
@@ -54,7 +61,7 @@ def attend_beside_memory(
     scores_I = rows.matmul(q_RHOK, instruction.k.transpose(-1, -2)) + rows.pick(memory.bias)
     scores_F = q_RHOK @ own.k.transpose(-1, -2) + bias
     length = scores_I.shape[-1]
-    weights = softmax(torch.cat((scores_I, scores_F), dim=-1))
+    weights = F.dropout(softmax(torch.cat((scores_I, scores_F), dim=-1)), dropout)
     return rows.matmul(weights[..., :length], instruction.v) + weights[..., length:] @ own.v
 
 

@@ -67,6 +67,11 @@ class Attention(nn.Module):
         self.o = nn.Linear(shape.inner_dim, shape.d_model, bias=False)
         self.dropout = nn.Dropout(shape.dropout_rate)
 
+    @property
+    def weight_dropout(self) -> float:
+        """Probability that an attention weight is dropped; 0 outside training."""
+        return self.dropout.p if self.training else 0.0
+
     def query(self, x_RLD: Tensor, lora: Lora, rows: Rows) -> Tensor:
         """Normed hidden states to queries (R, H, L, K)."""
         return split_heads(project(x_RLD, self.q.weight, lora.get(self.site_q), rows), self.heads)
@@ -113,7 +118,7 @@ class EncoderBlock(nn.Module):
         normed = self.attention.norm(x_RND)
         q = self.attention.query(normed, lora, rows)
         own = self.attention.key_value(normed, lora, rows)
-        x_RND = x_RND + self.attention.output(att.attend(q, own, bias))
+        x_RND = x_RND + self.attention.output(att.attend(q, own, bias, self.attention.weight_dropout))
         if after is not None:
             x_RND = after(self.attention.layer, x_RND)
         return self.feed_forward(x_RND)
@@ -142,16 +147,16 @@ class DecoderBlock(nn.Module):
         if past is not None:
             own = KeyValue(torch.cat((past.k, own.k), dim=2), torch.cat((past.v, own.v), dim=2))
         q = self.attention.query(normed, lora, rows)
-        x_ROD = x_ROD + self.attention.output(att.attend(q, own, bias))
+        x_ROD = x_ROD + self.attention.output(att.attend(q, own, bias, self.attention.weight_dropout))
         return self.feed_forward(x_ROD + self._cross(x_ROD, context, lora, rows)), own
 
     def _cross(self, x_ROD: Tensor, context: DecoderContext, lora: Lora, rows: Rows) -> Tensor:
-        layer = self.cross.layer
+        layer, dropout = self.cross.layer, self.cross.weight_dropout
         q = self.cross.query(self.cross.norm(x_ROD), lora, rows)
         own = context.layers[layer]
         if context.memory is None:
-            return self.cross.output(att.attend(q, own, context.bias))
-        mixed = att.attend_beside_memory(q, own, context.bias, context.memory, layer, rows)
+            return self.cross.output(att.attend(q, own, context.bias, dropout))
+        mixed = att.attend_beside_memory(q, own, context.bias, context.memory, layer, rows, dropout)
         return self.cross.output(mixed)
 
 
