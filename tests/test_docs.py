@@ -35,3 +35,15 @@ LINKS = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(enc
 @pytest.mark.parametrize("link", LINKS)
 def test_every_link_in_the_readme_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+def test_the_readme_s_ten_lines_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(tmp_path)
+    exec(block[1], {})
+    assert capsys.readouterr().out.splitlines() == ["['plum dog saw wolf', 'bus car']", "['axe plum bus']"]
+    assert (tmp_path / "my-checkpoint" / "backbone" / "config.json").exists()
