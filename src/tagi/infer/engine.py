@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tagi.config import T5Shape
 from tagi.data.collate import Batch, Collator, pad
 from tagi.data.prompts import render_instruction
 from tagi.data.tokenizers import unknown_words
@@ -118,17 +119,7 @@ class Tagi:
 
     def forward(self, batch: Batch) -> Output:
         """Teacher-forced logits of a collated batch, with gradients."""
-        shape = self.model.backbone.shape
-        decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
-        rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
-        return self.model(
-            batch.instruction_ids,
-            batch.instruction_mask,
-            batch.input_ids,
-            batch.input_mask,
-            decoder_ids,
-            rows,
-        )
+        return teacher_forced(self.model, self.model.backbone.shape, batch)
 
     @property
     def device(self) -> torch.device:
@@ -216,6 +207,16 @@ class Tagi:
     def fingerprint(self) -> str:
         """Hash of everything that an adapter depends on: backbone and trained parts."""
         return checkpoint.fingerprint(self.model)
+
+
+def teacher_forced(model: nn.Module, shape: T5Shape, batch: Batch) -> Output:
+    """A TagiModel's forward pass on a collated batch, the decoder reading the labels shifted right.
+
+    `model` may be wrapped, as a trainer does where several processes share the work; `shape` is its backbone's.
+    """
+    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
+    rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
+    return model(batch.instruction_ids, batch.instruction_mask, batch.input_ids, batch.input_mask, decoder_ids, rows)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

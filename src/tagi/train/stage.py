@@ -10,9 +10,9 @@ from torch import nn
 
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture
+from tagi.infer.engine import teacher_forced
 from tagi.losses import Loss, cross_entropy
-from tagi.model.rows import Rows
-from tagi.model.tagi import Output, TagiModel, shift_right
+from tagi.model.tagi import Output, TagiModel
 
 Metrics = dict[str, Loss]
 
@@ -77,19 +77,11 @@ class ModelStage:
         return self.batches(index)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Loss, Metrics]:
-        output = run(model, self.model, batch)
+        output = teacher_forced(model, self.model.backbone.shape, batch)
         metrics = {term.name: term.loss(output, batch) for term in self.terms}
         count = metrics[self.terms[0].name].count
         weighted = [term.weight * metrics[term.name].total for term in self.terms]
         return Loss(torch.stack(weighted).sum(), count), metrics
-
-
-def run(model: nn.Module, plain: TagiModel, batch: Batch) -> Output:
-    """The student's forward pass on a batch; `plain` is the unwrapped model."""
-    shape = plain.backbone.shape
-    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
-    rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
-    return model(batch.instruction_ids, batch.instruction_mask, batch.input_ids, batch.input_mask, decoder_ids, rows)
 
 
 def task_batches(mixture: Mixture, collator: Collator) -> Callable[[int], Batch]:
