@@ -86,7 +86,7 @@ def train(
                 _save(stage, optimizer, done, newest)
                 _prune(folder, config.keep)
                 entry |= evaluate(newest) if evaluate is not None else {}
-            if done % min(config.log_every, config.checkpoint_every) == 0 or done == config.steps:
+            if done % config.log_every == 0 or done % config.checkpoint_every == 0 or done == config.steps:
                 _log(folder, entry | {"grad_norm": result.grad_norm})
     with atomic_folder(folder / FINAL) as draft:
         stage.write(draft)
