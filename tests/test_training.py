@@ -143,10 +143,10 @@ def test_all_parts_train_from_random_initialisation(tmp_path: Path) -> None:
 def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     """The same six groups as one batch or as two; worst difference measured 4e-8 on weights of order 1."""
     stage = build_stage(config(tmp_path / "a"))
-    optim.freeze(stage.model, TrainingConfig(steps=1, trainable=("backbone", "hypernetwork", "fusion")))
+    optim.freeze(stage.model, stage.parts)
     halves = [stage.batch(i) for i in range(2)]
     parameters = [p for p in stage.model.parameters() if p.requires_grad]
-    terms = [stage.loss(stage.model, batch)[0] for batch in halves]
+    terms = [stage.loss(stage.model, batch)["ce"] for batch in halves]
     count = sum(term.count for term in terms)
     apart = [
         torch.autograd.grad(term.total / count, parameters, allow_unused=True, retain_graph=True) for term in terms
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
         return Loss(output.logits.sum() * 0 + value, torch.tensor(1))
 
     with pytest.raises(TrainingError, match="step 3"):
-        train(replace(stage, terms=(Term("ce", 1.0, poisoned),)), settings.training, tmp_path / "run")
+        train(replace(stage, terms=(Term("ce", 1.0, poisoned, lambda batch: torch.tensor(1)),)), settings.training, tmp_path / "run")
     kept = trainer.checkpoints(tmp_path / "run")
     assert [folder.name for folder in kept] == ["step-00000002"]
     assert all(t.isfinite().all() for t in tensors(kept[0]).values())

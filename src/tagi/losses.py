@@ -22,4 +22,9 @@ def cross_entropy(logits_ROV: Tensor, labels_RO: Tensor) -> Loss:
     wide = torch.promote_types(logits_ROV.dtype, torch.float32)
     logits = logits_ROV.flatten(0, 1).to(wide)
     total = F.cross_entropy(logits, labels_RO.flatten(), ignore_index=IGNORE, reduction="sum")
-    return Loss(total, (labels_RO != IGNORE).sum())
+    return Loss(total, valid_positions(labels_RO).sum())
+
+
+def valid_positions(labels_RO: Tensor) -> Tensor:
+    """Where a target token is, (R, O)."""
+    return labels_RO != IGNORE

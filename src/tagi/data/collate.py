@@ -1,7 +1,8 @@
 """From text to tensors: one batch of T tasks and R rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ class Batch:
     input_mask: Tensor  # (R, N)
     labels: Tensor  # (R, O), -100 where padded
     task_index: Tensor  # (R,)
+    names: tuple[str, ...] = ()  # of the T tasks
+    prompt_ids: Tensor | None = None  # (R, P), instruction and input in one text, for a teacher that reads (a; b)
+    prompt_mask: Tensor | None = None  # (R, P)
 
     @property
     def tokens(self) -> int:
@@ -38,7 +42,18 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in Batch.__slots__})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)})
+
+    def as_prompt(self) -> "Batch":
+        """The same rows as a model reads them that takes the instruction with every input.
+
+        Raises:
+            ValueError: the batch was collated without prompts.
+        """
+        if self.prompt_ids is None or self.prompt_mask is None:
+            raise ValueError("this batch was collated without prompts")
+        return replace(self, input_ids=self.prompt_ids, input_mask=self.prompt_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +65,21 @@ class Collator:
     in_prompt: bool
     apart: bool
     """Whether the instruction is also tokenized by itself, for a method that reads it once."""
+    prompts: bool = False
+    """Whether every row is also rendered with its instruction in the prompt, for a teacher."""
 
     def __call__(self, groups: Sequence[TaskGroup]) -> Batch:
         instructions = [self.instruction(g.task.instruction) for g in groups] if self.apart else [[]] * len(groups)
-        inputs = [self.input(g.task.instruction, e.input) for g in groups for e in g.examples]
+        rows = [(g.task.instruction, e.input) for g in groups for e in g.examples]
+        inputs = [self.input(*row) for row in rows]
         targets = [self.target(e.targets[0]) for g in groups for e in g.examples]
         counts = torch.tensor([len(g.examples) for g in groups])
-        return assemble(instructions, inputs, targets, torch.arange(len(groups)).repeat_interleave(counts))
+        batch = assemble(instructions, inputs, targets, torch.arange(len(groups)).repeat_interleave(counts))
+        batch = replace(batch, names=tuple(group.task.name for group in groups))
+        if not self.prompts:
+            return batch
+        prompt_ids, prompt_mask = pad([self.prompted(*row) for row in rows])
+        return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask)
 
     def instruction(self, instruction: Instruction) -> list[int]:
         """Token ids of what the hypernetwork reads."""
@@ -73,6 +96,10 @@ class Collator:
         """Token ids of what the language model reads for one input; without an instruction, the input alone."""
         if not self.in_prompt or instruction is None:
             return self._cut(render_input(text, style=self.prompt.style), self.prompt.max_input)
+        return self.prompted(instruction, text)
+
+    def prompted(self, instruction: Instruction, text: str) -> list[int]:
+        """Token ids of instruction and input in one prompt."""
         limit = self.prompt.max_instruction + self.prompt.max_input
         prompt = render_prompt(
             instruction,

@@ -105,10 +105,17 @@ class TagiModel(nn.Module):
         rows: Rows,
     ) -> Output:
         """Instructions (T, S), inputs (R, N), shifted targets (R, O) to logits (R, O, V)."""
-        prepared = self.prepare(self.adapt(instruction_ids, instruction_mask))
+        adapter = self.adapt(instruction_ids, instruction_mask)
+        return self.respond(adapter, input_ids, input_mask, decoder_ids, rows)
+
+    def respond(
+        self, adapter: TaskAdapter, input_ids: Tensor, input_mask: Tensor, decoder_ids: Tensor, rows: Rows
+    ) -> Output:
+        """Inputs (R, N) and shifted targets (R, O) to logits (R, O, V), wearing adapters given from outside."""
+        prepared = self.prepare(adapter)
         context = self.encode_input(input_ids, input_mask, prepared, rows)
-        logits, _ = self.backbone.decode(decoder_ids, context, lora=prepared.adapter.lora, rows=rows)
-        return Output(logits, prepared.adapter)
+        logits, _ = self.backbone.decode(decoder_ids, context, lora=adapter.lora, rows=rows)
+        return Output(logits, adapter)
 
 
 def neutral(backbone: T5, tasks: int) -> TaskAdapter:

@@ -10,6 +10,7 @@ from tagi.model import checkpoint
 from tagi.model.checkpoint import BACKBONE
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
+from tagi.train import optim
 from tagi.train.finetune import micro_batches, sni_batches
 from tagi.train.pretrain import c4_batches
 from tagi.train.stage import ModelStage
@@ -41,7 +42,8 @@ def build_stage(config: RunConfig) -> ModelStage:
     def read(folder: Path) -> None:
         model.load_state_dict(checkpoint.load(folder, backbone=outside).model.state_dict())
 
-    return ModelStage(model, _BATCHES[config.data.source](config, collator), write, read)
+    parts = optim.trainable(model, config.training)
+    return ModelStage(model, parts, _BATCHES[config.data.source](config, collator), write, read)
 
 
 def _check_stage(config: RunConfig, model: TagiModel) -> None:

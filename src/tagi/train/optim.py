@@ -1,15 +1,16 @@
 """Optimizers and learning rates."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from tagi.config import Part, TrainingConfig
+from tagi.config import TrainingConfig
 from tagi.model.tagi import TagiModel
+from tagi.train.stage import Parts
 
 BETAS = (0.9, 0.98)
 """Of AdamW; 0.98 forgets a small model's first, large gradients sooner than the usual 0.999."""
@@ -38,12 +39,9 @@ class RmsScaledAdamW(torch.optim.AdamW):
             parameter.copy_(torch.lerp(old, parameter, rms))
 
 
-def build(model: TagiModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parts; the generator has a learning rate of its own.
-
-    `trainable` decides what requires a gradient; everything else is frozen here.
-    """
-    groups = [_group(part, parameters, config) for part, parameters in trainable(model, config).items()]
+def build(parts: Parts, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer over the trained parts; generator and fusion have a learning rate of their own."""
+    groups = [_group(part, parameters, config) for part, parameters in parts.items()]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, betas=BETAS)
     if config.optimizer == "adamw_rms":
@@ -51,9 +49,9 @@ def build(model: TagiModel, config: TrainingConfig) -> torch.optim.Optimizer:
     return Adafactor(groups, lr=config.lr, relative_step=False, weight_decay=config.weight_decay)
 
 
-def trainable(model: TagiModel, config: TrainingConfig) -> dict[Part, list[nn.Parameter]]:
+def trainable(model: TagiModel, config: TrainingConfig) -> dict[str, list[nn.Parameter]]:
     """The parameters of each trainable part that the model has."""
-    parts: dict[Part, list[nn.Parameter]] = {}
+    parts: dict[str, list[nn.Parameter]] = {}
     for part in config.trainable:
         parameters = [parameter for module in model.part(part) for parameter in module.parameters()]
         if parameters:
@@ -61,12 +59,25 @@ def trainable(model: TagiModel, config: TrainingConfig) -> dict[Part, list[nn.Pa
     return parts
 
 
-def freeze(model: TagiModel, config: TrainingConfig) -> None:
-    """Let gradients reach the trainable parts only."""
+def freeze(model: nn.Module, parts: Parts) -> None:
+    """Let gradients reach the trained parts only."""
     model.requires_grad_(False)
-    for parameters in trainable(model, config).values():
+    for parameters in parts.values():
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def clip_lanes(parameters: Sequence[Tensor], limit: float) -> Tensor:
+    """Clip the gradient of each model in lock-step by its own norm, as `clip_grad_norm_` does for one; the norms (N,).
+
+    The first dimension of every parameter runs over the N models.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+    factor = (limit / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
+    return norms
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -111,8 +122,9 @@ def restore_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], 
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def _group(part: Part, parameters: Iterable[nn.Parameter], config: TrainingConfig) -> dict[str, Any]:
-    lr = config.lr * (1.0 if part == "backbone" else config.hypernetwork_lr_scale)
+def _group(part: str, parameters: Iterable[nn.Parameter], config: TrainingConfig) -> dict[str, Any]:
+    scaled = part in ("hypernetwork", "fusion")
+    lr = config.lr * (config.hypernetwork_lr_scale if scaled else 1.0)
     return {
         "params": list(parameters),
         "lr": lr,

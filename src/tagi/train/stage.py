@@ -1,36 +1,63 @@
-"""What the trainer knows of a training stage, and the stage that learns from tasks (§3.2.4)."""
+"""What the trainer knows of a training stage, and the stage that trains a student (§3.2.4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture
 from tagi.infer.engine import teacher_forced
-from tagi.losses import Loss, cross_entropy
+from tagi.losses import Loss, cross_entropy, valid_positions
 from tagi.model.tagi import Output, TagiModel
 
 Metrics = dict[str, Loss]
+Parts = Mapping[str, Sequence[nn.Parameter]]
+"""Trained parameters by the part of the model that they belong to."""
 
 
 class Stage(Protocol):
-    """One training stage: deterministic batches and a loss; the trainer never learns which stage it runs."""
+    """One training stage: deterministic batches and a loss; the trainer never learns which stage it runs.
+
+    The objective is the sum over terms of weight · total / count, the counts taken over everything that
+    one optimizer step sees, in however many batches and processes.
+
+    A stage may train many independent models in lock-step (`lanes`): the first dimension of every parameter,
+    total and count then runs over them, and each is clipped by its own gradient norm.
+    """
 
     @property
-    def model(self) -> TagiModel:
+    def model(self) -> nn.Module:
         """The model that is trained, unwrapped."""
+        ...
+
+    @property
+    def parts(self) -> Parts:
+        """What is trained; everything else is frozen."""
+        ...
+
+    @property
+    def lanes(self) -> int | None:
+        """Number of independent models that train in lock-step; None for one ordinary model."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of every term of the objective (λ1 and λ2 of Eq. 6)."""
         ...
 
     def batch(self, index: int) -> Batch:
         """Batch number `index`, a pure function of the stage's seed and the number."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Loss, Metrics]:
-        """The objective as sum and count of target tokens, and every term apart.
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What each term's sum over this batch is divided by, known before the forward pass."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Metrics:
+        """Every term of the objective as sum and count.
 
         `model` is the stage's model, wrapped by the trainer where several processes share the work.
         """
@@ -53,6 +80,7 @@ class Term(NamedTuple):
     name: str
     weight: float
     loss: Callable[[Output, Batch], Loss]
+    count: Callable[[Batch], Tensor]
 
 
 def label_loss(output: Output, batch: Batch) -> Loss:
@@ -60,28 +88,39 @@ def label_loss(output: Output, batch: Batch) -> Loss:
     return cross_entropy(output.logits, batch.labels)
 
 
-LABELS = (Term("ce", 1.0, label_loss),)
+def target_tokens(batch: Batch) -> Tensor:
+    """Number of target tokens."""
+    return valid_positions(batch.labels).sum()
+
+
+LABELS = (Term("ce", 1.0, label_loss, target_tokens),)
 
 
 @dataclass(frozen=True)
 class ModelStage:
-    """A stage whose loss is a weighted sum of terms over one forward pass of the student (Eq. 6)."""
+    """A stage whose objective is a weighted sum of terms over one forward pass of the student (Eq. 6)."""
 
     model: TagiModel
+    parts: Parts
     batches: Callable[[int], Batch]
     write: Callable[[Path], None]
     read: Callable[[Path], None]
     terms: Sequence[Term] = LABELS
+    lanes: None = None
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {term.name: term.weight for term in self.terms}
 
     def batch(self, index: int) -> Batch:
         return self.batches(index)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Loss, Metrics]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {term.name: term.count(batch) for term in self.terms}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Metrics:
         output = teacher_forced(model, self.model.backbone.shape, batch)
-        metrics = {term.name: term.loss(output, batch) for term in self.terms}
-        count = metrics[self.terms[0].name].count
-        weighted = [term.weight * metrics[term.name].total for term in self.terms]
-        return Loss(torch.stack(weighted).sum(), count), metrics
+        return {term.name: term.loss(output, batch) for term in self.terms}
 
 
 def task_batches(mixture: Mixture, collator: Collator) -> Callable[[int], Batch]:

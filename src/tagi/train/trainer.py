@@ -66,8 +66,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
-    optim.freeze(stage.model, config)
-    optimizer = optim.build(stage.model, config)
+    optim.freeze(stage.model, stage.parts)
+    optimizer = optim.build(stage.parts, config)
     start = _resume(stage, optimizer, folder) if resume else 0
     model, prepared = accelerator.prepare(stage.model, optimizer)
     stage.model.train()
@@ -106,14 +106,14 @@ def _step(
     first = step * per_step + accelerator.process_index
     batches = [stage.batch(first + i * accelerator.num_processes) for i in range(config.accumulation)]
     batches = [batch.to(accelerator.device) for batch in batches]
-    count = accelerator.reduce(torch.tensor(sum(batch.targets for batch in batches)), "sum")
+    counts = accelerator.reduce(_summed([stage.counts(batch) for batch in batches]), "sum")
     metrics: list[Metrics] = []
     torch.manual_seed(hash((config.seed, first)) & 0x7FFFFFFF)  # dropout is a function of the step
     for batch in batches:
-        loss, terms = stage.loss(model, batch)
-        accelerator.backward(loss.total * accelerator.num_processes / count)
+        terms = stage.loss(model, batch)
+        accelerator.backward(_objective(terms, stage.weights, counts) * accelerator.num_processes)
         metrics.append({name: Loss(term.total.detach(), term.count) for name, term in terms.items()})
-    norm = float(accelerator.clip_grad_norm_(_parameters(optimizer), config.clip))  # type: ignore[arg-type]
+    norm = _clip(stage, accelerator, _parameters(optimizer), config.clip)
     losses = _mean(metrics)
     if not all(map(math.isfinite, (norm, *losses.values()))):
         raise TrainingError(f"step {step}: the loss or its gradient is not finite ({losses}); nothing was saved")
@@ -122,13 +122,31 @@ def _step(
     return StepResult(losses, sum(batch.tokens for batch in batches), norm)
 
 
+def _objective(terms: Metrics, weights: Mapping[str, float], counts: Mapping[str, Tensor]) -> Tensor:
+    """Σ weight · total / count (Eq. 6), summed over the models in lock-step where there are several."""
+    means = [weights[name] * (term.total / counts[name].clamp(min=1)).sum() for name, term in terms.items()]
+    return torch.stack(means).sum()
+
+
+def _clip(stage: Stage, accelerator: Accelerator, parameters: list[Tensor], limit: float) -> float:
+    """Clip by the gradient's norm; gives that norm, the largest where several models train in lock-step."""
+    if stage.lanes is None:
+        return float(accelerator.clip_grad_norm_(parameters, limit))  # type: ignore[arg-type]
+    return float(optim.clip_lanes(parameters, limit).max())
+
+
+def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Entry-wise sum of dictionaries with the same keys."""
+    first, *rest = parts
+    return {name: sum((other[name] for other in rest), start=value) for name, value in first.items()}
+
+
 def _mean(metrics: Iterable[Metrics]) -> dict[str, float]:
-    """Each term's mean per target token over several batches."""
+    """Each term's mean over several batches, and over the models in lock-step where there are several."""
     listed = list(metrics)
-    return {
-        name: float(sum(m[name].total for m in listed)) / max(int(sum(m[name].count for m in listed)), 1)
-        for name in listed[0]
-    }
+    totals = _summed([{name: term.total for name, term in terms.items()} for terms in listed])
+    counts = _summed([{name: term.count for name, term in terms.items()} for terms in listed])
+    return {name: float((total / counts[name].clamp(min=1)).mean()) for name, total in totals.items()}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
