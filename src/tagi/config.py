@@ -175,16 +175,87 @@ class TrainingConfig(Frozen):
     trainable: tuple[Part, ...] = ("hypernetwork", "fusion")
     seed: int = 0
     """Seed of random initialisation and of the order of training."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer. T5 overflows in fp16."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks' activations again in the backward pass: a third more time for a fraction of the memory."""
+    instruction_cache_mb: Annotated[int, Field(ge=0)] = 512
+    """Memory for encoded instructions that are kept across steps while the backbone is frozen."""
     checkpoint_every: Positive = 500
     keep: Positive = 2
+    """Checkpoints that stay, besides the best by `best_metric`."""
+    best_metric: Literal["valid_rouge_l", "valid_exact_match"] = "valid_rouge_l"
     log_every: Positive = 10
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+
+class TeacherConfig(Frozen):
+    """The teacher of Eq. 5, which reads (a; b)."""
+
+    kind: Literal["instruct", "lora", "fid"]
+    """A model trained with the instruction in the prompt; the bank's LM + Δ_i; FiD-ICL over demonstrations."""
+    checkpoint: str
+    """The instruct model, or the language model that the bank's LoRAs were trained on."""
+    cache: str | None = None
+    """Folder in which the teacher's logits are kept; None computes them in every step."""
+    top_k: Positive | None = None
+    """Most likely tokens that a cache keeps beside the tail's mass; None keeps the whole vocabulary."""
+
+    @model_validator(mode="after")
+    def _top_k_is_kept(self) -> Self:
+        if self.top_k is not None and self.cache is None:
+            raise ValueError("top_k applies to a cache only; give teacher.cache as well")
+        return self
+
+
+class ObjectiveConfig(Frozen):
+    """L = L_ce + λ1 L_kl + λ2 L_ins (Eq. 6); a term with weight 0 is not computed."""
+
+    labels: bool = True
+    """Whether L_ce is part of it."""
+    lambda_kl: Rate = 0.0
+    """λ1, of distillation from `teacher` (Eq. 5)."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of both distributions in Eq. 5; the term is multiplied by its square."""
+    teacher: TeacherConfig | None = None
+    lambda_ins: Rate = 0.0
+    """λ2, of alignment with the bank's LoRAs (Eq. 4)."""
+    align: Literal["delta", "factors"] = "delta"
+    """Compare the products ΔW, or A with A and B with B."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not (self.labels or self.lambda_kl or self.lambda_ins):
+            raise ValueError("every term is switched off; nothing is left to learn from")
+        if self.lambda_kl and self.teacher is None:
+            raise ValueError("lambda_kl needs a teacher (teacher.kind, teacher.checkpoint)")
+        return self
+
+
+class BankConfig(Frozen):
+    """The teacher LoRAs that stage `teachers` trains (§3.2.2)."""
+
+    group: Literal["category", "task"] = "category"
+    """One teacher for each task category, or for each task."""
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0.0)] | None = None
+    wave: Positive = 32
+    """Teachers that train in lock-step at a time."""
+    only: tuple[str, ...] = ()
+    """Groups to train, into the bank that is there already; empty means all."""
+
+    @property
+    def scale(self) -> float:
+        """The factor on every LoRA product, alpha / r."""
+        return (self.alpha or self.rank) / self.rank
 
 
 class RunConfig(Frozen):
     """A complete run: `tagi train STAGE --config FILE`."""
 
-    stage: Literal["metatrain", "pretrain", "finetune"]
+    stage: Literal["metatrain", "teachers", "pretrain", "finetune"]
     method: str
+    """Stage `teachers`: how the language model under the LoRAs reads, `no_instruction` (b) or `metatrain` (a; b)."""
     start_from: str | None = None
     """A checkpoint of an earlier stage to go on from (pretrain, then finetune)."""
     backbone: BackboneConfig | None = None
@@ -193,12 +264,18 @@ class RunConfig(Frozen):
     prompt: PromptConfig = PromptConfig()
     data: DataConfig
     training: TrainingConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    teachers: BankConfig = BankConfig()
+    bank: str | None = None
+    """A teacher bank: gives a fresh generator its A₀, and L_ins its targets."""
     output: str
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if (self.start_from is None) == (self.backbone is None):
             raise ValueError("give either backbone (a fresh start) or start_from (an earlier stage)")
+        if self.objective.lambda_ins and self.bank is None:
+            raise ValueError("objective.lambda_ins needs a teacher bank (bank)")
         return self
 
 

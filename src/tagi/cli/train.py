@@ -24,7 +24,7 @@ EXAMPLE = "Example: tagi train finetune --config configs/default.yaml training.s
 MEASURED_STEPS = 4
 """Steps whose batches a dry run draws to measure rows and tokens."""
 
-Stage = Literal["metatrain", "pretrain", "finetune"]
+Stage = Literal["metatrain", "teachers", "pretrain", "finetune"]
 
 
 def train(
