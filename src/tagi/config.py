@@ -268,6 +268,8 @@ class RunConfig(Frozen):
     teachers: BankConfig = BankConfig()
     bank: str | None = None
     """A teacher bank: gives a fresh generator its A₀, and L_ins its targets."""
+    bank_base: str | None = None
+    """The checkpoint that the bank was trained on, where that is not the language model this run starts from."""
     output: str
 
     @model_validator(mode="after")

@@ -60,16 +60,28 @@ def write_text(target: Path, text: str) -> None:
     Raises:
         DiskError: see `atomic_folder`.
     """
+    with atomic_file(target) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A temporary sibling to write; it takes the place of `target` only when the block ends well.
+
+    Raises:
+        DiskError: see `atomic_folder`.
+    """
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        draft = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(draft).chmod(0o644)
+            yield draft
+            draft.chmod(0o644)
             os.replace(draft, target)
         finally:
-            Path(draft).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

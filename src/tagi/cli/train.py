@@ -44,6 +44,9 @@ def train(
     config = load(config_file, overrides or ())
     if config.stage != stage:
         raise ConfigError(f"{config_file}: stage: is {config.stage}, but the command says {stage}")
+    if stage == "teachers":
+        _teachers(config, dry_run, resume, as_json)
+        return
     if not dry_run:
         from tagi.train.trainer import check_output
 
@@ -57,6 +60,30 @@ def train(
     stderr().print(_table(plan))
     folder = _train(built, config, resume)
     print_json({"checkpoint": str(folder), **plan}) if as_json else typer.echo(folder)
+
+
+def _teachers(config: RunConfig, dry_run: bool, resume: bool, as_json: bool) -> None:
+    """Train a bank of teacher LoRAs, or say what would be trained."""
+    from accelerate import PartialState
+
+    from tagi.train.teachers import plan_teachers, train_teachers
+
+    with waiting("preparing model and data"):
+        plan = plan_teachers(config, PartialState().num_processes)
+    shown = {"teachers": sum(map(len, plan.waves)), "waves": len(plan.waves), "steps": config.training.steps}
+    if dry_run:
+        print_json({"dry_run": True, **shown}) if as_json else stdout().print(_summary(shown))
+        return
+    stderr().print(_summary(shown))
+    folder = train_teachers(plan, resume=resume)
+    print_json({"bank": str(folder), **shown}) if as_json else typer.echo(folder)
+
+
+def _summary(numbers: dict[str, Any]) -> Table:
+    made = table("teachers", ("", ""))
+    for name, value in numbers.items():
+        made.add_row(name, f"{value:,}")
+    return made
 
 
 def _build(config: RunConfig) -> ModelStage:

@@ -7,6 +7,7 @@ T5 folder; a frozen one is only referred to, by path or hub name and fingerprint
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,13 @@ def fingerprint(model: nn.Module) -> str:
 
     Sampling keeps it cheap for an 11B model; any training moves the sampled values too.
     """
+    return fingerprint_tensors(model.state_dict())
+
+
+def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The same hash of named tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().flatten()
         step = max(flat.numel() // _SAMPLES, 1)
         digest.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -4,13 +4,14 @@ Additional shape suffixes: M attention modules, P their projections (q, v), Q po
 width of a pooled vector, h the hidden width, I and J a site's input and output width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagi.config import HypernetworkConfig
+from tagi.errors import CheckpointError
 from tagi.model.attention import softmax
 from tagi.model.backbone import LoraFactors, Site
 
@@ -58,6 +59,17 @@ class Hypernetwork(nn.Module):
         b = self._head(hidden_MXh, self.head_b, memory_TSD.shape[0], self.width_out) * self.config.rank**-0.5
         a, b = (a + self.a0).unbind(1), b.transpose(-1, -2).unbind(1)
         return {site: LoraFactors(a[i], b[i], self.config.scale) for i, site in enumerate(self.sites)}
+
+    def start_from(self, a0: Mapping[Site, Tensor]) -> None:
+        """Take A₀ (r, in) of every site from a teacher bank.
+
+        Raises:
+            CheckpointError: it has another rank or width.
+        """
+        given = torch.stack([a0[site] for site in self.sites])
+        if given.shape != self.a0.shape:
+            raise CheckpointError(f"the bank's LoRAs have rank {given.shape[1]}, the generator's {self.a0.shape[1]}")
+        self.a0.copy_(given)
 
     def pool(self, memory_TSD: Tensor, mask_TS: Tensor) -> Tensor:
         """Encoded instructions to Q vectors per site, padding masked: broadcastable to (T, M, P, Q, W)."""

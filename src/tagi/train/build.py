@@ -12,6 +12,7 @@ from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.finetune import micro_batches, sni_batches
+from tagi.train.objective import build_objective
 from tagi.train.pretrain import c4_batches
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
@@ -31,10 +32,14 @@ def build_stage(config: RunConfig) -> ModelStage:
     model, tokenizer, settings = begin.model, begin.tokenizer, begin.settings
     _check_stage(config, model)
     method = model.method
-    collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once)
+    objective = build_objective(config, model, tokenizer)
+    distils = config.objective.lambda_kl > 0
+    collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once, prompts=distils)
     outside = None if settings.backbone == BACKBONE else settings.backbone
 
     def write(folder: Path) -> None:
+        if objective.cache is not None:
+            objective.cache.flush()  # what a checkpoint has seen must be found again when it is resumed
         found = checkpoint.fingerprint(model.backbone)
         checkpoint.write(model, settings.model_copy(update={"backbone_fingerprint": found}), folder)
         tokenizer.save_pretrained(folder)
@@ -43,7 +48,7 @@ def build_stage(config: RunConfig) -> ModelStage:
         model.load_state_dict(checkpoint.load(folder, backbone=outside).model.state_dict())
 
     parts = optim.trainable(model, config.training)
-    return ModelStage(model, parts, _BATCHES[config.data.source](config, collator), write, read)
+    return ModelStage(model, parts, _BATCHES[config.data.source](config, collator), write, read, objective.terms)
 
 
 def _check_stage(config: RunConfig, model: TagiModel) -> None:

@@ -1,9 +1,10 @@
 """Learning from tasks: hypernetwork finetuning, and metatraining where the instruction is in the prompt (§3.2.4)."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tagi.config import DataConfig, RunConfig
 from tagi.data.collate import Batch, Collator
@@ -12,7 +13,10 @@ from tagi.data.microtasks import MicroTask
 from tagi.data.mixture import FixedTasks, Mixture, TaskSource
 from tagi.data.sni import SniDataset, meta_split
 from tagi.data.types import Task
+from tagi.errors import ConfigError
 from tagi.train.stage import task_batches
+
+G = TypeVar("G")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,30 @@ def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[Micro
 def sni_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
     """Batches of the meta-train tasks of Super-NaturalInstructions."""
     return task_batches(_mixture(config, FixedTasks(sni_tasks(config.data))), collator)
+
+
+def grouped_sources(config: RunConfig) -> dict[str, TaskSource]:
+    """The meta-train tasks by category or each by itself, in a fixed order: what teachers are trained on.
+
+    Raises:
+        ConfigError: data without tasks.
+    """
+    data, by_task = config.data, config.teachers.group == "task"
+    if data.source == "micro":
+        split = micro_split(data)
+        micro = _grouped(split.singles + split.compositions, lambda t: t.name if by_task else t.operations[-1].family)
+        return {name: MicroSource(tuple(tasks), config.prompt.positives) for name, tasks in micro.items()}
+    if data.source == "sni":
+        sni = _grouped(sni_tasks(data), lambda t: t.name if by_task else t.categories[0])
+        return {name: FixedTasks(tasks) for name, tasks in sni.items()}
+    raise ConfigError(f"data.source: {data.source} has no tasks to train teachers on")
+
+
+def _grouped(things: Iterable[G], key: Callable[[G], str]) -> dict[str, list[G]]:
+    groups: dict[str, list[G]] = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
+    return dict(sorted(groups.items()))
 
 
 def _mixture(config: RunConfig, source: TaskSource) -> Mixture:

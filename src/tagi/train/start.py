@@ -13,6 +13,7 @@ from tagi.data import microtasks
 from tagi.data.c4 import documents, list_files
 from tagi.data.tokenizers import unigram, word_level
 from tagi.infer.engine import load_tokenizer
+from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.checkpoint import BACKBONE, ModelConfig
 from tagi.model.t5 import T5
@@ -104,6 +105,9 @@ def _with_parts(
 ) -> Start:
     model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
     initialise_parts(model, generator)
+    if config.bank is not None and model.hypernetwork is not None:
+        bank = banks.load(Path(config.bank), backbone.sites())
+        model.hypernetwork.start_from(bank.a0)
     return Start(model, tokenizer, _settings(config, model, reference))
 
 

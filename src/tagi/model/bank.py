@@ -1,0 +1,197 @@
+"""The teacher bank: one LoRA for each group of tasks, trained on instances instead of written (§3.2.2).
+
+A bank is a folder of `bank.json` (the manifest), `a0.safetensors` (the matrix per site that every teacher and the
+generator start from) and `teachers/GROUP.safetensors`, one file for each teacher.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tagi.config import Frozen, parse
+from tagi.errors import CheckpointError, ConfigError
+from tagi.files import atomic_folder
+from tagi.model.backbone import LoraFactors, Site
+from tagi.model.rows import Rows
+from tagi.model.t5_hf import read_safetensors
+from tagi.model.tagi import Output, TagiModel, neutral
+
+MANIFEST, START, TEACHERS = "bank.json", "a0.safetensors", "teachers"
+FORMAT = 1
+
+
+class TeacherEntry(Frozen):
+    """What the manifest says of one teacher."""
+
+    group: str
+    tasks: tuple[str, ...]
+    steps: int
+    loss: float
+    """Nats per target token on its own training rows, after training."""
+    data_fingerprint: str
+    file: str
+
+
+class BankManifest(Frozen):
+    """`bank.json`."""
+
+    format: int = FORMAT
+    base: str
+    """Where the language model under the LoRAs came from."""
+    base_fingerprint: str
+    reads: str
+    """The method by which that model read its rows: `no_instruction` (b) or a prompt method (a; b)."""
+    rank: int
+    scale: float
+    teachers: tuple[TeacherEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """N teacher LoRAs in memory, in the manifest's order."""
+
+    manifest: BankManifest
+    lora: Mapping[Site, LoraFactors]  # a (N, r, in), b (N, out, r)
+    a0: Mapping[Site, Tensor]  # (r, in)
+
+    def lanes(self) -> dict[str, int]:
+        """The teacher of every task that has one, by task name."""
+        return {task: lane for lane, teacher in enumerate(self.manifest.teachers) for task in teacher.tasks}
+
+    def teacher(self, group: str) -> dict[Site, LoraFactors]:
+        """One teacher's LoRA (T = 1).
+
+        Raises:
+            ConfigError: no teacher of that group.
+        """
+        groups = [teacher.group for teacher in self.manifest.teachers]
+        if group not in groups:
+            raise ConfigError(f"teacher: {group!r} is not in the bank; it has {', '.join(groups)}")
+        lane = groups.index(group)
+        return {site: replace(f, a=f.a[lane : lane + 1], b=f.b[lane : lane + 1]) for site, f in self.lora.items()}
+
+
+class LoraBank(nn.Module):
+    """N LoRAs of every site as trainable tensors: A starts at the shared A₀, B at zero."""
+
+    def __init__(self, a0: Mapping[Site, Tensor], width_out: int, lanes: int, scale: float) -> None:
+        super().__init__()
+        self.sites, self.scale = tuple(a0), scale
+        self.a = nn.ParameterList(nn.Parameter(x.expand(lanes, *x.shape).clone()) for x in a0.values())
+        self.b = nn.ParameterList(nn.Parameter(x.new_zeros(lanes, width_out, x.shape[0])) for x in a0.values())
+
+    def forward(self) -> dict[Site, LoraFactors]:
+        """The LoRA of all N lanes."""
+        factors = zip(self.sites, self.a, self.b, strict=True)
+        return {site: LoraFactors(a, b, self.scale) for site, a, b in factors}
+
+
+class BankModel(nn.Module):
+    """A language model under N LoRAs at once: each row wears the LoRA of its own lane."""
+
+    def __init__(self, base: TagiModel, bank: LoraBank) -> None:
+        super().__init__()
+        self.base, self.bank = base, bank
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor, decoder_ids: Tensor, rows: Rows) -> Output:
+        """Inputs (R, N) and shifted targets (R, O) to logits (R, O, V); `rows` assigns rows to lanes."""
+        adapter = replace(neutral(self.base.backbone, rows.tasks), lora=self.bank())
+        return self.base.respond(adapter, input_ids, input_mask, decoder_ids, rows)
+
+
+def draw_a0(sites: Sequence[Site], rank: int, width_in: int, generator: torch.Generator) -> dict[Site, Tensor]:
+    """A random A₀ for every site, with standard deviation in^-0.5."""
+    return {site: torch.randn(rank, width_in, generator=generator) * width_in**-0.5 for site in sites}
+
+
+def save(bank: Bank, folder: Path) -> None:
+    """Write a bank whole or not at all.
+
+    Raises:
+        DiskError: the disk is full or cannot be written.
+    """
+    with atomic_folder(folder) as draft:
+        (draft / TEACHERS).mkdir()
+        save_file({str(site): x.contiguous() for site, x in bank.a0.items()}, draft / START)
+        for teacher in bank.manifest.teachers:
+            tensors = _named(bank.teacher(teacher.group))
+            save_file({name: x.detach().cpu().contiguous() for name, x in tensors}, draft / TEACHERS / teacher.file)
+        (draft / MANIFEST).write_text(bank.manifest.model_dump_json(indent=2), encoding="utf-8")
+
+
+def load(folder: Path, sites: Sequence[Site]) -> Bank:
+    """Read a bank for a language model with these sites.
+
+    Raises:
+        CheckpointError: no bank, a damaged one, or one for other sites.
+    """
+    manifest = read_manifest(folder)
+    start = read_safetensors(folder / START)
+    a0 = {site: _take(start, str(site), folder / START) for site in sites}
+    files = [folder / TEACHERS / teacher.file for teacher in manifest.teachers]
+    tensors = [(file, read_safetensors(file)) for file in files]
+
+    def stacked(site: Site, factor: str) -> Tensor:
+        return torch.stack([_take(found, f"{site}.{factor}", file) for file, found in tensors])
+
+    lora = {site: LoraFactors(stacked(site, "A"), stacked(site, "B"), manifest.scale) for site in sites}
+    return Bank(manifest, lora, a0)
+
+
+def read_manifest(folder: Path) -> BankManifest:
+    """The manifest of a bank folder.
+
+    Raises:
+        CheckpointError: no bank, or a damaged manifest.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise CheckpointError(f"{folder}: is no teacher bank ({MANIFEST} is missing)")
+    try:
+        manifest = parse(BankManifest, json.loads(path.read_text(encoding="utf-8")), source=str(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: is damaged or of another version ({error})") from error
+    if any(Path(teacher.file).name != teacher.file for teacher in manifest.teachers):
+        raise CheckpointError(f"{path}: teachers.file: must be a plain file name")
+    return manifest
+
+
+def check(bank: Bank, source: Path, base_fingerprint: str, rank: int) -> None:
+    """Refuse a bank that does not fit.
+
+    Raises:
+        CheckpointError: it was trained on another language model, or has another rank.
+    """
+    manifest = bank.manifest
+    if manifest.base_fingerprint != base_fingerprint:
+        raise CheckpointError(
+            f"{source}: the bank was trained on another language model (fingerprint {manifest.base_fingerprint}, "
+            f"here {base_fingerprint})"
+        )
+    if manifest.rank != rank:
+        raise CheckpointError(f"{source}: the bank has rank {manifest.rank}, but this run has rank {rank}")
+
+
+def file_name(group: str) -> str:
+    """A file name for a group: its readable part and a hash that keeps groups apart."""
+    readable = re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")[:60]
+    return f"{readable}-{sha256(group.encode()).hexdigest()[:8]}.safetensors"
+
+
+def _named(lora: Mapping[Site, LoraFactors]) -> Iterator[tuple[str, Tensor]]:
+    for site, factors in lora.items():
+        yield f"{site}.A", factors.a[0]
+        yield f"{site}.B", factors.b[0]
+
+
+def _take(tensors: Mapping[str, Tensor], name: str, file: Path) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(f"{file}: tensor {name} is missing; the bank belongs to another language model")
+    return tensors[name]

@@ -1,0 +1,74 @@
+"""Alignment of generated LoRA with the teacher bank (Eq. 4)."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tagi.data.collate import Batch
+from tagi.losses import Loss, factor_distance, product_distance
+from tagi.model.backbone import LoraFactors
+from tagi.model.bank import Bank
+from tagi.model.tagi import Output
+from tagi.train.stage import Term
+
+SMALLEST_ENERGY = 1e-12
+"""Below this mean energy a site of the bank is as good as untrained; it still divides by this."""
+
+
+def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"]) -> Term:
+    """λ2 · L_ins: the squared distance to the teacher, in units of the bank's mean energy of that site.
+
+    `delta` compares the products ΔW, `factors` A with A and B with B. The mean runs over sites; a task without
+    a teacher is left out.
+    """
+    lanes = bank.lanes()
+    measure = _MODES[mode]
+    energies = {
+        site: measure(factors, _start(factors, bank.a0[site])).mean().clamp(min=SMALLEST_ENERGY)
+        for site, factors in bank.lora.items()
+    }
+
+    def loss(output: Output, batch: Batch) -> Loss:
+        lane_T = lane_of(batch, lanes)
+        taught = (lane_T >= 0).nonzero().squeeze(1)
+        teachers = {site: _pick(factors, lane_T[taught]) for site, factors in bank.lora.items()}
+        distances = {
+            site: measure(_pick(own, taught), _to(teachers[site], own.a.device))
+            for site, own in output.adapter.lora.items()
+        }
+        relative = [d.sum() / float(energies[site]) for site, d in distances.items()]
+        return Loss(torch.stack(relative).mean(), (lane_T >= 0).sum().to(relative[0].device))
+
+    return Term("ins", weight, loss, lambda batch: (lane_of(batch, lanes) >= 0).sum())
+
+
+def lane_of(batch: Batch, lanes: Mapping[str, int]) -> Tensor:
+    """The teacher of each of the batch's tasks, -1 where there is none, (T,)."""
+    return torch.tensor([lanes.get(name, -1) for name in batch.names], dtype=torch.long)
+
+
+def _products(one: LoraFactors, other: LoraFactors) -> Tensor:
+    return product_distance(one.a, one.b * one.scale, other.a, other.b * other.scale)
+
+
+def _factors(one: LoraFactors, other: LoraFactors) -> Tensor:
+    return factor_distance(one.a, other.a) + factor_distance(one.b * one.scale, other.b * other.scale)
+
+
+_MODES: dict[str, Callable[[LoraFactors, LoraFactors], Tensor]] = {"delta": _products, "factors": _factors}
+
+
+def _start(factors: LoraFactors, a0: Tensor) -> LoraFactors:
+    """The LoRA that every teacher started from, whose distance is a teacher's energy."""
+    return LoraFactors(a0.expand_as(factors.a), torch.zeros_like(factors.b), factors.scale)
+
+
+def _pick(factors: LoraFactors, index: Tensor) -> LoraFactors:
+    index = index.to(factors.a.device)
+    return LoraFactors(factors.a[index], factors.b[index], factors.scale)
+
+
+def _to(factors: LoraFactors, device: torch.device) -> LoraFactors:
+    return LoraFactors(factors.a.to(device), factors.b.to(device), factors.scale)

@@ -1,0 +1,260 @@
+"""The teacher bank: N LoRAs in lock-step from one shared A₀, more than fit in waves (§3.2.2)."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+from torch import nn
+
+from tagi import methods
+from tagi.config import RunConfig
+from tagi.data.collate import Batch, Collator
+from tagi.data.mixture import Mixture, TaskSource
+from tagi.data.types import Task
+from tagi.errors import CheckpointError, ConfigError
+from tagi.losses import Loss, lane_cross_entropy, lane_tokens
+from tagi.model import bank as banks
+from tagi.model import checkpoint
+from tagi.model.backbone import Site
+from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
+from tagi.model.lora import select, stack
+from tagi.model.rows import Rows
+from tagi.model.t5_hf import read_safetensors
+from tagi.model.tagi import TagiModel, shift_right
+from tagi.train.finetune import grouped_sources
+from tagi.train.stage import Metrics, Parts
+from tagi.train.start import start
+from tagi.train.trainer import FINAL, check_output, train
+
+WAVES, WAVE_FILE = "waves", "wave.safetensors"
+FINGERPRINTED_EXAMPLES = 8
+LOSS_BATCHES = 4
+"""Batches over which the loss in the manifest is taken."""
+
+
+@dataclass(frozen=True)
+class BankStage:
+    """One wave of teachers as a stage for the trainer; lane i is teacher i."""
+
+    model: BankModel
+    batches: Callable[[int], Batch]
+    lanes: int
+    write: Callable[[Path], None]
+    read: Callable[[Path], None]
+
+    @property
+    def parts(self) -> Parts:
+        return {"teachers": list(self.model.bank.parameters())}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"ce": 1.0}
+
+    def batch(self, index: int) -> Batch:
+        return self.batches(index)
+
+    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"ce": lane_tokens(batch.labels, batch.task_index, self.lanes)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Metrics:
+        shape = self.model.base.backbone.shape
+        decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
+        rows = Rows.of(batch.task_index, self.lanes)
+        output = model(batch.input_ids, batch.input_mask, decoder_ids, rows)
+        return {"ce": lane_cross_entropy(output.logits, batch.labels, batch.task_index, self.lanes)}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that the waves of one bank share."""
+
+    config: RunConfig
+    base: TagiModel
+    collator: Collator
+    groups: Mapping[str, Sequence[Task]]
+    sources: Mapping[str, TaskSource]
+    waves: tuple[tuple[str, ...], ...]
+    a0: Mapping[Site, torch.Tensor]
+    previous: Bank | None
+    """The bank that single teachers are added to."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.config.output)
+
+
+def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
+    """The base model, the groups of tasks and their waves.
+
+    Raises:
+        ConfigError: a method that writes adapters, a group that does not exist, more processes than groups.
+    """
+    method = methods.get(config.method)
+    if method.reads_instruction_once:
+        raise ConfigError(f"method: {config.method} writes adapters; teachers are trained on no_instruction, metatrain")
+    sources = grouped_sources(config)
+    chosen = config.teachers.only or tuple(sources)
+    if unknown := sorted(set(chosen) - sources.keys()):
+        raise ConfigError(f"teachers.only: {unknown[0]!r} is no group; there are {', '.join(sources)}")
+    if processes > len(chosen):
+        raise ConfigError(f"{processes} processes for {len(chosen)} groups of tasks; start at most one for each group")
+    size = min(config.teachers.wave, -(-len(chosen) // processes))
+    waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
+    begin = start(config)
+    base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
+    collator = Collator(begin.tokenizer, config.prompt, method.prompt, apart=False)
+    groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in sources.items()}
+    previous = _previous(config, base)
+    a0 = previous.a0 if previous is not None else _draw(base, config)
+    return Plan(config, base, collator, groups, sources, waves, a0, previous)
+
+
+def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
+    """Train every wave and gather the bank in `output/final`; gives that folder.
+
+    With several processes each trains its own share of the waves; nothing is exchanged between them.
+
+    Raises:
+        CheckpointError: a bank is there already and neither `resume` nor `teachers.only` says what to do with it.
+        TrainingError, DiskError: see `trainer.train`.
+    """
+    final, state = plan.folder / FINAL, PartialState()
+    for wave in plan.waves[state.process_index :: state.num_processes]:
+        folder = plan.folder / WAVES / _wave_name(wave)
+        if not resume or not (folder / FINAL).exists():
+            check_output(folder, resume=resume)
+            train(bank_stage(plan, wave), plan.config.training, folder, resume=resume)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        banks.save(_gathered(plan), final)
+        shutil.rmtree(plan.folder / WAVES)
+    state.wait_for_everyone()
+    return final
+
+
+def bank_stage(plan: Plan, wave: Sequence[str]) -> BankStage:
+    """The stage that trains the teachers of one wave."""
+    backbone = plan.base.backbone
+    _, width_out = backbone.site_shape(backbone.sites()[0])
+    model = BankModel(plan.base, LoraBank(plan.a0, width_out, len(wave), plan.config.teachers.scale))
+
+    def write(folder: Path) -> None:
+        tensors = model.bank.state_dict()
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, folder / WAVE_FILE)
+
+    def read(folder: Path) -> None:
+        model.bank.load_state_dict(read_safetensors(folder / WAVE_FILE))
+
+    return BankStage(model, lane_batches(plan, wave), len(wave), write, read)
+
+
+def lane_batches(plan: Plan, wave: Sequence[str]) -> Callable[[int], Batch]:
+    """Batches in which each lane's rows come from its own group, in an order that only its name decides."""
+    training = plan.config.training
+    mixtures = [
+        Mixture(
+            plan.sources[group],
+            tasks=training.tasks_per_batch,
+            rows=training.rows_per_task,
+            seed=(training.seed << 32) + crc32(group.encode()),
+        )
+        for group in wave
+    ]
+
+    def batch(index: int) -> Batch:
+        drawn = [group for mixture in mixtures for group in mixture.batch(index)]
+        collated = plan.collator(drawn)
+        return replace(collated, task_index=collated.task_index // training.tasks_per_batch)
+
+    return batch
+
+
+def data_fingerprint(tasks: Sequence[Task]) -> str:
+    """Hash of the names, definitions and first examples of a group's tasks."""
+    digest = sha256()
+    for task in tasks:
+        digest.update(repr((task.name, task.instruction, len(task.examples))).encode())
+        digest.update(repr(list(task.examples[:FINGERPRINTED_EXAMPLES])).encode())
+    return digest.hexdigest()[:16]
+
+
+def _wave_name(wave: Sequence[str]) -> str:
+    """A folder name that says which groups are in it, so that another choice of groups never resumes it."""
+    return sha256("\n".join(wave).encode()).hexdigest()[:12]
+
+
+def _previous(config: RunConfig, base: TagiModel) -> Bank | None:
+    final = Path(config.output) / FINAL
+    if not final.exists():
+        return None
+    if not config.teachers.only:
+        raise CheckpointError(f"{final}: already holds a bank; name groups in teachers.only, or choose another output")
+    bank = banks.load(final, base.backbone.sites())
+    banks.check(bank, final, checkpoint.fingerprint(base.backbone), config.teachers.rank)
+    return bank
+
+
+def _draw(base: TagiModel, config: RunConfig) -> dict[Site, torch.Tensor]:
+    """A₀ of a new bank."""
+    sites = base.backbone.sites()
+    generator = torch.Generator().manual_seed(config.training.seed)
+    return draw_a0(sites, config.teachers.rank, base.backbone.site_shape(sites[0])[0], generator)
+
+
+def _gathered(plan: Plan) -> Bank:
+    """The finished waves, and the teachers of an earlier bank that were not trained again, as one bank."""
+    stages = [(wave, _finished(plan, wave)) for wave in plan.waves]
+    entries = [entry for wave, stage in stages for entry in _entries(plan, wave, stage)]
+    loras = [stage.model.bank() for _, stage in stages]
+    if plan.previous is not None:
+        trained = {entry.group for entry in entries}
+        kept = [i for i, entry in enumerate(plan.previous.manifest.teachers) if entry.group not in trained]
+        entries = [*(plan.previous.manifest.teachers[i] for i in kept), *entries]
+        loras.insert(0, select(plan.previous.lora, torch.tensor(kept, dtype=torch.long)))
+    return Bank(_manifest(plan, entries), stack(loras), plan.a0)
+
+
+def _finished(plan: Plan, wave: Sequence[str]) -> BankStage:
+    stage = bank_stage(plan, wave)
+    stage.read(plan.folder / WAVES / _wave_name(wave) / FINAL)
+    return stage
+
+
+@torch.no_grad()
+def _entries(plan: Plan, wave: Sequence[str], stage: BankStage) -> list[TeacherEntry]:
+    """What the manifest says of a wave's teachers."""
+    stage.model.eval()
+    losses: list[Loss] = [stage.loss(stage.model, stage.batch(i))["ce"] for i in range(LOSS_BATCHES)]
+    totals = torch.stack([loss.total for loss in losses]).sum(0)
+    means = totals / torch.stack([loss.count for loss in losses]).sum(0)
+    return [
+        TeacherEntry(
+            group=group,
+            tasks=tuple(task.name for task in plan.groups[group]),
+            steps=plan.config.training.steps,
+            loss=float(means[lane]),
+            data_fingerprint=data_fingerprint(plan.groups[group]),
+            file=banks.file_name(group),
+        )
+        for lane, group in enumerate(wave)
+    ]
+
+
+def _manifest(plan: Plan, entries: Sequence[TeacherEntry]) -> BankManifest:
+    config = plan.config
+    source = config.start_from or (config.backbone.path if config.backbone is not None else None)
+    return BankManifest(
+        base=str(source),
+        base_fingerprint=checkpoint.fingerprint(plan.base.backbone),
+        reads=config.method,
+        rank=config.teachers.rank,
+        scale=config.teachers.scale,
+        teachers=tuple(entries),
+    )
