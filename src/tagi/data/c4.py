@@ -77,21 +77,28 @@ class TokenStore:
 
     @staticmethod
     def build(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> "TokenStore":
-        """Tokenize the first `limit` documents; those with fewer than 3 tokens are skipped, long ones cut.
-
-        Takes two bytes a token, four with a vocabulary past 65,536. No special tokens are added.
+        """Tokenize the first `limit` documents of some files; see `of`.
 
         Raises:
             DataError: See `documents`; also if no document is long enough.
         """
+        store = TokenStore.of(islice(documents(files), limit), tokenizer)
+        if not len(store):
+            raise DataError(files[0].parent, "text", f"no document has {SEGMENTS} tokens or more")
+        return store
+
+    @staticmethod
+    def of(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> "TokenStore":
+        """Tokenize texts; those with fewer than 3 tokens are skipped, long ones cut.
+
+        Takes two bytes a token, four with a vocabulary past 65,536. No special tokens are added.
+        """
         tokens = array("H" if len(tokenizer) <= 1 << 16 else "i")
         ends = array("q", [0])
-        for ids in _tokenized(islice(documents(files), limit), tokenizer):
+        for ids in _tokenized(texts, tokenizer):
             if len(ids) >= SEGMENTS:
                 tokens.extend(ids)
                 ends.append(len(tokens))
-        if not tokens:
-            raise DataError(files[0].parent, "text", f"no document has {SEGMENTS} tokens or more")
         return TokenStore(np.asarray(tokens), np.asarray(ends))
 
     def __len__(self) -> int:

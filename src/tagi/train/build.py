@@ -13,13 +13,13 @@ from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.finetune import micro_batches, sni_batches
 from tagi.train.objective import build_objective
-from tagi.train.pretrain import c4_batches
+from tagi.train.pretrain import text_batches
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
 
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a warning."""
-_BATCHES = {"micro": micro_batches, "sni": sni_batches, "c4": c4_batches}
+_TASKS = {"micro": micro_batches, "sni": sni_batches}
 
 
 def build_stage(config: RunConfig) -> ModelStage:
@@ -48,7 +48,8 @@ def build_stage(config: RunConfig) -> ModelStage:
         model.load_state_dict(checkpoint.load(folder, backbone=outside).model.state_dict())
 
     parts = optim.trainable(model, config.training)
-    return ModelStage(model, parts, _BATCHES[config.data.source](config, collator), write, read, objective.terms)
+    batches = text_batches if config.stage == "pretrain" else _TASKS[config.data.source]
+    return ModelStage(model, parts, batches(config, collator), write, read, objective.terms)
 
 
 def _check_stage(config: RunConfig, model: TagiModel) -> None:
@@ -58,7 +59,7 @@ def _check_stage(config: RunConfig, model: TagiModel) -> None:
         raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
     if config.stage != "metatrain" and not once:
         raise ConfigError(f"stage: {config.stage} trains the parts that read an instruction; {name} has none")
-    if (config.stage == "pretrain") != (config.data.source == "c4"):
+    if config.data.source == ("sni" if config.stage == "pretrain" else "c4"):
         raise ConfigError(f"data.source: {config.data.source} does not suit stage {config.stage}")
     if not any(model.part(part) for part in config.training.trainable):
         raise ConfigError(f"training.trainable: method {name} has none of these parts")

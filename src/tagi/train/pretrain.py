@@ -1,20 +1,25 @@
 """Hypernetwork pretraining on plain text: a to the hypernetwork, b to the model, c to predict (Eq. 3, §3.2.3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tagi.config import RunConfig
+from tagi.config import DataConfig, RunConfig
 from tagi.data.c4 import Segments, TokenStore, list_files, pretraining_segments
 from tagi.data.collate import Batch, Collator, assemble
+from tagi.data.mixture import epoch_order
+from tagi.train.finetune import micro_split
+
+MICRO_DOCUMENTS = 20_000
+"""Documents of text about microtasks, where the config does not say otherwise."""
+_MICRO_EXAMPLES = 4
 
 
-def c4_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
+def text_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
     """Batches of cut documents; batch i holds T·k of them."""
-    files = list_files(Path(config.data.path or ""), "train")
-    store = TokenStore.build(files, collator.tokenizer, limit=config.data.max_documents)
+    store = _store(config, collator.tokenizer)
     training = config.training
     rows = training.tasks_per_batch * training.rows_per_task
 
@@ -24,6 +29,25 @@ def c4_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
         return segment_batch(items, collator.tokenizer)
 
     return batch
+
+
+def _store(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    data = config.data
+    if data.source == "micro":
+        return TokenStore.of(micro_text(data), tokenizer)
+    return TokenStore.build(list_files(Path(data.path or ""), "train"), tokenizer, limit=data.max_documents)
+
+
+def micro_text(data: DataConfig) -> Iterator[str]:
+    """Plain text in the microtasks' language: a training task's definition, then worked examples, as sentences."""
+    split = micro_split(data)
+    tasks = split.singles + split.compositions
+    for number in range(data.max_documents or MICRO_DOCUMENTS):
+        visit, place = divmod(number, len(tasks))
+        task = tasks[epoch_order(data.seed, visit, len(tasks))[place]].task(wording_seed=visit)
+        shown = task.examples[visit * _MICRO_EXAMPLES : (visit + 1) * _MICRO_EXAMPLES]
+        sentences = [f"{example.input}. {example.targets[0]}." for example in shown]
+        yield " ".join([task.instruction.definition, *sentences])
 
 
 def segment_batch(items: Sequence[Segments], tokenizer: PreTrainedTokenizerBase) -> Batch:
