@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 import tagi
-from tagi.cli import adapt, demo, doctor, methods, train
+from tagi.cli import adapt, bench, demo, doctor, methods, train
 from tagi.cli import eval as evaluation
 from tagi.cli import run as run_command
 from tagi.cli.common import stderr
@@ -30,6 +30,7 @@ app.command("run", epilog=run_command.EXAMPLE)(run_command.run)
 app.command("adapt", epilog=adapt.EXAMPLE)(adapt.adapt)
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.add_typer(evaluation.app, name="eval")
+app.add_typer(bench.app, name="bench")
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 

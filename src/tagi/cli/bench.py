@@ -1,0 +1,79 @@
+"""`tagi bench`: what things cost, as ratios measured side by side."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tagi.cli.common import Json, bar, print_json, stdout, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tagi.bench.timing import Comparison
+    from tagi.config import T5Shape
+
+EXAMPLE = "Example: tagi bench train --shape micro --rounds 5 --json-file train.json"
+app = typer.Typer(help="Measure what things cost, as ratios of alternating runs.", no_args_is_help=True)
+Case = Literal["teachers", "step", "t5"]
+
+MICRO = {"vocab_size": 4000, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4}
+"""The shape `micro`: 3 + 3 blocks of width 128."""
+
+
+@app.command("train", epilog=EXAMPLE)
+def train(
+    cases: Annotated[list[Case] | None, typer.Argument(help="What to compare; all by default.")] = None,
+    shape: Annotated[str, typer.Option(help="micro, or a named T5 such as t5-small.")] = "micro",
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
+    teachers: Annotated[int, typer.Option(min=1, help="Teachers in the bank.")] = 16,
+    teacher_rows: Annotated[int, typer.Option(min=1, help="Rows of each teacher in a step.")] = 2,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks in a batch.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each task in a batch.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the cases take turns.")] = 7,
+    json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", help="Write every round here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Training: the teacher bank against peft, TAGI's step against metatraining's, our T5 against transformers'."""
+    from tagi.bench import training
+    from tagi.bench.training import Lengths
+    from tagi.files import write_text
+
+    chosen, lengths, found = _shape(shape), Lengths(tasks=tasks, rows=rows), []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases or ("teachers", "step", "t5"):
+            with bar(case) as report:
+                if case == "teachers":
+                    found.append(training.bank_against_peft(chosen, teachers, teacher_rows, rank, rounds, report))
+                elif case == "step":
+                    kept = Path(folder) / "logits"
+                    found.append(training.step_against_metatraining(chosen, lengths, rank, rounds, kept, report))
+                else:
+                    found.append(training.t5_against_transformers(chosen, lengths, rounds, report))
+    result = {"shape": shape, "rounds": rounds, "comparisons": [one.as_json() for one in found]}
+    if json_file is not None:
+        write_text(json_file, json.dumps(result, indent=1))
+    if as_json:
+        print_json(result)
+        return
+    for one in found:
+        stdout().print(_table(one))
+
+
+def _shape(name: str) -> T5Shape:
+    from tagi.config import T5Shape, parse
+    from tagi.shapes import named_shape
+
+    return parse(T5Shape, MICRO if name == "micro" else named_shape(name), source="--shape")
+
+
+def _table(comparison: Comparison) -> Table:
+    made = table(comparison.title, ("", "median ms", "ratio", "range"))
+    for case in comparison.as_json()["cases"]:
+        low, high = case["ratio_range"]
+        made.add_row(case["name"], f"{case['median_s'] * 1000:,.1f}", f"{case['ratio']:.2f}", f"{low:.2f}-{high:.2f}")
+    return made
