@@ -167,7 +167,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
         return Loss(output.logits.sum() * 0 + value, torch.tensor(1))
 
     with pytest.raises(TrainingError, match="step 3"):
-        train(replace(stage, terms=(Term("ce", 1.0, poisoned, lambda batch: torch.tensor(1)),)), settings.training, tmp_path / "run")
+        train(
+            replace(stage, terms=(Term("ce", 1.0, poisoned, lambda batch: torch.tensor(1)),)),
+            settings.training,
+            tmp_path / "run",
+        )
     kept = trainer.checkpoints(tmp_path / "run")
     assert [folder.name for folder in kept] == ["step-00000002"]
     assert all(t.isfinite().all() for t in tensors(kept[0]).values())
