@@ -175,18 +175,18 @@ def forward(
         instruction=encoder(shape, tasks, s) if once else none,
         backbone=backbone,
         memory=cross_keys(shape, tasks, s) if method.fuses_decoder else none,
-        lora=_all_lora(shape, generator.rank, method, lengths) if method.lora else none,
+        lora=worn_lora(shape, generator.rank, lengths, memory=method.fuses_decoder) if method.lora else none,
         hypernetwork=hypernetwork(shape, generator, tasks, s) if method.lora else none,
         fusion=fusion(shape, fused, rows, n, s) + fusion_keys(shape, fused, tasks, s) if method.fuses_encoder else none,
     )
 
 
-def _all_lora(shape: T5Shape, rank: int, method: Method, lengths: Lengths) -> Flops:
+def worn_lora(shape: T5Shape, rank: int, lengths: Lengths, *, memory: bool) -> Flops:
+    """LoRA at every site, over inputs, targets and, where the decoder sees it, the instruction memory."""
     rows, n = lengths.rows, lengths.input
     own = encoder_lora(shape, rank, rows, n) + cross_keys_lora(shape, rank, rows, n)
     own += decoder_lora(shape, rank, rows, lengths.target)
-    memory = cross_keys_lora(shape, rank, lengths.tasks, lengths.instruction) if method.fuses_decoder else Flops()
-    return own + memory
+    return own + cross_keys_lora(shape, rank, lengths.tasks, lengths.instruction) if memory else own
 
 
 def training(passes: ForwardFlops, trained: Set[Part], *, separate_encoder: bool = False) -> float:

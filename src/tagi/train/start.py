@@ -62,7 +62,7 @@ def _backbone(
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, load_tokenizer(folder)
     assert config.shape is not None
-    tokenizer = _random_tokenizer(config, config.shape, data)
+    tokenizer = random_tokenizer(config, config.shape, data)
     backbone = T5(config.shape.model_copy(update={"vocab_size": len(tokenizer)}))
     initialise_t5(backbone, generator)
     return backbone, tokenizer
@@ -90,7 +90,8 @@ def check_readable(data: DataConfig) -> None:
         raise ConfigError("data.source: P3 data cannot be read yet; --dry-run works without it")
 
 
-def _random_tokenizer(config: BackboneConfig, shape: T5Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+def random_tokenizer(config: BackboneConfig, shape: T5Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
         return word_level(microtasks.micro_vocabulary())
     return unigram(_texts(data), shape.vocab_size)
