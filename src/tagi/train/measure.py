@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
 from tagi.config import RunConfig, T5Shape
-from tagi.data.c4 import MAX_LENGTH, SEGMENTS
+from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
 from tagi.model.flops import Lengths
@@ -85,13 +86,13 @@ def _mean(batches: list[Batch], steps: int) -> Measured:
 
 
 def from_limits(config: RunConfig) -> Measured:
-    """The longest that the prompt's limits allow; plain text is cut into thirds of a full document on average."""
+    """The longest that the prompt's limits allow; of plain text, full documents, padded as batches mostly are."""
     training, prompt = config.training, config.prompt
     method = methods.get(config.method)
     rows = training.tasks_per_batch * training.rows_per_task
     if config.data.source == "c4":
-        third = MAX_LENGTH // SEGMENTS
-        lengths, tokens = Lengths(rows, rows, third, third, third), rows * MAX_LENGTH
+        part = longest_part(rows)
+        lengths, tokens = Lengths(rows, rows, part, part, part), rows * MAX_LENGTH
     else:
         s = prompt.max_instruction if method.reads_instruction_once else 0
         n = prompt.max_input + (prompt.max_instruction if method.prompt else 0)
@@ -100,6 +101,13 @@ def from_limits(config: RunConfig) -> Measured:
     whole = prompt.max_instruction + prompt.max_input
     steps = training.accumulation
     return Measured(lengths, rows * steps, tokens * steps, whole, from_data=False)
+
+
+def longest_part(rows: int) -> int:
+    """Expected length of the longest of so many a (or b, or c), each a part of a full document under two uniform
+    cuts: P(part <= x) = 1 - (1 - x)²."""
+    points = np.linspace(0.0, 1.0, MAX_LENGTH + 1)
+    return round(float(np.sum(1.0 - (1.0 - (1.0 - points) ** 2) ** rows)))
 
 
 def is_checkpoint(folder: str | None) -> bool:

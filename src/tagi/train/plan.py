@@ -164,7 +164,6 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
     tensors = [parameter for part in trained for module in model.part(part) for parameter in module.parameters()]
     weights = parameter_count(model) + (sizes["backbone"] if _online(config) else 0)
     share = sizes["hypernetwork"] / sizes["backbone"]
-    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters"] if share > LARGE_SHARE else []
     return Plan(
         stage=config.stage,
         method=config.method,
@@ -178,9 +177,17 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
         flops_per_step=once * config.training.accumulation,
         flops=once * config.training.accumulation * config.training.steps,
         memory=_memory(config, weights, tensors, kept),
-        notes=notes,
+        notes=_notes(config, share),
         output=config.output,
     )
+
+
+def _notes(config: RunConfig, share: float) -> list[str]:
+    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters"] if share > LARGE_SHARE else []
+    teacher = config.objective.teacher
+    if _online(config) and teacher is not None and teacher.kind == "fid":
+        notes.append("what a FiD teacher reads of demonstrations is not counted")
+    return notes
 
 
 def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
