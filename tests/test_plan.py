@@ -34,6 +34,7 @@ def changed(config: RunConfig, *overrides: str) -> RunConfig:
 def test_parameters_are_those_of_the_model_that_is_built() -> None:
     config = run()
     model, found = build_stage(config).model, plan(config)
+    assert plan(config, draw=False).parameters == found.parameters
     for part in ("backbone", "hypernetwork", "fusion"):
         assert found.parameters[part] == sum(map(parameter_count, model.part(part)))
     assert found.tokens_are == "measured"

@@ -66,11 +66,13 @@ TK_INSTRUCT: dict[tuple[SniSize, Setting], str] = {
 """Published instruct models (Wang et al., 2022); base with Def was never published, so that run trains its own."""
 T0: dict[P3Size, str] = {"base": "qinyuany/my-t0-base", "large": "qinyuany/my-t0-large", "xl": "qinyuany/my-t0-3b"}
 """T0 as FiD-ICL trained it again (A.5)."""
-FID: dict[tuple[P3Size, Family], str] = {
-    (size, family): f"qinyuany/fid-icl-{prefix}-{'3b' if (size, family) == ('xl', 't0') else size}"
-    for size in P3_BATCHES
-    for family, prefix in (("t5lm", "t5-lm"), ("t0", "t0"))
-}
+
+
+def fid_icl(size: P3Size, family: Family) -> str:
+    """The hub's FiD-ICL of a size, trained from T5-LM or from T0 (Ye et al., 2023)."""
+    if family == "t0":
+        return f"qinyuany/fid-icl-t0-{'3b' if size == 'xl' else size}"
+    return f"qinyuany/fid-icl-t5-lm-{size}"
 
 
 def language_model(size: str) -> BackboneConfig:
@@ -92,9 +94,16 @@ def sni(size: SniSize, setting: Setting, output: str) -> Run:
     if instruct is None:
         run["metatrain"] = metatraining(size, both, data, f"{output}/metatrain")
     if size != "xxl":
-        start = {"backbone": _published(instruct, size)} if instruct else {"start_from": f"{output}/metatrain/final"}
         bank = BankConfig(group="category", wave=4 if size == "base" else 1)
-        run["teachers"] = teacher_loras("metatrain", both, data, bank, f"{output}/teachers", **start)
+        run["teachers"] = teacher_loras(
+            "metatrain",
+            both,
+            data,
+            bank,
+            f"{output}/teachers",
+            backbone=_published(instruct, size) if instruct else None,
+            start_from=None if instruct else f"{output}/metatrain/final",
+        )
     run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", language_model(size))
     run["finetune"] = finetuning(
         size,
@@ -126,7 +135,7 @@ def p3(size: P3Size, family: Family, output: str) -> Run:
         P3_BATCHES[size],
         PromptConfig(style="plain", max_instruction=512, max_input=512, max_target=64),
         data,
-        TeacherConfig(kind="fid", checkpoint=FID[size, family]),
+        TeacherConfig(kind="fid", checkpoint=fid_icl(size, family)),
         _bank(run),
         output,
     )

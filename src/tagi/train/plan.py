@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tagi import methods
-from tagi.config import FusionConfig, HypernetworkConfig, Part, RunConfig, T5Shape
+from tagi.config import BackboneConfig, FusionConfig, HypernetworkConfig, Part, RunConfig, T5Shape
 from tagi.errors import CheckpointError, ConfigError
 from tagi.methods import Method
 from tagi.model import checkpoint, flops
@@ -26,6 +26,7 @@ from tagi.model.tagi import TagiModel
 from tagi.train import measure, memory
 from tagi.train.measure import Measured
 from tagi.train.memory import Memory
+from tagi.train.start import random_tokenizer
 from tagi.train.trainer import FINAL
 
 LARGE_SHARE = 0.25
@@ -89,8 +90,6 @@ def plan(
     check_stage(config, method)
     parts = resolve(config, earlier)
     tokenizer = measure.tokenizer_at_hand(config, parts.shape) if draw and measure.data_at_hand(config) else None
-    if tokenizer is not None and config.backbone is not None and config.backbone.path is None:
-        parts = parts._replace(shape=parts.shape.model_copy(update={"vocab_size": len(tokenizer)}))
     found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report)
     with torch.device("meta"):
         model = TagiModel(T5(parts.shape), method, parts.hypernetwork, parts.fusion)
@@ -124,8 +123,7 @@ def resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
         CheckpointError: neither says.
     """
     if config.backbone is not None:
-        shape = config.backbone.shape or _shape_at(str(config.backbone.path))
-        return Model(shape, config.hypernetwork, config.fusion)
+        return Model(_fresh_shape(config, config.backbone), config.hypernetwork, config.fusion)
     before = next((one for one in earlier if str(Path(one.output) / FINAL) == config.start_from), None)
     if before is None or measure.is_checkpoint(config.start_from):
         return _resolve_folder(config, Path(str(config.start_from)))
@@ -138,6 +136,14 @@ def _resolve_folder(config: RunConfig, folder: Path) -> Model:
     shape = read_shape(str(folder / BACKBONE) if found.backbone == BACKBONE else found.backbone)
     same = found.method == config.method
     return Model(shape, *((found.hypernetwork, found.fusion) if same else (config.hypernetwork, config.fusion)))
+
+
+def _fresh_shape(config: RunConfig, backbone: BackboneConfig) -> T5Shape:
+    """The config's shape or the checkpoint's; a micro tokenizer brings its own size."""
+    shape = backbone.shape or _shape_at(str(backbone.path))
+    if backbone.path is None and backbone.tokenizer == "micro":
+        return shape.model_copy(update={"vocab_size": len(random_tokenizer(backbone, shape, config.data))})
+    return shape
 
 
 def _shape_at(path: str) -> T5Shape:
