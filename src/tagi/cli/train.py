@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tagi.train.stage import ModelStage
 
 EXAMPLE = (
-    "Examples: tagi train finetune --config configs/default.yaml training.steps=500 --dry-run; "
+    "Example: tagi train finetune --config configs/default.yaml training.steps=500 --dry-run, or all of a named run: "
     "tagi train all --config sni-base-24gb --dry-run"
 )
 ALL = "all"
