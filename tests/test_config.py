@@ -106,7 +106,12 @@ def test_later_overrides_win_and_may_replace_a_source(tmp_path: Path) -> None:
         ("backbone=null", "give either backbone (a fresh start) or start_from (an earlier stage)"),
         ("start_from=runs/y", "give either backbone (a fresh start) or start_from (an earlier stage)"),
         ("backbone.path=null", "backbone: give either path (a checkpoint) or shape (random initialisation)"),
-        ("backbone.shape.vocab_size=9", "backbone: give either path (a checkpoint) or shape"),
+        (
+            "backbone.shape=t5-v1_1-bse",
+            "backbone.shape: 't5-v1_1-bse' is no published shape, did you mean t5-v1_1-base?",
+        ),
+        ("backbone.shape=qqq", "backbone.shape: 'qqq' is no published shape; there are t5-small, t5-base, "),
+        ("data.source=p3", "data: data.path is required for source=p3"),
         ("hypernetwork.pool=mean", "hypernetwork: pool applies to generator=flat only"),
         ("training.steps", "training.steps: an override is written key=value"),
         ("=5", "=5: an override is written key=value"),

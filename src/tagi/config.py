@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tagi.errors import ConfigError
+from tagi.shapes import named_shape
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
@@ -110,19 +111,24 @@ class PromptConfig(Frozen):
     max_target: Positive = 128
 
 
+NamedShape = Annotated[T5Shape, BeforeValidator(lambda shape: named_shape(shape) if isinstance(shape, str) else shape)]
+"""A mapping, or the name of a published shape such as t5-v1_1-base."""
+
+
 class BackboneConfig(Frozen):
     """Where the language model comes from: a Hugging Face folder or hub name, or random initialisation."""
 
     path: str | None = None
-    shape: T5Shape | None = None
+    shape: NamedShape | None = None
+    """Of random initialisation; beside `path`, what its weights are expected to be: a dry run needs no more."""
     tokenizer: Literal["micro", "unigram"] | None = None
     """Built with a random backbone: the closed microtask vocabulary, or unigram over training text."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.path is None) == (self.shape is None):
+        if self.path is None and self.shape is None:
             raise ValueError("give either path (a checkpoint) or shape (random initialisation)")
-        if self.shape is not None and self.tokenizer is None:
+        if self.path is None and self.tokenizer is None:
             raise ValueError("a backbone from random initialisation needs a tokenizer: micro or unigram")
         return self
 
@@ -130,9 +136,9 @@ class BackboneConfig(Frozen):
 class DataConfig(Frozen):
     """Training and validation tasks."""
 
-    source: Literal["micro", "sni", "c4"]
+    source: Literal["micro", "sni", "c4", "p3"]
     path: str | None = None
-    """Folder of the data set (sni, c4)."""
+    """Folder of the data set (sni, c4, p3)."""
     split: str = "default"
     max_instances: Positive | None = 100
     """Instances per training task (sni)."""
@@ -306,9 +312,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of config keys")
-    for override in overrides:
-        _assign(values, override)
-    return parse(RunConfig, values, source=str(path))
+    return _overridden(values, overrides, str(path))
+
+
+def override(config: RunConfig, overrides: Sequence[str], *, source: str) -> RunConfig:
+    """The run with `key=value` overrides applied, as `load` applies them to a file.
+
+    Raises:
+        ConfigError: one sentence that names `source` and the field.
+    """
+    return _overridden(config.model_dump(mode="json"), overrides, source)
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
+    for one in overrides:
+        _assign(values, one)
+    return parse(RunConfig, values, source=source)
 
 
 def dump(config: Frozen) -> str:
@@ -348,7 +367,12 @@ def _all_keys(kind: type[BaseModel]) -> set[str]:
     keys: set[str] = set()
     for name, field in kind.model_fields.items():
         keys.add(name)
-        for nested in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        for nested in _members(field.annotation):
             if isinstance(nested, type) and issubclass(nested, BaseModel):
                 keys |= _all_keys(nested)
     return keys
+
+
+def _members(annotation: Any) -> list[Any]:
+    """An annotation and everything inside its unions."""
+    return [annotation, *(one for inside in getattr(annotation, "__args__", ()) for one in _members(inside))]

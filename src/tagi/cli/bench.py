@@ -35,7 +35,9 @@ def train(
     tasks: Annotated[int, typer.Option(min=1, help="Tasks in a batch.")] = 8,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each task in a batch.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the cases take turns.")] = 7,
-    json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", help="Write every round here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json-file", metavar="FILE", help="Write every round here.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Training: the teacher bank against peft, TAGI's step against metatraining's, our T5 against transformers'."""

@@ -12,6 +12,7 @@ import tagi
 from tagi.cli import adapt, bench, demo, doctor, methods, train
 from tagi.cli import eval as evaluation
 from tagi.cli import run as run_command
+from tagi.cli import runs as runs_command
 from tagi.cli.common import stderr
 from tagi.errors import TagiError
 
@@ -29,6 +30,7 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("run", epilog=run_command.EXAMPLE)(run_command.run)
 app.command("adapt", epilog=adapt.EXAMPLE)(adapt.adapt)
 app.command("train", epilog=train.EXAMPLE)(train.train)
+app.command("runs", epilog=runs_command.EXAMPLE)(runs_command.runs)
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)

@@ -1,13 +1,13 @@
-"""`tagi train`: run one training stage from its config file."""
+"""`tagi train`: run one training stage from its config file, or a named run's stages."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,72 +18,120 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tagi.config import RunConfig
+    from tagi.train.plan import Plan
     from tagi.train.stage import ModelStage
 
-EXAMPLE = "Example: tagi train finetune --config configs/default.yaml training.steps=500 --dry-run"
-MEASURED_STEPS = 4
-"""Steps whose batches a dry run draws to measure rows and tokens."""
+EXAMPLE = (
+    "Example: tagi train finetune --config configs/default.yaml training.steps=500 --dry-run, or all of a named run: "
+    "tagi train all --config sni-base-24gb --dry-run"
+)
+ALL = "all"
 
-Stage = Literal["metatrain", "teachers", "pretrain", "finetune"]
+Stage = Literal["metatrain", "teachers", "pretrain", "finetune", "all"]
 
 
 def train(
-    stage: Annotated[Stage, typer.Argument(help="The stage that the config describes.")],
-    config_file: Annotated[Path, typer.Option("--config", metavar="FILE", help="The run, as YAML.")],
+    stage: Annotated[Stage, typer.Argument(help="The stage that the config describes; all stages of a named run.")],
+    config_name: Annotated[str, typer.Option("--config", metavar="FILE|NAME", help="The run: YAML, or its name.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Config fields to set, such as training.steps=500."),
+        typer.Argument(
+            metavar="[STAGE.]KEY=VALUE",
+            help="Config fields to set, such as training.steps=500; of one stage of a named run: "
+            "finetune.training.steps=500.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run one training stage; prints the folder of the trained checkpoint."""
-    from tagi.config import load
+    """Run one training stage, or all of a named run; prints the folder of the trained checkpoint.
 
-    config = load(config_file, overrides or ())
-    if config.stage != stage:
-        raise ConfigError(f"{config_file}: stage: is {config.stage}, but the command says {stage}")
-    if stage == "teachers":
-        _teachers(config, dry_run, resume, as_json)
-        return
-    if not dry_run:
-        from tagi.train.trainer import check_output
-
-        check_output(Path(config.output), resume=resume)
-    built = _build(config)
-    plan = _plan(built, config)
+    Stage `all` skips what is finished and goes on with what is half done. `tagi runs` lists the named runs.
+    """
+    run = _configs(stage, config_name, overrides or ())
+    chosen = list(run) if stage == ALL else [stage]
     if dry_run:
-        plan |= _measure(built, config)
-        print_json({"dry_run": True, **plan}) if as_json else stdout().print(_table(plan))
+        plans = {key: _plan(run, key, draw=True) for key in chosen}
+        if as_json:
+            print_json({"dry_run": True, **_as_json(plans, stage)})
+        for plan in plans.values() if not as_json else ():
+            stdout().print(_table(plan))
         return
-    stderr().print(_table(plan))
-    folder = _train(built, config, resume)
-    print_json({"checkpoint": str(folder), **plan}) if as_json else typer.echo(folder)
+    done = {key: _run_stage(run, key, resume or stage == ALL, skip=stage == ALL) for key in chosen}
+    if as_json:
+        plans = {key: _plan(run, key, draw=False) for key in chosen}
+        print_json({"checkpoint": str(done[chosen[-1]]), **_as_json(plans, stage)})
+    else:
+        typer.echo(done[chosen[-1]])
 
 
-def _teachers(config: RunConfig, dry_run: bool, resume: bool, as_json: bool) -> None:
-    """Train a bank of teacher LoRAs, or say what would be trained."""
+def _configs(stage: str, name: str, overrides: Sequence[str]) -> Mapping[str, RunConfig]:
+    """The configs that a command speaks of: one file's, or a named run's with all of its stages."""
+    from tagi.config import load
+    from tagi.repro.runs import named
+
+    file = Path(name)
+    if not (file.is_file() or file.suffix in (".yaml", ".yml") or file.name != name):
+        return named(name, overrides, stage=None if stage == ALL else stage)
+    config = load(file, overrides)
+    if stage == ALL:
+        raise ConfigError(f"{file}: describes one stage ({config.stage}); `all` takes a named run, see tagi runs")
+    if config.stage != stage:
+        raise ConfigError(f"{file}: stage: is {config.stage}, but the command says {stage}")
+    return {stage: config}
+
+
+def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool) -> Plan:
+    from tagi.train.plan import plan
+
+    before = list(run.values())[: list(run).index(stage)]
+    with bar("drawing batches") as report:
+        made = plan(run[stage], before, draw=draw, report=report)
+    for text in made.notes:
+        note(text)
+    return made
+
+
+def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
+    if stage != ALL:
+        return plans[stage].as_json()
+    return {
+        "stages": {key: plan.as_json() for key, plan in plans.items()},
+        "flops": sum(plan.flops for plan in plans.values()),
+        "memory": max(plan.memory.total for plan in plans.values()),
+    }
+
+
+def _run_stage(run: Mapping[str, RunConfig], key: str, resume: bool, *, skip: bool) -> Path:
+    """Train one stage; with `skip`, only if it is not finished."""
+    from tagi.train.start import check_readable
+    from tagi.train.trainer import FINAL, check_output
+
+    config = run[key]
+    output = Path(config.output)
+    if skip and (output / FINAL).exists():
+        note(f"{key}: {output / FINAL} is there already")
+        return output / FINAL
+    check_readable(config.data)
+    if config.stage == "teachers":
+        return _train_bank(config, resume)
+    check_output(output, resume=resume)
+    built = _build(config)
+    stderr().print(_table(_plan(run, key, draw=False)))
+    return _train(built, config, resume)
+
+
+def _train_bank(config: RunConfig, resume: bool) -> Path:
+    """Train a bank of teacher LoRAs, or add single teachers to it."""
     from accelerate import PartialState
 
     from tagi.train.teachers import plan_teachers, train_teachers
 
     with waiting("preparing model and data"):
         plan = plan_teachers(config, PartialState().num_processes)
-    shown = {"teachers": sum(map(len, plan.waves)), "waves": len(plan.waves), "steps": config.training.steps}
-    if dry_run:
-        print_json({"dry_run": True, **shown}) if as_json else stdout().print(_summary(shown))
-        return
-    stderr().print(_summary(shown))
-    folder = train_teachers(plan, resume=resume)
-    print_json({"bank": str(folder), **shown}) if as_json else typer.echo(folder)
-
-
-def _summary(numbers: dict[str, Any]) -> Table:
-    made = table("teachers", ("", ""))
-    for name, value in numbers.items():
-        made.add_row(name, f"{value:,}")
-    return made
+    note(f"{sum(map(len, plan.waves))} teachers in {len(plan.waves)} waves of {config.training.steps} steps")
+    return train_teachers(plan, resume=resume)
 
 
 def _build(config: RunConfig) -> ModelStage:
@@ -125,46 +173,25 @@ def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:
     return score if tasks else None
 
 
-def _plan(stage: ModelStage, config: RunConfig) -> dict[str, Any]:
-    """What is trained, in numbers."""
-    from tagi.config import Part
-    from tagi.model.hypernetwork import parameter_count
-
-    sizes = {part: sum(map(parameter_count, stage.model.part(part))) for part in get_args(Part)}
-    trained = {part for part in config.training.trainable if sizes[part]}
-    return {
-        "stage": config.stage,
-        "method": config.method,
-        "parameters": sizes,
-        "trainable": [part for part in sizes if part in trained],
-        "hypernetwork_share": sizes["hypernetwork"] / sizes["backbone"],
-        "steps": config.training.steps,
-        "output": config.output,
-    }
-
-
-def _measure(stage: ModelStage, config: RunConfig) -> dict[str, Any]:
-    """Rows and tokens of a step, the mean over the first few."""
-    per_step = config.training.accumulation
-    steps = min(MEASURED_STEPS, config.training.steps)
-    rows = tokens = 0
-    with bar("drawing batches") as report:
-        for number in range(steps * per_step):
-            batch = stage.batch(number)
-            rows, tokens = rows + len(batch.task_index), tokens + batch.tokens
-            report(number + 1, steps * per_step)
-    return {"rows_per_step": rows / steps, "tokens_per_step": tokens / steps}
-
-
-def _table(plan: dict[str, Any]) -> Table:
-    made = table(f"{plan['stage']}: {plan['method']}", ("part", "parameters", ""))
-    for part, size in plan["parameters"].items():
+def _table(plan: Plan) -> Table:
+    made = table(f"{plan.stage}: {plan.method}", ("part", "parameters", ""))
+    for part, size in plan.parameters.items():
         if size:
-            made.add_row(part, f"{size:,}", "trained" if part in plan["trainable"] else "frozen")
+            made.add_row(part, f"{size:,}", "trained" if part in plan.trainable else "frozen")
     made.add_section()
-    made.add_row("hypernetwork / backbone", f"{plan['hypernetwork_share']:.1%}")
-    made.add_row("steps", f"{plan['steps']:,}")
-    for name in ("rows_per_step", "tokens_per_step"):
-        if name in plan:
-            made.add_row(name.replace("_", " "), f"{plan[name]:,.0f}")
+    if plan.hypernetwork_share:
+        made.add_row("hypernetwork / backbone", f"{plan.hypernetwork_share:.1%}")
+    made.add_row("steps", f"{plan.steps:,}")
+    made.add_row("rows per step", f"{plan.rows_per_step:,.0f}")
+    made.add_row("tokens per step", f"{plan.tokens_per_step:,.0f}", plan.tokens_are)
+    made.add_row("FLOPs per step", f"{plan.flops_per_step:.2e}", plan.tokens_are)
+    made.add_row("FLOPs in all", f"{plan.flops:.2e}", plan.tokens_are)
+    made.add_section()
+    memory = plan.memory
+    for name in ("weights", "gradients", "optimizer", "activations", "total"):
+        made.add_row(f"memory: {name}", _gigabytes(getattr(memory, name)), "estimate")
     return made
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB"

@@ -79,6 +79,18 @@ def locate(source: str | Path) -> Path:
         raise CheckpointError(f"{source}: no such folder, and the hub has no model of that name") from error
 
 
+def read_shape(source: str) -> T5Shape:
+    """The shape that a checkpoint's `config.json` tells, without its weights.
+
+    Raises:
+        CheckpointError: no folder or hub model of that name can be reached, or it is no T5.
+    """
+    config = _read_config(Path(source))
+    if config.model_type not in ("t5", "mt5"):
+        raise CheckpointError(f"{source}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
+    return shape_of(config, tied=bool(config.tie_word_embeddings))
+
+
 def shape_of(config: PretrainedConfig, *, tied: bool) -> T5Shape:
     """Our shape from a Hugging Face config; `tied` is read off the tensors, for v5 configs no longer say.
 

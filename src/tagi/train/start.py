@@ -12,6 +12,7 @@ from tagi.config import BackboneConfig, DataConfig, RunConfig, T5Shape
 from tagi.data import microtasks
 from tagi.data.c4 import documents, list_files
 from tagi.data.tokenizers import unigram, word_level
+from tagi.errors import ConfigError
 from tagi.infer.engine import load_tokenizer
 from tagi.model import bank as banks
 from tagi.model import checkpoint
@@ -23,6 +24,7 @@ from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
 from tagi.train.finetune import sni_tasks
 
+_CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon")
 TOKENIZER_DOCUMENTS = 20_000
 """Documents of plain text that a unigram tokenizer is trained on, at most."""
 
@@ -40,8 +42,9 @@ def start(config: RunConfig) -> Start:
     """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
 
     Raises:
-        TagiError: the backbone, the checkpoint or the data of the tokenizer cannot be used.
+        TagiError: the backbone, the checkpoint or the data cannot be used.
     """
+    check_readable(config.data)
     if config.start_from is not None:
         return _go_on(config, Path(config.start_from))
     assert config.backbone is not None
@@ -55,15 +58,41 @@ def _backbone(
 ) -> tuple[T5, PreTrainedTokenizerBase]:
     if config.path is not None:
         folder = locate(config.path)
-        return load_t5(folder), load_tokenizer(folder)
+        backbone = load_t5(folder)
+        if config.shape is not None:
+            check_shape(backbone.shape, config.shape, config.path)
+        return backbone, load_tokenizer(folder)
     assert config.shape is not None
-    tokenizer = _random_tokenizer(config, config.shape, data)
+    tokenizer = random_tokenizer(config, config.shape, data)
     backbone = T5(config.shape.model_copy(update={"vocab_size": len(tokenizer)}))
     initialise_t5(backbone, generator)
     return backbone, tokenizer
 
 
-def _random_tokenizer(config: BackboneConfig, shape: T5Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+def check_shape(found: T5Shape, expected: T5Shape, path: str) -> None:
+    """Refuse weights of another shape than the config expects; dropout is the checkpoint's to say.
+
+    Raises:
+        ConfigError: names the first field that differs.
+    """
+    for field in T5Shape.model_fields:
+        ours, theirs = getattr(expected, field), getattr(found, field)
+        if ours != theirs and field not in _CHECKPOINTS_OWN:
+            raise ConfigError(f"backbone.shape.{field}: is {ours}, but the checkpoint {path} has {theirs}")
+
+
+def check_readable(data: DataConfig) -> None:
+    """Refuse data that no reader exists for.
+
+    Raises:
+        ConfigError: `data.source` cannot be read.
+    """
+    if data.source == "p3":
+        raise ConfigError("data.source: P3 data cannot be read yet; --dry-run works without it")
+
+
+def random_tokenizer(config: BackboneConfig, shape: T5Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
         return word_level(microtasks.micro_vocabulary())
     return unigram(_texts(data), shape.vocab_size)

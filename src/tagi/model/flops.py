@@ -1,0 +1,211 @@
+"""Floating-point operations of every piece of the model, as functions of shapes and lengths (matrix products only).
+
+A multiply-add is two. What is counted here is what `torch.utils.flop_counter` counts on a real forward pass, to the
+last digit. Shape suffixes as in `rows.py`: T tasks, R rows, S instruction, N input and O target tokens.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from tagi.config import FusionConfig, HypernetworkConfig, Part, T5Shape
+from tagi.methods import Method
+from tagi.model.hypernetwork import PROJECTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Sizes of one batch, padding included."""
+
+    tasks: int
+    rows: int
+    instruction: int
+    input: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Operations of a piece, by what its matrix products multiply."""
+
+    weights: float = 0.0
+    """Activations with parameters: backward costs the same again, and once more where the parameters are trained."""
+    mixed: float = 0.0
+    """Activations with activations (attention, generated LoRA): backward costs twice as much."""
+
+    @property
+    def forward(self) -> float:
+        """Of one forward pass."""
+        return self.weights + self.mixed
+
+    def backward(self, *, trained: bool) -> float:
+        """Of the backward pass to the activations, and to the parameters where they are trained."""
+        return self.weights * (2 if trained else 1) + 2 * self.mixed
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.weights + other.weights, self.mixed + other.mixed)
+
+    def __mul__(self, times: float) -> "Flops":
+        return Flops(self.weights * times, self.mixed * times)
+
+
+def linear(tokens: int, width_in: int, width_out: int) -> Flops:
+    """x Wᵀ for so many tokens."""
+    return Flops(weights=2.0 * tokens * width_in * width_out)
+
+
+def attention(rows: int, queries: int, keys: int, inner: int) -> Flops:
+    """q kᵀ and weights · v over all heads."""
+    return Flops(mixed=4.0 * rows * queries * keys * inner)
+
+
+def feed_forward(shape: T5Shape, tokens: int) -> Flops:
+    """wi, its gate and wo."""
+    return linear(tokens, shape.d_model, shape.d_ff) * (3 if shape.gated else 2)
+
+
+def encoder(shape: T5Shape, rows: int, length: int) -> Flops:
+    """The bare encoder on (rows, length)."""
+    projections = linear(rows * length, shape.d_model, shape.inner_dim) * 4
+    own = attention(rows, length, length, shape.inner_dim)
+    return (projections + own + feed_forward(shape, rows * length)) * shape.num_layers
+
+
+def cross_keys(shape: T5Shape, rows: int, length: int) -> Flops:
+    """Keys and values of every decoder block's cross-attention, for encoded inputs or instructions."""
+    return linear(rows * length, shape.d_model, shape.inner_dim) * (2 * shape.num_decoder_layers)
+
+
+def decoder(shape: T5Shape, rows: int, length: int, context: int, past: int = 0) -> Flops:
+    """The bare decoder on (rows, length) new tokens after `past`, attending to `context` tokens; with logits."""
+    projections = linear(rows * length, shape.d_model, shape.inner_dim) * 6
+    own = attention(rows, length, past + length, shape.inner_dim)
+    cross = attention(rows, length, context, shape.inner_dim)
+    blocks = (projections + own + cross + feed_forward(shape, rows * length)) * shape.num_decoder_layers
+    return blocks + linear(rows * length, shape.d_model, shape.vocab_size)
+
+
+def lora(shape: T5Shape, rank: int, tokens: int, projections: int) -> Flops:
+    """(x Aᵀ) Bᵀ at so many projections, for so many tokens."""
+    return Flops(mixed=2.0 * tokens * rank * (shape.d_model + shape.inner_dim) * projections)
+
+
+def encoder_lora(shape: T5Shape, rank: int, rows: int, length: int) -> Flops:
+    """LoRA of the encoder's q and v."""
+    return lora(shape, rank, rows * length, PROJECTIONS * shape.num_layers)
+
+
+def cross_keys_lora(shape: T5Shape, rank: int, rows: int, length: int) -> Flops:
+    """LoRA of the v of every cross-attention."""
+    return lora(shape, rank, rows * length, shape.num_decoder_layers)
+
+
+def decoder_lora(shape: T5Shape, rank: int, rows: int, length: int) -> Flops:
+    """LoRA of the decoder's own q and v and of the cross-attention's q."""
+    return lora(shape, rank, rows * length, 3 * shape.num_decoder_layers)
+
+
+def hypernetwork(shape: T5Shape, config: HypernetworkConfig, tasks: int, instruction: int) -> Flops:
+    """Eq. 2: pooling the encoded instruction, the first layer and both heads of every module's MLP."""
+    modules = shape.num_layers + 2 * shape.num_decoder_layers
+    rankwise = config.generator == "rankwise"
+    per_site, per_query = (config.rank, 1) if rankwise else (1, config.rank)
+    vectors = tasks * PROJECTIONS * per_site * modules
+    width = shape.d_model * (2 if config.pool == "first_last" else 1)
+    mlp = linear(vectors, width, config.hidden)
+    heads = linear(vectors, config.hidden, per_query * (shape.d_model + shape.inner_dim))
+    return _pooling(config, vectors, tasks, instruction, shape.d_model) + mlp + heads
+
+
+def _pooling(config: HypernetworkConfig, vectors: int, tasks: int, instruction: int, d_model: int) -> Flops:
+    if config.pool == "query":
+        return attention(1, vectors, instruction, d_model)
+    return Flops(mixed=2.0 * tasks * instruction * d_model) if config.pool == "mean" else Flops()
+
+
+def fusion(shape: T5Shape, config: FusionConfig, rows: int, length: int, instruction: int) -> Flops:
+    """Eq. 1 in every n-th encoder block, keys and values of the instruction given."""
+    width = config.width or shape.d_model // 4
+    each = linear(rows * length, shape.d_model, width) * 2 + attention(rows, length, instruction, width)
+    return each * _fusion_layers(shape, config)
+
+
+def fusion_keys(shape: T5Shape, config: FusionConfig, tasks: int, instruction: int) -> Flops:
+    """Keys and values of the instruction for every fusion layer, once per task."""
+    width = config.width or shape.d_model // 4
+    return linear(tasks * instruction, shape.d_model, width) * (2 * _fusion_layers(shape, config))
+
+
+def _fusion_layers(shape: T5Shape, config: FusionConfig) -> int:
+    return len(range(0, shape.num_layers, config.every))
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardFlops:
+    """A teacher-forced forward pass, piece by piece."""
+
+    instruction: Flops
+    """Encoding the instructions; nothing where the method has them in the prompt."""
+    backbone: Flops
+    """Encoder and decoder on inputs and targets."""
+    memory: Flops
+    """The instruction's cross-attention keys and values."""
+    lora: Flops
+    hypernetwork: Flops
+    fusion: Flops
+
+    @property
+    def total(self) -> float:
+        """Of the whole pass."""
+        pieces = (self.instruction, self.backbone, self.memory, self.lora, self.hypernetwork, self.fusion)
+        return sum(piece.forward for piece in pieces)
+
+
+def forward(
+    shape: T5Shape, method: Method, generator: HypernetworkConfig, fused: FusionConfig, lengths: Lengths
+) -> ForwardFlops:
+    """A student's forward pass on one batch.
+
+    For a method with the instruction in its prompt, `lengths.input` is the length of the whole prompt.
+    """
+    none, once = Flops(), method.reads_instruction_once
+    tasks, rows, s, n, o = lengths.tasks, lengths.rows, lengths.instruction, lengths.input, lengths.target
+    seen = n + (s if method.fuses_decoder else 0)
+    backbone = encoder(shape, rows, n) + cross_keys(shape, rows, n) + decoder(shape, rows, o, seen)
+    return ForwardFlops(
+        instruction=encoder(shape, tasks, s) if once else none,
+        backbone=backbone,
+        memory=cross_keys(shape, tasks, s) if method.fuses_decoder else none,
+        lora=worn_lora(shape, generator.rank, lengths, memory=method.fuses_decoder) if method.lora else none,
+        hypernetwork=hypernetwork(shape, generator, tasks, s) if method.lora else none,
+        fusion=fusion(shape, fused, rows, n, s) + fusion_keys(shape, fused, tasks, s) if method.fuses_encoder else none,
+    )
+
+
+def worn_lora(shape: T5Shape, rank: int, lengths: Lengths, *, memory: bool) -> Flops:
+    """LoRA at every site, over inputs, targets and, where the decoder sees it, the instruction memory."""
+    rows, n = lengths.rows, lengths.input
+    own = encoder_lora(shape, rank, rows, n) + cross_keys_lora(shape, rank, rows, n)
+    own += decoder_lora(shape, rank, rows, lengths.target)
+    return own + cross_keys_lora(shape, rank, lengths.tasks, lengths.instruction) if memory else own
+
+
+def training(passes: ForwardFlops, trained: Set[Part], *, separate_encoder: bool = False) -> float:
+    """Forward and backward: gradients of the activations everywhere, of the weights in the trained parts only.
+
+    The instruction encoding has a backward pass only where its encoder is trained. The backward pass is counted to
+    the embeddings; with a frozen backbone the first block's projections really need none (an upper bound).
+    """
+    backbone = "backbone" in trained
+    generator = "hypernetwork" in trained
+    back = passes.backbone.backward(trained=backbone)
+    back += passes.lora.backward(trained=False)
+    back += passes.hypernetwork.backward(trained=generator)
+    back += passes.fusion.backward(trained="fusion" in trained)
+    if backbone or (separate_encoder and generator):
+        back += passes.instruction.backward(trained=True) + passes.memory.backward(trained=backbone)
+    return passes.total + back
+
+
+def recomputed(passes: ForwardFlops) -> float:
+    """What gradient checkpointing computes a second time."""
+    return passes.backbone.forward + passes.lora.forward + passes.fusion.forward

@@ -1,0 +1,1 @@
+"""The paper's runs, tables and figures."""

@@ -1,0 +1,374 @@
+"""Complete runs by name: the paper's (Table 6), and one for a single 24 GB GPU.
+
+A run is an ordered mapping of stage -> config; a later stage finds an earlier one's output under the run's own
+folder. What the paper leaves open is taken from the authors' released scripts where they say it: the teachers'
+names, λ1 = 5 and temperature 3. λ2 is 1. "Batch size" is read as rows of different tasks in one batch, and steps
+as optimizer steps; "-" under warmup steps as none. Lengths of stages with the instruction in the prompt share the
+1,024 tokens between instruction and input.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+from tagi.config import (
+    BackboneConfig,
+    BankConfig,
+    DataConfig,
+    HypernetworkConfig,
+    ObjectiveConfig,
+    PromptConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainingConfig,
+    override,
+    parse,
+)
+from tagi.errors import ConfigError
+
+Run = Mapping[str, RunConfig]
+"""Stage -> config, in the order in which they run."""
+Setting = Literal["def", "def2pos"]
+SniSize = Literal["base", "xl", "xxl"]
+P3Size = Literal["base", "large", "xl"]
+Family = Literal["t5lm", "t0"]
+SNI, P3, C4 = "data/sni", "data/p3", "data/c4"
+"""Where the data lies unless `data.path` says otherwise."""
+GENERATOR_HIDDEN = {"base": 128, "large": 128, "xl": 256, "xxl": 256}
+
+
+class Batches(NamedTuple):
+    """A column of Table 6's finetuning half."""
+
+    lr: float
+    size: int
+    accumulation: int
+
+
+SNI_BATCHES: dict[SniSize, Batches] = {
+    "base": Batches(1e-4, 8, 2),
+    "xl": Batches(5e-5, 2, 4),
+    "xxl": Batches(5e-5, 1, 2),
+}
+P3_BATCHES: dict[P3Size, Batches] = {
+    "base": Batches(1e-4, 8, 2),
+    "large": Batches(1e-4, 4, 4),
+    "xl": Batches(5e-5, 2, 4),
+}
+TK_INSTRUCT: dict[tuple[SniSize, Setting], str] = {
+    ("base", "def2pos"): "allenai/tk-instruct-base-def-pos",
+    ("xl", "def"): "allenai/tk-instruct-3b-def",
+    ("xl", "def2pos"): "allenai/tk-instruct-3b-def-pos",
+    ("xxl", "def"): "allenai/tk-instruct-11b-def",
+    ("xxl", "def2pos"): "allenai/tk-instruct-11b-def-pos",
+}
+"""Published instruct models (Wang et al., 2022); base with Def was never published, so that run trains its own."""
+T0: dict[P3Size, str] = {"base": "qinyuany/my-t0-base", "large": "qinyuany/my-t0-large", "xl": "qinyuany/my-t0-3b"}
+"""T0 as FiD-ICL trained it again (A.5)."""
+
+
+def fid_icl(size: P3Size, family: Family) -> str:
+    """The hub's FiD-ICL of a size, trained from T5-LM or from T0 (Ye et al., 2023)."""
+    if family == "t0":
+        return f"qinyuany/fid-icl-t0-{'3b' if size == 'xl' else size}"
+    return f"qinyuany/fid-icl-t5-lm-{size}"
+
+
+def language_model(size: str) -> BackboneConfig:
+    """T5-LM of a size."""
+    return _published(f"google/t5-{size}-lm-adapt", size)
+
+
+def sni(size: SniSize, setting: Setting, output: str) -> Run:
+    """TAGI on Super-NaturalInstructions (Tables 2 and 6).
+
+    Teacher LoRAs on Tk-Instruct, one for each of 60 categories; XXL goes without them and without alignment, as in
+    the paper. Then pretraining on C4, then finetuning from labels, Tk-Instruct's logits and the LoRAs.
+    """
+    positives = 2 if setting == "def2pos" else 0
+    data = DataConfig(source="sni", path=SNI)
+    both = PromptConfig(positives=positives, max_instruction=512, max_input=512)
+    instruct = TK_INSTRUCT.get((size, setting))
+    run: dict[str, RunConfig] = {}
+    if instruct is None:
+        run["metatrain"] = metatraining(size, both, data, f"{output}/metatrain")
+    if size != "xxl":
+        bank = BankConfig(group="category", wave=4 if size == "base" else 1)
+        run["teachers"] = teacher_loras(
+            "metatrain",
+            both,
+            data,
+            bank,
+            f"{output}/teachers",
+            backbone=_published(instruct, size) if instruct else None,
+            start_from=None if instruct else f"{output}/metatrain/final",
+        )
+    run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", language_model(size))
+    run["finetune"] = finetuning(
+        size,
+        SNI_BATCHES[size],
+        PromptConfig(positives=positives),
+        data,
+        TeacherConfig(kind="instruct", checkpoint=instruct or f"{output}/metatrain/final"),
+        _bank(run),
+        output,
+    )
+    return run
+
+
+def p3(size: P3Size, family: Family, output: str) -> Run:
+    """TAGI on the T0 split of P3 (Tables 3 and 6), the template to the hypernetwork.
+
+    Teacher LoRAs for each of 36 tasks on the student's own backbone, pretraining on C4, then finetuning with
+    FiD-ICL over 16 demonstrations as the teacher.
+    """
+    backbone = language_model(size) if family == "t5lm" else _published(T0[size], size)
+    data = DataConfig(source="p3", path=P3, max_instances=1000)
+    whole = PromptConfig(style="plain", max_instruction=512, max_input=512)
+    bank = BankConfig(group="task", wave=4 if size == "base" else 1)
+    run: dict[str, RunConfig] = {}
+    run["teachers"] = teacher_loras("no_instruction", whole, data, bank, f"{output}/teachers", backbone=backbone)
+    run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", backbone)
+    run["finetune"] = finetuning(
+        size,
+        P3_BATCHES[size],
+        PromptConfig(style="plain", max_instruction=512, max_input=512, max_target=64),
+        data,
+        TeacherConfig(kind="fid", checkpoint=fid_icl(size, family)),
+        _bank(run),
+        output,
+    )
+    return run
+
+
+def metatraining(size: str, prompt: PromptConfig, data: DataConfig, output: str) -> RunConfig:
+    """Tk-Instruct: the whole language model, the instruction in the prompt."""
+    return RunConfig(
+        stage="metatrain",
+        method="metatrain",
+        backbone=language_model(size),
+        prompt=prompt,
+        data=data,
+        training=TrainingConfig(
+            steps=20_000,
+            tasks_per_batch=8,
+            rows_per_task=1,
+            accumulation=2,
+            lr=1e-4,
+            precision="bf16",
+            trainable=("backbone",),
+            checkpoint_every=2000,
+        ),
+        output=output,
+    )
+
+
+def teacher_loras(
+    method: Literal["metatrain", "no_instruction"],
+    prompt: PromptConfig,
+    data: DataConfig,
+    bank: BankConfig,
+    output: str,
+    *,
+    backbone: BackboneConfig | None = None,
+    start_from: str | None = None,
+) -> RunConfig:
+    """Table 6, "LoRA tuning": 10,000 steps of 8 rows, accumulated twice, for every teacher."""
+    return RunConfig(
+        stage="teachers",
+        method=method,
+        backbone=backbone,
+        start_from=start_from,
+        prompt=prompt,
+        data=data,
+        teachers=bank,
+        training=TrainingConfig(
+            steps=10_000,
+            tasks_per_batch=8,
+            rows_per_task=1,
+            accumulation=2,
+            lr=1e-4,
+            warmup=0.0,
+            precision="bf16",
+            gradient_checkpointing=True,
+            checkpoint_every=2000,
+        ),
+        output=output,
+    )
+
+
+def pretraining(size: str, bank: str | None, output: str, backbone: BackboneConfig) -> RunConfig:
+    """Table 6, "pretraining": 50,000 steps of 8 documents of 1,024 tokens, Adafactor at 1e-3, fp32."""
+    return RunConfig(
+        stage="pretrain",
+        method="tagi",
+        backbone=backbone,
+        hypernetwork=HypernetworkConfig(rank=32, hidden=GENERATOR_HIDDEN[size]),
+        data=DataConfig(source="c4", path=C4, max_documents=400_000),
+        bank=bank,
+        training=TrainingConfig(
+            steps=50_000,
+            tasks_per_batch=8,
+            rows_per_task=1,
+            optimizer="adafactor",
+            lr=1e-3,
+            warmup=0.0,
+            schedule="constant",
+            gradient_checkpointing=size != "base",
+            checkpoint_every=5000,
+        ),
+        output=output,
+    )
+
+
+def finetuning(
+    size: str,
+    batches: Batches,
+    prompt: PromptConfig,
+    data: DataConfig,
+    teacher: TeacherConfig,
+    bank: str | None,
+    output: str,
+) -> RunConfig:
+    """Table 6, "finetuning": 20,000 steps with Eq. 6; without a bank, without its last term."""
+    return RunConfig(
+        stage="finetune",
+        method="tagi",
+        start_from=f"{output}/pretrain/final",
+        hypernetwork=HypernetworkConfig(rank=32, hidden=GENERATOR_HIDDEN[size]),
+        prompt=prompt,
+        data=data,
+        bank=bank,
+        objective=ObjectiveConfig(lambda_kl=5.0, temperature=3.0, teacher=teacher, lambda_ins=1.0 if bank else 0.0),
+        training=TrainingConfig(
+            steps=20_000,
+            tasks_per_batch=batches.size,
+            rows_per_task=1,
+            accumulation=batches.accumulation,
+            lr=batches.lr,
+            warmup=0.02,
+            precision="bf16",
+            gradient_checkpointing=size in ("xl", "xxl"),
+            checkpoint_every=2000,
+        ),
+        output=f"{output}/finetune",
+    )
+
+
+def _published(path: str, size: str) -> BackboneConfig:
+    return parse(BackboneConfig, {"path": path, "shape": f"t5-v1_1-{size}"}, source=path)
+
+
+def _bank(run: Run) -> str | None:
+    return f"{run['teachers'].output}/final" if "teachers" in run else None
+
+
+def sni_24gb(output: str) -> Run:
+    """TAGI on Super-NaturalInstructions (Def) for one person with one 24 GB GPU and a day: T5-LM-base, bf16.
+
+    T5-LM and not Flan-T5, whose training data holds the benchmark's test tasks. The run trains its own instruct
+    teacher; its teacher LoRAs read the input alone, on the student's own backbone.
+
+    How its size was chosen: `tagi train all --config sni-base-24gb --dry-run` estimates at most 12.2 GB for a stage
+    with every row at its limit, half of the card, and 1.0e18 FLOPs in all as the upper bound: 19 hours at
+    15 TFLOP/s, a fifth of what an RTX 3090 promises in bf16. Rows of the benchmark are mostly a good deal shorter
+    than the limits, and a frozen backbone's instructions come from the cache. Estimated, not measured on such a card.
+    """
+    data = DataConfig(source="sni", path=SNI, valid_tasks=20)
+    alone = PromptConfig(max_instruction=512, max_input=512)
+    run: dict[str, RunConfig] = {}
+    run["metatrain"] = _altered(
+        metatraining("base", alone, data, f"{output}/metatrain"),
+        "training.steps=10000",
+        "training.tasks_per_batch=4",
+        "training.accumulation=4",
+        "training.checkpoint_every=1000",
+    )
+    run["teachers"] = _altered(
+        teacher_loras(
+            "no_instruction",
+            alone,
+            data,
+            BankConfig(group="category", wave=4),
+            f"{output}/teachers",
+            backbone=language_model("base"),
+        ),
+        "training.steps=1000",
+        "training.accumulation=1",
+        "training.checkpoint_every=500",
+    )
+    run["pretrain"] = _altered(
+        pretraining("base", _bank(run), f"{output}/pretrain", language_model("base")),
+        "training.steps=20000",
+        "training.precision=bf16",
+        "training.gradient_checkpointing=true",
+        "data.max_documents=160000",
+    )
+    teacher = TeacherConfig(kind="instruct", checkpoint=f"{output}/metatrain/final")
+    run["finetune"] = _altered(
+        finetuning("base", Batches(1e-4, 4, 4), alone, data, teacher, _bank(run), output),
+        "training.steps=20000",
+        "training.rows_per_task=2",
+        "training.instruction_cache_mb=1024",
+        "training.checkpoint_every=1000",
+    )
+    return run
+
+
+def _altered(config: RunConfig, *changes: str) -> RunConfig:
+    return override(config, changes, source=config.output)
+
+
+RUNS: dict[str, Callable[[str], Run]] = {
+    **{f"sni-{size}-{setting}": partial(sni, size, setting) for size in SNI_BATCHES for setting in ("def", "def2pos")},
+    **{f"p3-{size}-{family}": partial(p3, size, family) for size in P3_BATCHES for family in ("t5lm", "t0")},
+    "sni-base-24gb": sni_24gb,
+}
+"""Name -> the run, given the folder of its outputs."""
+
+
+def named(name: str, overrides: Sequence[str] = (), *, stage: str | None = None) -> Run:
+    """A run by name, its outputs under `runs/NAME`, with overrides.
+
+    `key=value` goes to every stage, or to `stage` alone where that is given; `STAGE.key=value` to that stage.
+    `output=DIR` moves the whole run.
+
+    Raises:
+        ConfigError: unknown name or stage, or an override that does not fit.
+    """
+    if name not in RUNS:
+        near = difflib.get_close_matches(name, RUNS, n=1)
+        hint = f", did you mean {near[0]}?" if near else ";"
+        raise ConfigError(f"{name}: is neither a config file nor a named run{hint} `tagi runs` lists the runs")
+    moved = [one.partition("=")[2] for one in overrides if one.startswith("output=")]
+    run = RUNS[name](moved[-1] if moved else f"runs/{name}")
+    if stage is not None and stage not in run:
+        raise ConfigError(f"{name}: has no stage {stage}; it has {', '.join(run)}")
+    rest = [one for one in overrides if not one.startswith("output=")]
+    chosen = {key: [_for_stage(one, key, run, stage) for one in rest] for key in run}
+    if stage is None:
+        _check_shared(name, run, rest)
+    return {key: override(run[key], [one for one in chosen[key] if one], source=f"{name}: {key}") for key in run}
+
+
+def _for_stage(one: str, key: str, run: Run, only: str | None) -> str | None:
+    """What an override is for one stage: without its prefix, or None where it is another stage's."""
+    prefix = _prefix(one, run)
+    if prefix is None:
+        return one if only in (None, key) else None
+    return one.removeprefix(f"{prefix}.") if prefix == key else None
+
+
+def _prefix(one: str, run: Run) -> str | None:
+    """The stage that an override names; `teachers.rank=8` is the section of that name, not the stage."""
+    first, _, rest = one.partition("=")[0].partition(".")
+    return first if first in run and rest.partition(".")[0] in RunConfig.model_fields else None
+
+
+def _check_shared(name: str, run: Run, overrides: Sequence[str]) -> None:
+    """Stages that read different data cannot share its folder."""
+    several = len({config.data.source for config in run.values()}) > 1
+    for one in overrides:
+        if several and _prefix(one, run) is None and one.startswith("data.path="):
+            raise ConfigError(f"{name}: {one}: the stages read different data; write pretrain.{one}")

@@ -1,0 +1,115 @@
+"""Rows and tokens of a training step: drawn from the data where it is at hand, else what the limits allow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tagi import methods
+from tagi.config import RunConfig, T5Shape
+from tagi.data.c4 import MAX_LENGTH
+from tagi.data.collate import Batch, Collator
+from tagi.model import checkpoint
+from tagi.model.flops import Lengths
+from tagi.train.finetune import micro_batches, sni_batches
+from tagi.train.pretrain import c4_batches
+from tagi.train.start import random_tokenizer
+
+MEASURED_STEPS = 4
+"""Steps whose batches are drawn."""
+MEASURED_DOCUMENTS = 2_000
+"""Documents of plain text that are tokenized for them, at most."""
+_BATCHES = {"micro": micro_batches, "sni": sni_batches, "c4": c4_batches}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One step of a run. Lengths are of a whole batch, padding included; a step has `accumulation` of them."""
+
+    batch: Lengths
+    rows: float
+    tokens: float
+    prompt: int
+    """Length of instruction and input in one text, which a teacher reads."""
+    from_data: bool
+
+
+def tokenizer_at_hand(config: RunConfig, shape: T5Shape) -> PreTrainedTokenizerBase | None:
+    """The run's tokenizer if it lies on this machine; nothing is downloaded."""
+    source, backbone = config.start_from, config.backbone
+    if backbone is not None and backbone.path is None:
+        return random_tokenizer(backbone, shape, config.data) if data_at_hand(config) else None
+    source = source or (backbone.path if backbone is not None else None)
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, ImportError):
+        return None
+
+
+def data_at_hand(config: RunConfig) -> bool:
+    """Whether the run's data can be read here."""
+    data = config.data
+    return data.source == "micro" or (data.source in _BATCHES and Path(data.path or "").is_dir())
+
+
+def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None]) -> Measured:
+    """Draw the first steps' batches.
+
+    Raises:
+        TagiError: the data is there but cannot be used.
+    """
+    method, data = methods.get(config.method), config.data
+    limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
+    short = config.model_copy(update={"data": data.model_copy(update={"max_documents": limit})})
+    collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once)
+    draw = _BATCHES[data.source](short, collator)
+    accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
+    batches: list[Batch] = []
+    for number in range(steps * accumulation):
+        batches.append(draw(number))
+        report(number + 1, steps * accumulation)
+    return _mean(batches, steps)
+
+
+def _mean(batches: list[Batch], steps: int) -> Measured:
+    def mean(length: Callable[[Batch], int]) -> int:
+        return round(fmean(map(length, batches)))
+
+    tasks, rows = mean(lambda b: b.instruction_ids.shape[0]), mean(lambda b: len(b.task_index))
+    s, n = mean(lambda b: b.instruction_ids.shape[1]), mean(lambda b: b.input_ids.shape[1])
+    lengths = Lengths(tasks, rows, s, n, mean(lambda b: b.labels.shape[1]))
+    all_rows = sum(len(batch.task_index) for batch in batches) / steps
+    return Measured(lengths, all_rows, sum(batch.tokens for batch in batches) / steps, s + n, from_data=True)
+
+
+def from_limits(config: RunConfig) -> Measured:
+    """The longest that the prompt's limits allow; of plain text, full documents, padded as batches mostly are."""
+    training, prompt = config.training, config.prompt
+    method = methods.get(config.method)
+    rows = training.tasks_per_batch * training.rows_per_task
+    if config.data.source == "c4":
+        part = longest_part(rows)
+        lengths, tokens = Lengths(rows, rows, part, part, part), rows * MAX_LENGTH
+    else:
+        s = prompt.max_instruction if method.reads_instruction_once else 0
+        n = prompt.max_input + (prompt.max_instruction if method.prompt else 0)
+        lengths = Lengths(training.tasks_per_batch, rows, s, n, prompt.max_target)
+        tokens = lengths.tasks * s + rows * (n + prompt.max_target)
+    whole = prompt.max_instruction + prompt.max_input
+    steps = training.accumulation
+    return Measured(lengths, rows * steps, tokens * steps, whole, from_data=False)
+
+
+def longest_part(rows: int) -> int:
+    """Expected length of the longest of so many a (or b, or c), each a part of a full document under two uniform
+    cuts: P(part <= x) = 1 - (1 - x)²."""
+    points = np.linspace(0.0, 1.0, MAX_LENGTH + 1)
+    return round(float(np.sum(1.0 - (1.0 - (1.0 - points) ** 2) ** rows)))
+
+
+def is_checkpoint(folder: str | None) -> bool:
+    """Whether an earlier stage's output lies there already."""
+    return folder is not None and (Path(folder) / checkpoint.CONFIG).is_file()

@@ -1,0 +1,182 @@
+"""How much memory a training step needs: weights, gradients, optimizer state, and what the backward pass keeps.
+
+Activations are counted value by value as autograd keeps them for our T5 (`tests/test_plan.py` holds the formula
+against the tensors that autograd really saves). Bytes; the CUDA context and fragmentation come on top.
+Shape letters as in `rows.py`.
+"""
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+from torch import Size
+
+from tagi.config import FusionConfig, HypernetworkConfig, Part, T5Shape, TrainingConfig
+from tagi.methods import Method
+from tagi.model.flops import Lengths
+
+WIDE = 4
+"""Bytes of a value in fp32: masters, optimizer state, norms, softmax and losses."""
+LOSS_COPIES = 3
+"""Of the logits in fp32: widened, log-softmax, gradient."""
+SCORE_COPIES = 3
+"""Of one attention's scores in fp32 that live at once while they are computed or differentiated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a training step, at its peak."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def value_bytes(training: TrainingConfig) -> int:
+    """Bytes of a weight that computes."""
+    return WIDE if training.precision == "fp32" else 2
+
+
+def optimizer_bytes(shapes: Iterable[Size], training: TrainingConfig) -> int:
+    """State of the trained tensors: two moments (AdamW) or row and column means (Adafactor), and fp32 masters."""
+    masters = 1 if training.precision != "fp32" else 0
+    factored = training.optimizer == "adafactor"
+    return sum(WIDE * ((_factored(s) if factored else 2 * s.numel()) + masters * s.numel()) for s in shapes)
+
+
+def _factored(shape: Size) -> int:
+    return shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel() if len(shape) > 1 else shape.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What decides which values a block keeps for its backward pass."""
+
+    shape: T5Shape
+    size: int
+    """Bytes of a value."""
+    trained: bool
+    """Whether the block's own weights are trained; a frozen one does not keep what its weight gradients would read."""
+    rank: int
+    """Of the LoRA that is worn; 0 for none."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is on, which keeps a mask of one byte a value."""
+        return self.shape.dropout_rate > 0
+
+
+def norm(keep: Keeping, *, read: bool) -> int:
+    """A norm for one token: its input, widened in half precision, and its output where a gradient reads it."""
+    values = 3 if keep.trained else 1 + read
+    return keep.shape.d_model * (values * keep.size + (WIDE if keep.size < WIDE else 0))
+
+
+def feed_forward(keep: Keeping) -> int:
+    """The feed-forward layer for one token."""
+    gated, inner = keep.shape.gated, keep.shape.d_ff
+    values = (3 + keep.trained) if gated else (1 + (keep.trained and keep.drops))
+    masks = (inner + keep.shape.d_model) if keep.drops else 0
+    return norm(keep, read=False) + values * inner * keep.size + masks
+
+
+def projections(keep: Keeping, count: int, sites: int) -> int:
+    """Norm, `count` kept projections (q, k, v), the joined heads where trained, and LoRA, for one token."""
+    inner = (count + keep.trained) * keep.shape.inner_dim + sites * keep.rank
+    masks = keep.shape.d_model if keep.drops else 0
+    return norm(keep, read=keep.rank > 0) + inner * keep.size + masks
+
+
+def scores(keep: Keeping, rows: int, queries: int, keys: int) -> int:
+    """Attention weights of one layer: the softmax in fp32 and what multiplies the values."""
+    each = WIDE + (1 + keep.size if keep.drops else keep.size if keep.size < WIDE else 0)
+    return rows * keep.shape.num_heads * queries * keys * each
+
+
+def encoder_block(keep: Keeping, rows: int, length: int) -> int:
+    """One encoder block on (rows, length)."""
+    per_token = projections(keep, 3, 2) + feed_forward(keep)
+    return rows * length * per_token + scores(keep, rows, length, length)
+
+
+def decoder_block(keep: Keeping, rows: int, length: int, context: int, memory: int) -> int:
+    """One decoder block, the keys and values of `context` tokens a row included; `memory` more tokens are seen."""
+    per_token = projections(keep, 3, 2) + projections(keep, 1, 1) + feed_forward(keep)
+    keys = rows * context * (2 * keep.shape.inner_dim + keep.rank) * keep.size
+    seen = scores(keep, rows, length, length) + scores(keep, rows, length, context + memory)
+    return rows * length * per_token + keys + seen
+
+
+def fusion_layer(shape: T5Shape, config: FusionConfig, size: int, lengths: Lengths) -> int:
+    """One fusion layer: norm, q twice, the joined heads, the gated output, and two copies of the weights."""
+    width = config.width or shape.d_model // 4
+    keep = Keeping(shape, size, trained=True, rank=0)
+    per_token = norm(keep, read=True) + (3 * width + shape.d_model) * size
+    weights = config.heads * lengths.instruction * (WIDE + size)
+    keys = lengths.tasks * lengths.instruction * 2 * width * size
+    return lengths.rows * lengths.input * (per_token + weights) + keys
+
+
+def generator(shape: T5Shape, config: HypernetworkConfig, size: int, lengths: Lengths) -> int:
+    """The hypernetwork: pooled vectors, the hidden layer twice, A and B, and the attention over the instruction."""
+    sites = 2 * (shape.num_layers + 2 * shape.num_decoder_layers)
+    vectors = config.rank if config.generator == "rankwise" else 1
+    inner = vectors * (2 * shape.d_model + 2 * config.hidden + 2 * lengths.instruction)
+    factors = 2 * config.rank * (shape.d_model + shape.inner_dim)
+    return lengths.tasks * sites * (inner + factors) * size
+
+
+def activations(
+    shape: T5Shape,
+    method: Method,
+    hypernetwork: HypernetworkConfig,
+    fused: FusionConfig,
+    training: TrainingConfig,
+    trained: Set[Part],
+    lengths: Lengths,
+    *,
+    rank: int | None = None,
+) -> int:
+    """Everything that one batch keeps for its backward pass, and the largest temporaries.
+
+    Args:
+        rank: of LoRA that is worn but not generated (a teacher's).
+    """
+    worn = rank or (hypernetwork.rank if method.lora else 0)
+    keep = Keeping(shape, value_bytes(training), "backbone" in trained, worn)
+    seen = lengths.instruction if method.fuses_decoder else 0
+    rows, n, o = lengths.rows, lengths.input, lengths.target
+    encoder, decoder = encoder_block(keep, rows, n), decoder_block(keep, rows, o, n, seen)
+    extra = fusion_layer(shape, fused, keep.size, lengths) if method.fuses_encoder else 0
+    if training.gradient_checkpointing:
+        token = shape.d_model * keep.size
+        kept = rows * token * (n * shape.num_layers + o * shape.num_decoder_layers) + max(encoder + extra, decoder)
+    else:
+        kept = encoder * shape.num_layers + decoder * shape.num_decoder_layers
+        kept += extra * len(range(0, shape.num_layers, fused.every))
+    if method.lora:
+        kept += generator(shape, hypernetwork, keep.size, lengths)
+    return kept + instruction(keep, method, lengths) + temporaries(keep, lengths, seen)
+
+
+def instruction(keep: Keeping, method: Method, lengths: Lengths) -> int:
+    """The encoded instruction's decoder keys and values, and its encoder's activations where that is trained."""
+    if not method.reads_instruction_once:
+        return 0
+    tokens = lengths.tasks * lengths.instruction
+    encoder = encoder_block(keep, lengths.tasks, lengths.instruction) * keep.shape.num_layers if keep.trained else 0
+    keys = tokens * (2 * keep.shape.inner_dim + keep.rank) * keep.size * keep.shape.num_decoder_layers
+    return encoder + (keys if method.fuses_decoder else 0)
+
+
+def temporaries(keep: Keeping, lengths: Lengths, seen: int) -> int:
+    """Logits with their loss, the encoder's position and padding bias, and one attention's scores at work."""
+    rows, n, o = lengths.rows, lengths.input, lengths.target
+    logits = rows * o * keep.shape.vocab_size * (keep.size + LOSS_COPIES * WIDE)
+    largest = rows * keep.shape.num_heads * max(n * n, o * (n + seen))
+    return logits + largest * (keep.size + SCORE_COPIES * WIDE)

@@ -1,0 +1,255 @@
+"""What a run would train, in numbers, without its weights: `tagi train … --dry-run`.
+
+The model is built on torch's meta device from its shape alone, so that an 11B run is planned in seconds on a laptop.
+A folder that an earlier stage of the same run will write need not be there yet. Nothing is written or downloaded but
+the `config.json` of a hub model whose shape the config leaves out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import nn
+
+from tagi import methods
+from tagi.config import BackboneConfig, FusionConfig, HypernetworkConfig, Part, RunConfig, T5Shape
+from tagi.errors import CheckpointError, ConfigError
+from tagi.methods import Method
+from tagi.model import checkpoint, flops
+from tagi.model.checkpoint import BACKBONE
+from tagi.model.hypernetwork import parameter_count
+from tagi.model.t5 import T5
+from tagi.model.t5_hf import read_shape
+from tagi.model.tagi import TagiModel
+from tagi.train import measure, memory
+from tagi.train.measure import Measured
+from tagi.train.memory import Memory
+from tagi.train.start import random_tokenizer
+from tagi.train.trainer import FINAL
+
+LARGE_SHARE = 0.25
+"""A hypernetwork above this share of the backbone's parameters deserves a remark."""
+GROUPS = {("sni", "category"): 60, ("sni", "task"): 757, ("p3", "task"): 36}
+"""Teacher LoRAs of a whole benchmark (the paper's A.3; Wang et al., 2022), where the config does not name them."""
+Report = Callable[[int, int], None]
+
+
+class Model(NamedTuple):
+    """What a run's model is built from."""
+
+    shape: T5Shape
+    hypernetwork: HypernetworkConfig
+    fusion: FusionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run in numbers."""
+
+    stage: str
+    method: str
+    parameters: dict[str, int]
+    """By part: backbone, hypernetwork, fusion; of teacher LoRAs, those of one wave."""
+    trainable: list[str]
+    hypernetwork_share: float
+    steps: int
+    rows_per_step: float
+    tokens_per_step: float
+    tokens_are: Literal["measured", "upper bound"]
+    flops_per_step: float
+    flops: float
+    memory: Memory
+    notes: list[str]
+    output: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, the memory with its total."""
+        return asdict(self) | {"memory": asdict(self.memory) | {"total": self.memory.total}}
+
+
+def plan(
+    config: RunConfig,
+    earlier: Sequence[RunConfig] = (),
+    *,
+    draw: bool = True,
+    report: Report = lambda done, total: None,
+) -> Plan:
+    """Plan one stage.
+
+    Args:
+        earlier: the stages of the same run before this one, whose output may not be there yet.
+        draw: whether rows and tokens are measured from the data, where data and tokenizer are at hand.
+        report: told how many batches were drawn, and of how many.
+
+    Raises:
+        TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
+    """
+    method = methods.get(config.method)
+    check_stage(config, method)
+    parts = resolve(config, earlier)
+    tokenizer = measure.tokenizer_at_hand(config, parts.shape) if draw and measure.data_at_hand(config) else None
+    found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report)
+    with torch.device("meta"):
+        model = TagiModel(T5(parts.shape), method, parts.hypernetwork, parts.fusion)
+    return (
+        _teachers(config, parts, model, found) if config.stage == "teachers" else _student(config, parts, model, found)
+    )
+
+
+def check_stage(config: RunConfig, method: Method) -> None:
+    """Refuse a stage that its method or data cannot be.
+
+    Raises:
+        ConfigError: one sentence that names the field.
+    """
+    stage, name, once = config.stage, config.method, method.reads_instruction_once
+    if stage == "teachers" and once:
+        raise ConfigError(f"method: stage teachers needs no_instruction (b) or metatrain (a; b), not {name}")
+    if stage == "metatrain" and once:
+        raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
+    if stage in ("pretrain", "finetune") and not once:
+        raise ConfigError(f"stage: {stage} trains the parts that read an instruction; {name} has none")
+    if (stage == "pretrain") != (config.data.source == "c4"):
+        raise ConfigError(f"data.source: {config.data.source} does not suit stage {stage}")
+
+
+def resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
+    """Shape and parts of a run's model: from its config, from the checkpoint it goes on from, or from the earlier
+    stage that will write that checkpoint.
+
+    Raises:
+        CheckpointError: neither says.
+    """
+    if config.backbone is not None:
+        return Model(_fresh_shape(config, config.backbone), config.hypernetwork, config.fusion)
+    before = next((one for one in earlier if str(Path(one.output) / FINAL) == config.start_from), None)
+    if before is None or measure.is_checkpoint(config.start_from):
+        return _resolve_folder(config, Path(str(config.start_from)))
+    first = resolve(before, earlier)
+    return first if before.method == config.method else Model(first.shape, config.hypernetwork, config.fusion)
+
+
+def _resolve_folder(config: RunConfig, folder: Path) -> Model:
+    found = checkpoint.read_config(folder)
+    shape = read_shape(str(folder / BACKBONE) if found.backbone == BACKBONE else found.backbone)
+    same = found.method == config.method
+    return Model(shape, *((found.hypernetwork, found.fusion) if same else (config.hypernetwork, config.fusion)))
+
+
+def _fresh_shape(config: RunConfig, backbone: BackboneConfig) -> T5Shape:
+    """The config's shape or the checkpoint's; a micro tokenizer brings its own size."""
+    shape = backbone.shape or _shape_at(str(backbone.path))
+    if backbone.path is None and backbone.tokenizer == "micro":
+        return shape.model_copy(update={"vocab_size": len(random_tokenizer(backbone, shape, config.data))})
+    return shape
+
+
+def _shape_at(path: str) -> T5Shape:
+    try:
+        return read_shape(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; with backbone.shape a dry run works without it") from error
+
+
+def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
+    """Stages whose model is one student."""
+    sizes = {part: sum(map(parameter_count, model.part(part))) for part in get_args(Part)}
+    trained: set[Part] = {part for part in config.training.trainable if sizes[part]}
+    if not trained:
+        raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
+    passes = flops.forward(parts.shape, model.method, parts.hypernetwork, parts.fusion, found.batch)
+    separate = model.instruction_encoder is not None
+    once = flops.training(passes, trained, separate_encoder=separate) + _teacher_flops(config, parts.shape, found)
+    if config.training.gradient_checkpointing:
+        once += flops.recomputed(passes)
+    kept = memory.activations(
+        parts.shape, model.method, parts.hypernetwork, parts.fusion, config.training, trained, found.batch
+    )
+    tensors = [parameter for part in trained for module in model.part(part) for parameter in module.parameters()]
+    weights = parameter_count(model) + (sizes["backbone"] if _online(config) else 0)
+    share = sizes["hypernetwork"] / sizes["backbone"]
+    return Plan(
+        stage=config.stage,
+        method=config.method,
+        parameters=sizes,
+        trainable=[part for part in sizes if part in trained],
+        hypernetwork_share=share,
+        steps=config.training.steps,
+        rows_per_step=found.rows,
+        tokens_per_step=found.tokens,
+        tokens_are="measured" if found.from_data else "upper bound",
+        flops_per_step=once * config.training.accumulation,
+        flops=once * config.training.accumulation * config.training.steps,
+        memory=_memory(config, weights, tensors, kept),
+        notes=_notes(config, share),
+        output=config.output,
+    )
+
+
+def _notes(config: RunConfig, share: float) -> list[str]:
+    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters"] if share > LARGE_SHARE else []
+    teacher = config.objective.teacher
+    if _online(config) and teacher is not None and teacher.kind == "fid":
+        notes.append("what a FiD teacher reads of demonstrations is not counted")
+    return notes
+
+
+def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
+    """Stage teachers: waves of LoRAs in lock-step, each with a batch of its own, on one frozen language model."""
+    bank, shape = config.teachers, parts.shape
+    groups = len(bank.only) or GROUPS.get((config.data.source, bank.group))
+    wave = min(bank.wave, groups or bank.wave)
+    waves = -(-groups // wave) if groups else 1
+    one = sum(bank.rank * sum(model.backbone.site_shape(site)) for site in model.backbone.sites())
+    batch = flops.Lengths(wave, wave * found.batch.rows, 0, found.batch.input, found.batch.target)
+    passes = flops.forward(shape, model.method, parts.hypernetwork, parts.fusion, batch)
+    worn = flops.worn_lora(shape, bank.rank, batch, memory=False)
+    once = flops.training(passes, set()) + worn.forward + worn.backward(trained=False)
+    if config.training.gradient_checkpointing:
+        once += flops.recomputed(passes) + worn.forward
+    kept = memory.activations(
+        shape, model.method, parts.hypernetwork, parts.fusion, config.training, set(), batch, rank=bank.rank
+    )
+    with torch.device("meta"):
+        tensors = [nn.Parameter(torch.empty(wave, one // bank.rank, bank.rank))]
+    many = f"{groups} teachers in {waves} waves of at most {wave}" if groups else f"one wave of {wave} teachers"
+    return Plan(
+        stage=config.stage,
+        method=config.method,
+        parameters={"backbone": parameter_count(model.backbone), "teachers": wave * one},
+        trainable=["teachers"],
+        hypernetwork_share=0.0,
+        steps=config.training.steps * waves,
+        rows_per_step=found.rows * wave,
+        tokens_per_step=found.tokens * wave,
+        tokens_are="measured" if found.from_data else "upper bound",
+        flops_per_step=once * config.training.accumulation,
+        flops=once * config.training.accumulation * config.training.steps * waves,
+        memory=_memory(config, parameter_count(model.backbone) + wave * one, tensors, kept),
+        notes=[many if groups else f"{many}; how many there are, the data will say"],
+        output=config.output,
+    )
+
+
+def _online(config: RunConfig) -> bool:
+    """Whether a teacher's own weights compute logits in every step."""
+    objective = config.objective
+    return bool(objective.lambda_kl and objective.teacher is not None and objective.teacher.cache is None)
+
+
+def _teacher_flops(config: RunConfig, shape: T5Shape, found: Measured) -> float:
+    """An online teacher's forward pass on the same rows, instruction and input in one text; taken to be of the
+    student's own shape."""
+    if not _online(config):
+        return 0.0
+    read = flops.Lengths(found.batch.tasks, found.batch.rows, 0, found.prompt, found.batch.target)
+    return flops.forward(shape, methods.get("metatrain"), config.hypernetwork, config.fusion, read).total
+
+
+def _memory(config: RunConfig, weights: int, trained: Sequence[nn.Parameter], kept: int) -> Memory:
+    size = memory.value_bytes(config.training)
+    gradients = size * sum(parameter.numel() for parameter in trained)
+    state = memory.optimizer_bytes([parameter.shape for parameter in trained], config.training)
+    return Memory(size * weights, gradients, state, kept)
