@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_there_says_its_own_shape(checkpoint: Any) -> None:
         (["training.trainable=[hypernetwork]", "method=fusion_only"], "training.trainable: method fusion_only"),
         (["stage=metatrain"], "stage: metatrain"),
         (["stage=teachers"], "method: stage teachers"),
-        (["stage=pretrain"], "data.source: micro"),
+        (["data.source=c4", "data.path=x"], "data.source: c4"),
     ],
 )
 def test_a_stage_that_cannot_be(overrides: list[str], message: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tagi.cli.common import Json, bar, print_json, stdout, table
+from tagi.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: tagi bench train --shape micro --rounds 5 --json-file train.json"
 app = typer.Typer(help="Measure what things cost, as ratios of alternating runs.", no_args_is_help=True)
-Case = Literal["teachers", "step", "t5"]
+CASES = ("teachers", "step", "t5")
 
 MICRO = {"vocab_size": 4000, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4}
 """The shape `micro`: 3 + 3 blocks of width 128."""
@@ -27,7 +28,9 @@ MICRO = {"vocab_size": 4000, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads
 
 @app.command("train", epilog=EXAMPLE)
 def train(
-    cases: Annotated[list[Case] | None, typer.Argument(help="What to compare; all by default.")] = None,
+    cases: Annotated[
+        list[str] | None, typer.Argument(help=f"What to compare: {', '.join(CASES)}; all by default.")
+    ] = None,
     shape: Annotated[str, typer.Option(help="micro, or a named T5 such as t5-small.")] = "micro",
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
     teachers: Annotated[int, typer.Option(min=1, help="Teachers in the bank.")] = 16,
@@ -45,9 +48,11 @@ def train(
     from tagi.bench.training import Lengths
     from tagi.files import write_text
 
+    if unknown := sorted(set(cases or ()) - set(CASES)):
+        raise ConfigError(f"{unknown[0]}: there is no such comparison; there are {', '.join(CASES)}")
     chosen, lengths, found = _shape(shape), Lengths(tasks=tasks, rows=rows), []
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases or ("teachers", "step", "t5"):
+        for case in cases or CASES:
             with bar(case) as report:
                 if case == "teachers":
                     found.append(training.bank_against_peft(chosen, teachers, teacher_rows, rank, rounds, report))

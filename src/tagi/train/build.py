@@ -11,15 +11,13 @@ from tagi.model.checkpoint import BACKBONE
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
-from tagi.train.finetune import micro_batches, sni_batches
 from tagi.train.objective import build_objective
-from tagi.train.pretrain import text_batches
+from tagi.train.sources import batches, check_stage
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
 
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a warning."""
-_TASKS = {"micro": micro_batches, "sni": sni_batches}
 
 
 def build_stage(config: RunConfig) -> ModelStage:
@@ -30,8 +28,9 @@ def build_stage(config: RunConfig) -> ModelStage:
     """
     begin = start(config)
     model, tokenizer, settings = begin.model, begin.tokenizer, begin.settings
-    _check_stage(config, model)
     method = model.method
+    check_stage(config, method)
+    _check_parts(config, model)
     objective = build_objective(config, model, tokenizer)
     distils = config.objective.lambda_kl > 0
     collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once, prompts=distils)
@@ -48,21 +47,13 @@ def build_stage(config: RunConfig) -> ModelStage:
         model.load_state_dict(checkpoint.load(folder, backbone=outside).model.state_dict())
 
     parts = optim.trainable(model, config.training)
-    batches = text_batches if config.stage == "pretrain" else _TASKS[config.data.source]
     return ModelStage(model, parts, batches(config, collator), write, read, objective.terms)
 
 
-def _check_stage(config: RunConfig, model: TagiModel) -> None:
-    """Refuse a stage that its method or data cannot be."""
-    name, once = config.method, model.method.reads_instruction_once
-    if config.stage == "metatrain" and once:
-        raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
-    if config.stage != "metatrain" and not once:
-        raise ConfigError(f"stage: {config.stage} trains the parts that read an instruction; {name} has none")
-    if config.data.source == ("sni" if config.stage == "pretrain" else "c4"):
-        raise ConfigError(f"data.source: {config.data.source} does not suit stage {config.stage}")
+def _check_parts(config: RunConfig, model: TagiModel) -> None:
+    """Refuse a run that trains nothing; warn of a generator out of proportion."""
     if not any(model.part(part) for part in config.training.trainable):
-        raise ConfigError(f"training.trainable: method {name} has none of these parts")
+        raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
     if model.hypernetwork is not None:
         share = parameter_count(model.hypernetwork) / parameter_count(model.backbone)
         if share > LARGE_SHARE:

@@ -14,15 +14,13 @@ from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
 from tagi.model.flops import Lengths
-from tagi.train.finetune import micro_batches, sni_batches
-from tagi.train.pretrain import c4_batches
+from tagi.train.sources import READABLE, batches
 from tagi.train.start import random_tokenizer
 
 MEASURED_STEPS = 4
 """Steps whose batches are drawn."""
 MEASURED_DOCUMENTS = 2_000
 """Documents of plain text that are tokenized for them, at most."""
-_BATCHES = {"micro": micro_batches, "sni": sni_batches, "c4": c4_batches}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ def tokenizer_at_hand(config: RunConfig, shape: T5Shape) -> PreTrainedTokenizerB
 def data_at_hand(config: RunConfig) -> bool:
     """Whether the run's data can be read here."""
     data = config.data
-    return data.source == "micro" or (data.source in _BATCHES and Path(data.path or "").is_dir())
+    return data.source == "micro" or (data.source in READABLE and Path(data.path or "").is_dir())
 
 
 def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None]) -> Measured:
@@ -65,13 +63,13 @@ def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Cal
     limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
     short = config.model_copy(update={"data": data.model_copy(update={"max_documents": limit})})
     collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once)
-    draw = _BATCHES[data.source](short, collator)
+    draw = batches(short, collator)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
-    batches: list[Batch] = []
+    drawn: list[Batch] = []
     for number in range(steps * accumulation):
-        batches.append(draw(number))
+        drawn.append(draw(number))
         report(number + 1, steps * accumulation)
-    return _mean(batches, steps)
+    return _mean(drawn, steps)
 
 
 def _mean(batches: list[Batch], steps: int) -> Measured:

@@ -16,7 +16,6 @@ from torch import nn
 from tagi import methods
 from tagi.config import BackboneConfig, FusionConfig, HypernetworkConfig, Part, RunConfig, T5Shape
 from tagi.errors import CheckpointError, ConfigError
-from tagi.methods import Method
 from tagi.model import checkpoint, flops
 from tagi.model.checkpoint import BACKBONE
 from tagi.model.hypernetwork import parameter_count
@@ -26,6 +25,7 @@ from tagi.model.tagi import TagiModel
 from tagi.train import measure, memory
 from tagi.train.measure import Measured
 from tagi.train.memory import Memory
+from tagi.train.sources import check_stage
 from tagi.train.start import random_tokenizer
 from tagi.train.trainer import FINAL
 
@@ -96,23 +96,6 @@ def plan(
     return (
         _teachers(config, parts, model, found) if config.stage == "teachers" else _student(config, parts, model, found)
     )
-
-
-def check_stage(config: RunConfig, method: Method) -> None:
-    """Refuse a stage that its method or data cannot be.
-
-    Raises:
-        ConfigError: one sentence that names the field.
-    """
-    stage, name, once = config.stage, config.method, method.reads_instruction_once
-    if stage == "teachers" and once:
-        raise ConfigError(f"method: stage teachers needs no_instruction (b) or metatrain (a; b), not {name}")
-    if stage == "metatrain" and once:
-        raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
-    if stage in ("pretrain", "finetune") and not once:
-        raise ConfigError(f"stage: {stage} trains the parts that read an instruction; {name} has none")
-    if (stage == "pretrain") != (config.data.source == "c4"):
-        raise ConfigError(f"data.source: {config.data.source} does not suit stage {stage}")
 
 
 def resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:

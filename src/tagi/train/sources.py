@@ -1,0 +1,37 @@
+"""Which data and which method a stage can have, and where its batches come from."""
+
+from collections.abc import Callable
+
+from tagi.config import RunConfig
+from tagi.data.collate import Batch, Collator
+from tagi.errors import ConfigError
+from tagi.methods import Method
+from tagi.train.finetune import micro_batches, sni_batches
+from tagi.train.pretrain import text_batches
+
+_TASKS = {"micro": micro_batches, "sni": sni_batches}
+READABLE = (*_TASKS, "c4")
+"""Data sources that can be read."""
+
+
+def batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
+    """Batch number i of a run's data, a pure function of the run's seed and i."""
+    draw = text_batches if config.stage == "pretrain" else _TASKS[config.data.source]
+    return draw(config, collator)
+
+
+def check_stage(config: RunConfig, method: Method) -> None:
+    """Refuse a stage that its method or data cannot be.
+
+    Raises:
+        ConfigError: one sentence that names the field.
+    """
+    stage, name, once, source = config.stage, config.method, method.reads_instruction_once, config.data.source
+    if stage == "teachers" and once:
+        raise ConfigError(f"method: stage teachers needs no_instruction (b) or metatrain (a; b), not {name}")
+    if stage == "metatrain" and once:
+        raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
+    if stage in ("pretrain", "finetune") and not once:
+        raise ConfigError(f"stage: {stage} trains the parts that read an instruction; {name} has none")
+    if source in (("sni", "p3") if stage == "pretrain" else ("c4",)):
+        raise ConfigError(f"data.source: {source} does not suit stage {stage}")
