@@ -11,6 +11,7 @@ from tagi.model.checkpoint import BACKBONE
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
+from tagi.train.encodings import encodings
 from tagi.train.finetune import micro_batches, sni_batches
 from tagi.train.pretrain import c4_batches
 from tagi.train.stage import ModelStage
@@ -35,15 +36,16 @@ def build_stage(config: RunConfig) -> ModelStage:
     outside = None if settings.backbone == BACKBONE else settings.backbone
 
     def write(folder: Path) -> None:
-        found = checkpoint.fingerprint(model.backbone)
-        checkpoint.write(model, settings.model_copy(update={"backbone_fingerprint": found}), folder)
+        changed = {} if outside else {"backbone_fingerprint": checkpoint.fingerprint(model.backbone)}
+        checkpoint.write(model, settings.model_copy(update=changed), folder)
         tokenizer.save_pretrained(folder)
 
     def read(folder: Path) -> None:
         model.load_state_dict(checkpoint.load(folder, backbone=outside).model.state_dict())
 
     parts = optim.trainable(model, config.training)
-    return ModelStage(model, parts, _BATCHES[config.data.source](config, collator), write, read)
+    batches = _BATCHES[config.data.source](config, collator)
+    return ModelStage(model, parts, batches, write, read, encode=encodings(model, config.training))
 
 
 def _check_stage(config: RunConfig, model: TagiModel) -> None:
