@@ -36,6 +36,7 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train in fp16 all the same.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run one training stage; prints the folder of the trained checkpoint."""
@@ -44,6 +45,8 @@ def train(
     config = load(config_file, overrides or ())
     if config.stage != stage:
         raise ConfigError(f"{config_file}: stage: is {config.stage}, but the command says {stage}")
+    if config.training.precision == "fp16" and not force:
+        raise ConfigError("training.precision: T5 overflows in fp16; use bf16, or add --force to try it all the same")
     if not dry_run:
         from tagi.train.trainer import check_output
 
