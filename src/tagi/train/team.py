@@ -1,19 +1,22 @@
 """The processes that share one training: who they are, what they add up, how the model is wrapped for them."""
 
-import warnings
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
+from tagi.model.t5 import DecoderBlock, EncoderBlock
 from tagi.train.report import TRACKING, check_trackers
 
 PATIENCE = timedelta(hours=12)
@@ -61,24 +64,34 @@ class Team:
         Raises:
             ConfigError: a way of sharing the work that is not supported.
         """
-        kind = self.accelerator.distributed_type
-        if self.alone or kind == DistributedType.NO:
+        if self.size == 1:
             return model.to(self.accelerator.device)
-        if kind == DistributedType.DEEPSPEED:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ConfigError("DeepSpeed: is not supported; configs/accelerate/fsdp.yaml shards as ZeRO-3 does")
-        return self._sharded(model) if kind == DistributedType.FSDP else self.accelerator.prepare_model(model)
+        return shard(model.to(self.accelerator.device)) if _fsdp() else self.accelerator.prepare_model(model)
 
-    def _sharded(self, model: nn.Module) -> nn.Module:
-        """FSDP2: every parameter becomes a sharded one, in place; accelerate asks for an optimizer beside the model."""
-        if not self.accelerator.is_fsdp2:
-            raise ConfigError(
-                "FSDP: only version 2 is supported; set fsdp_version: 2, as configs/accelerate/fsdp.yaml does"
-            )
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wrapped: Any = self.accelerator.prepare(model, torch.optim.SGD(trained, lr=0.0))
-        return wrapped[0]
+    @contextlib.contextmanager
+    def backward(self, model: nn.Module, *, meet: bool) -> Iterator[None]:
+        """Where one batch's gradient is added; the processes' gradients are averaged where they `meet`."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(meet)
+        apart = isinstance(model, DistributedDataParallel) and not meet
+        with model.no_sync() if apart else contextlib.nullcontext():
+            yield
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """FSDP2: every parameter becomes a sharded one, in place; the blocks of a T5 are gathered one at a time."""
+    for module in list(model.modules()):
+        if isinstance(module, (EncoderBlock, DecoderBlock)):
+            fully_shard(module)
+    fully_shard(model)
+    return model
+
+
+def _fsdp() -> bool:
+    """Whether accelerate's config asks for FSDP; accelerate itself has it on accelerators only."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
@@ -89,6 +102,7 @@ def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
     """
     check_trackers(config.trackers)
     accelerator = Accelerator(
+        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
         mixed_precision="no",  # precision is the optimizer's business, see `precision.py`
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder / TRACKING)),

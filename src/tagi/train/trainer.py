@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,7 @@ def _backward(run: Run, numbered: Numbered, counts: Mapping[str, Tensor], *, las
     """Add one batch's share of the step's gradient; processes meet after the last one only."""
     number, batch = numbered
     torch.manual_seed(hash((run.config.seed, number)) & 0x7FFFFFFF)  # dropout is a function of the batch
-    with nullcontext() if last or run.team.size == 1 else run.team.accelerator.no_sync(run.model):
+    with run.team.backward(run.model, meet=last):
         terms = run.stage.loss(run.model, batch)
         run.team.accelerator.backward(_objective(terms, run.stage.weights, counts) * run.team.size)
     return {name: Loss(term.total.detach(), term.count) for name, term in terms.items()}
