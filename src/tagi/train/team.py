@@ -81,10 +81,16 @@ class Team:
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """FSDP2: every parameter becomes a sharded one, in place; the blocks of a T5 are gathered one at a time."""
+    """FSDP2: every parameter becomes a sharded one, in place.
+
+    The encoder's blocks and the decoder's feed-forwards are gathered one at a time, the rest for the whole step: the
+    decoder's attentions give keys and values outside of their block's forward, where nothing would gather them.
+    """
     for module in list(model.modules()):
-        if isinstance(module, (EncoderBlock, DecoderBlock)):
+        if isinstance(module, EncoderBlock):
             fully_shard(module)
+        elif isinstance(module, DecoderBlock):
+            fully_shard(module.feed_forward)
     fully_shard(model)
     return model
 
