@@ -75,8 +75,8 @@ class Team:
         """Where one batch's gradient is added; the processes' gradients are averaged where they `meet`."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(meet)
-        apart = isinstance(model, DistributedDataParallel) and not meet
-        with model.no_sync() if apart else contextlib.nullcontext():
+        apart = model.no_sync if isinstance(model, DistributedDataParallel) and not meet else contextlib.nullcontext
+        with apart():
             yield
 
 
@@ -104,9 +104,11 @@ def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
     """The team that this process belongs to.
 
     Raises:
-        ConfigError: the package of a tracker is missing.
+        ConfigError: the package of a tracker is missing, or the optimizer does not go with FSDP.
     """
     check_trackers(config.trackers)
+    if config.optimizer == "adafactor" and _fsdp():
+        raise ConfigError("training.optimizer: adafactor keeps rows and columns that FSDP cannot shard; use adamw")
     accelerator = Accelerator(
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
         mixed_precision="no",  # precision is the optimizer's business, see `precision.py`
