@@ -58,11 +58,8 @@ def test_an_encoding_depends_neither_on_its_neighbours_nor_on_what_is_kept() -> 
         found = encode(again)
         assert found is not None and torch.equal(found, together)
     assert not nothing.kept and nothing.bytes == 0
-    alone = kept(
-        Batch(
-            *(t[1:2, :2] for t in (again.instruction_ids, again.instruction_mask) * 2), again.labels, again.task_index
-        )
-    )
+    ids, mask = again.instruction_ids[1:2, :2], again.instruction_mask[1:2, :2]
+    alone = nothing(replace(again, instruction_ids=ids, instruction_mask=mask))
     assert alone is not None and torch.equal(alone[0], together[1, :2])
 
 
