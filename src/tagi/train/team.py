@@ -1,5 +1,6 @@
 """The processes that share one training: who they are, what they add up, how the model is wrapped for them."""
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
@@ -116,4 +117,11 @@ def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
         project_config=ProjectConfiguration(logging_dir=str(folder / TRACKING)),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    atexit.register(_leave)
     return Team(accelerator, alone=lanes is not None)
+
+
+def _leave() -> None:
+    """End the processes' connections in order; gloo's threads otherwise abort some processes as they exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
