@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from tagi.files import DiskError, atomic_folder, write_text
+from tagi.files import DiskError, append_line, atomic_folder, write_text
 
 ERRORS = [
     pytest.param(KeyboardInterrupt(), KeyboardInterrupt, None, id="Ctrl-C"),
@@ -151,3 +151,12 @@ def test_file_in_the_way_is_named(write: Callable[[Path], None], tmp_path: Path)
     with pytest.raises(DiskError, match=r"file/t: cannot be written \((File exists|Not a directory)\)"):
         write(tmp_path / "file" / "t")
     assert state(tmp_path) == {"file": "I am no folder"}
+
+
+def test_lines_are_added_and_an_error_is_one_sentence(tmp_path: Path) -> None:
+    for line in ("one", "two"):
+        append_line(tmp_path / "log", line)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DiskError, match="folder: cannot be written"):
+        append_line(tmp_path / "folder", "three")

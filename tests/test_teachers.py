@@ -25,7 +25,7 @@ from tagi.train.build import build_stage
 from tagi.train.teachers import BankStage, Plan, bank_stage, plan_teachers, train_teachers
 from tagi.train.trainer import train
 from test_rows_lora import peft_module
-from test_training import config as student_config
+from training_runs import config as student_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 GROUPS = ("any", "count", "reverse")

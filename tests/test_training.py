@@ -2,75 +2,26 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from tagi import Tagi
-from tagi.config import RunConfig, TrainingConfig, parse
+from tagi.config import TrainingConfig, parse
 from tagi.data.micro_splits import splits
 from tagi.data.microtasks import write_sni
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import Loss
 from tagi.model import checkpoint
-from tagi.train import optim, trainer
+from tagi.train import checkpoints, optim
 from tagi.train.build import build_stage
 from tagi.train.stage import ModelStage, Term
 from tagi.train.trainer import TrainingError, train
-
-SHAPE = {
-    "vocab_size": 8,
-    "d_model": 16,
-    "d_kv": 4,
-    "d_ff": 16,
-    "num_layers": 1,
-    "num_decoder_layers": 1,
-    "num_heads": 2,
-}
-
-
-def config(output: Path, **changes: Any) -> RunConfig:
-    """A run of seconds on microtasks; `section__key=value` changes a nested field."""
-    values: dict[str, Any] = {
-        "stage": "finetune",
-        "method": "tagi",
-        "backbone": {"shape": SHAPE, "tokenizer": "micro"},
-        "hypernetwork": {"rank": 2, "hidden": 4},
-        "fusion": {"width": 4, "heads": 2},
-        "prompt": {"style": "plain"},
-        "data": {"source": "micro", "compositions": 20, "valid_tasks": 2},
-        "training": {
-            "steps": 6, "tasks_per_batch": 3, "rows_per_task": 2, "lr": 3e-3, "checkpoint_every": 2,
-            "trainable": ["backbone", "hypernetwork", "fusion"], "log_every": 1,
-        },
-        "output": str(output),
-    }  # fmt: skip
-    for key, value in changes.items():
-        *sections, last = key.split("__")
-        place = values
-        for section in sections:
-            place = place[section]
-        place[last] = value
-    return parse(RunConfig, values, source="test")
-
-
-def run(settings: RunConfig, **options: Any) -> Path:
-    return train(build_stage(settings), settings.training, Path(settings.output), **options)
-
-
-def tensors(folder: Path) -> dict[str, Tensor]:
-    return {
-        str(f.relative_to(folder)) + name: t for f in folder.rglob("*.safetensors") for name, t in load_file(f).items()
-    }
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["ce"]) for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())]
+from training_runs import SHAPE, config, losses, run, tensors
 
 
 class Stop(Exception):
@@ -140,23 +91,6 @@ def test_all_parts_train_from_random_initialisation(tmp_path: Path) -> None:
     assert logged[-1][1] < 0.8 * logged[0][1]
 
 
-def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
-    """The same six groups as one batch or as two; worst difference measured 4e-8 on weights of order 1."""
-    stage = build_stage(config(tmp_path / "a"))
-    optim.freeze(stage.model, stage.parts)
-    halves = [stage.batch(i) for i in range(2)]
-    parameters = [p for p in stage.model.parameters() if p.requires_grad]
-    terms = [stage.loss(stage.model, batch)["ce"] for batch in halves]
-    count = sum(term.count for term in terms)
-    apart = [
-        torch.autograd.grad(term.total / count, parameters, allow_unused=True, retain_graph=True) for term in terms
-    ]
-    together = torch.autograd.grad((terms[0].total + terms[1].total) / count, parameters, allow_unused=True)
-    for first, second, both in zip(*apart, together, strict=True):
-        if both is not None and first is not None and second is not None:
-            torch.testing.assert_close(first + second, both, atol=1e-6, rtol=1e-4)
-
-
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     settings = config(tmp_path / "run")
     stage = build_stage(settings)
@@ -166,13 +100,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
         value = math.nan if next(calls) == 3 else 1.0
         return Loss(output.logits.sum() * 0 + value, torch.tensor(1))
 
-    with pytest.raises(TrainingError, match="step 3"):
-        train(
-            replace(stage, terms=(Term("ce", 1.0, poisoned, lambda batch: torch.tensor(1)),)),
-            settings.training,
-            tmp_path / "run",
-        )
-    kept = trainer.checkpoints(tmp_path / "run")
+    poisonous = replace(stage, terms=(Term("ce", 1.0, poisoned, lambda batch: torch.tensor(1)),))
+    names = ", ".join(dict.fromkeys(stage.batch(3).names))
+    with pytest.raises(TrainingError, match=re.escape(f"step 4: the loss is not finite in batch 3 (tasks {names});")):
+        train(poisonous, settings.training, tmp_path / "run")
+    kept = checkpoints.checkpoints(tmp_path / "run")
     assert [folder.name for folder in kept] == ["step-00000002"]
     assert all(t.isfinite().all() for t in tensors(kept[0]).values())
 
@@ -186,13 +118,14 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     run(config(tmp_path / "run", training__checkpoint_every=1, training__keep=2))
-    assert [folder.name for folder in trainer.checkpoints(tmp_path / "run")] == ["step-00000004", "step-00000005"]
+    assert [folder.name for folder in checkpoints.checkpoints(tmp_path / "run")] == ["step-00000004", "step-00000005"]
 
 
 def test_evaluation_is_called_at_checkpoints_and_logged(tmp_path: Path) -> None:
-    run(config(tmp_path / "run"), evaluate=lambda folder: {"valid": int(folder.name[-2:]) / 10})
+    scores = iter((0.2, 0.4, 0.6))
+    run(config(tmp_path / "run"), evaluate=lambda folder: {"valid": next(scores)})
     logged = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
-    assert {line["step"]: line["valid"] for line in logged if "valid" in line} == {2: 0.2, 4: 0.4}
+    assert {line["step"]: line["valid"] for line in logged if "valid" in line} == {2: 0.2, 4: 0.4, 6: 0.6}
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,30 @@ def atomic_file(target: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def append_line(target: Path, line: str) -> None:
+    """Add one line to a text file.
+
+    Raises:
+        DiskError: see `atomic_folder`; the line may then stand there in part.
+    """
+    with _explained(target), target.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Clear away what killed writers of the targets that match left here: drafts, and old folders put aside.
+
+    Where a killed exchange took the old folder away and had not yet put the new one there, the old one comes back.
+    """
+    for pattern in patterns:
+        for aside in folder.glob(f".{pattern}.old.*"):
+            for kept in aside.iterdir():
+                if not (folder / kept.name).exists():
+                    os.replace(kept, folder / kept.name)
+        for left in (*folder.glob(f".{pattern}.*"), *folder.glob(f".{pattern}")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _explained(target: Path) -> Iterator[None]:
     try:

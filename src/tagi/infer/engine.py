@@ -209,14 +209,16 @@ class Tagi:
         return checkpoint.fingerprint(self.model)
 
 
-def teacher_forced(model: nn.Module, shape: T5Shape, batch: Batch) -> Output:
+def teacher_forced(model: nn.Module, shape: T5Shape, batch: Batch, memory: Tensor | None = None) -> Output:
     """A TagiModel's forward pass on a collated batch, the decoder reading the labels shifted right.
 
-    `model` may be wrapped, as a trainer does where several processes share the work; `shape` is its backbone's.
+    `model` may be wrapped, as a trainer does where several processes share the work; `shape` is its backbone's,
+    `memory` the batch's instructions (T, S, D) where they are encoded already.
     """
     decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
     rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
-    return model(batch.instruction_ids, batch.instruction_mask, batch.input_ids, batch.input_mask, decoder_ids, rows)
+    instruction = (batch.instruction_ids, batch.instruction_mask)
+    return model(*instruction, batch.input_ids, batch.input_mask, decoder_ids, rows, memory)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

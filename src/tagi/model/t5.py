@@ -5,11 +5,12 @@ and, by its configuration, mT5. Shapes: see `rows.py`.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tagi.config import T5Shape
 from tagi.model import attention as att
@@ -161,11 +162,14 @@ class DecoderBlock(nn.Module):
 
 
 class T5(nn.Module):
-    """The backbone. Implements `tagi.model.backbone.Backbone`."""
+    """The backbone. Implements `tagi.model.backbone.Backbone`.
 
-    def __init__(self, shape: T5Shape) -> None:
+    With `recompute`, training keeps each block's inputs only and computes the rest again in the backward pass.
+    """
+
+    def __init__(self, shape: T5Shape, *, recompute: bool = False) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.recompute = shape, recompute
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.encoder = nn.ModuleList(EncoderBlock(shape, i) for i in range(shape.num_layers))
         self.decoder = nn.ModuleList(DecoderBlock(shape, i) for i in range(shape.num_decoder_layers))
@@ -207,7 +211,7 @@ class T5(nn.Module):
         x_RND = self.dropout(self.embedding(ids))
         bias = self._position_bias("encoder", ids.shape[1], 0) + padding_bias(mask, x_RND.dtype)
         for block in self.encoder:
-            x_RND = block(x_RND, bias, lora, rows, after_self_attention)
+            x_RND = self._through(block, x_RND, bias, lora, rows, after_self_attention)
         return self.dropout(self.encoder_norm(x_RND))
 
     def project_memory(self, hidden: Tensor, mask: Tensor, *, lora: Lora) -> DecoderMemory:
@@ -229,7 +233,8 @@ class T5(nn.Module):
         bias = bias + att.causal_bias(ids.shape[1], seen, bias)
         longer: list[KeyValue] = []
         for i, block in enumerate(self.decoder):
-            x_ROD, own = block(x_ROD, bias, context, lora, rows, past[i] if past is not None else None)
+            before = past[i] if past is not None else None
+            x_ROD, own = self._through(block, x_ROD, bias, context, lora, rows, before)
             longer.append(own)
         return self.logits(self.dropout(self.decoder_norm(x_ROD))), tuple(longer)
 
@@ -238,6 +243,12 @@ class T5(nn.Module):
         if self.shape.scale_outputs:
             x_ROD = x_ROD * self.shape.d_model**-0.5
         return F.linear(x_ROD, self.embedding.weight if self.output is None else self.output.weight)
+
+    def _through(self, block: nn.Module, *arguments: Any) -> Any:
+        """The block's output, its activations kept or, with `recompute`, forgotten until the backward pass."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def _attentions(self) -> Iterator[Attention]:
         return (module for module in self.modules() if isinstance(module, Attention))

@@ -70,9 +70,12 @@ class TagiModel(nn.Module):
         """Instructions (T, S) to the adapters of T tasks, neutral ones if the method reads no instruction."""
         if not self.method.reads_instruction_once:
             return neutral(self.backbone, ids_TS.shape[0])
-        memory = self.encode_instruction(ids_TS, mask_TS)
-        lora = self.hypernetwork(memory, mask_TS) if self.hypernetwork is not None else {}
-        return TaskAdapter(lora, memory, mask_TS)
+        return self.generate(self.encode_instruction(ids_TS, mask_TS), mask_TS)
+
+    def generate(self, memory_TSD: Tensor, mask_TS: Tensor) -> TaskAdapter:
+        """Encoded instructions (T, S, D) to the adapters of T tasks; what padding holds does not matter."""
+        lora = self.hypernetwork(memory_TSD, mask_TS) if self.hypernetwork is not None else {}
+        return TaskAdapter(lora, memory_TSD, mask_TS)
 
     def prepare(self, adapter: TaskAdapter) -> Prepared:
         """Keys and values of the instruction memory for fusion and decoder, once per task."""
@@ -103,9 +106,16 @@ class TagiModel(nn.Module):
         input_mask: Tensor,
         decoder_ids: Tensor,
         rows: Rows,
+        memory: Tensor | None = None,
     ) -> Output:
-        """Instructions (T, S), inputs (R, N), shifted targets (R, O) to logits (R, O, V)."""
-        adapter = self.adapt(instruction_ids, instruction_mask)
+        """Instructions (T, S), inputs (R, N), shifted targets (R, O) to logits (R, O, V).
+
+        `memory` (T, S, D) are the instructions already encoded, where that was done before.
+        """
+        if memory is None:
+            adapter = self.adapt(instruction_ids, instruction_mask)
+        else:
+            adapter = self.generate(memory, instruction_mask)
         return self.respond(adapter, input_ids, input_mask, decoder_ids, rows)
 
     def respond(

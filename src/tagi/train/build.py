@@ -11,6 +11,7 @@ from tagi.model.checkpoint import BACKBONE
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
+from tagi.train.encodings import encodings
 from tagi.train.objective import build_objective
 from tagi.train.sources import batches, check_stage
 from tagi.train.stage import ModelStage
@@ -39,15 +40,16 @@ def build_stage(config: RunConfig) -> ModelStage:
     def write(folder: Path) -> None:
         if objective.cache is not None:
             objective.cache.flush()  # what a checkpoint has seen must be found again when it is resumed
-        found = checkpoint.fingerprint(model.backbone)
-        checkpoint.write(model, settings.model_copy(update={"backbone_fingerprint": found}), folder)
+        changed = {} if outside else {"backbone_fingerprint": checkpoint.fingerprint(model.backbone)}
+        checkpoint.write(model, settings.model_copy(update=changed), folder)
         tokenizer.save_pretrained(folder)
 
     def read(folder: Path) -> None:
         model.load_state_dict(checkpoint.load(folder, backbone=outside).model.state_dict())
 
     parts = optim.trainable(model, config.training)
-    return ModelStage(model, parts, batches(config, collator), write, read, objective.terms)
+    terms, encode = objective.terms, encodings(model, config.training)
+    return ModelStage(model, parts, batches(config, collator), write, read, terms, encode=encode)
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.optimization import Adafactor
 
 from tagi.config import TrainingConfig
@@ -107,19 +108,28 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], 
         for name, value in state.items():
             key = f"{number}.{name}"
             if isinstance(value, Tensor):
-                tensors[key] = value.detach().cpu().contiguous()
+                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                tensors[key] = whole.detach().cpu().contiguous()
             else:
                 numbers[key] = value
     return tensors, numbers
 
 
 def restore_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-    """Put back what `state_tensors` gave."""
+    """Put back what `state_tensors` gave, in shards where the parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *numbers.items()):
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+        state.setdefault(int(number), {})[name] = _laid_out(value, parameters[int(number)])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A tensor of the optimizer's state, sharded as its parameter is."""
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
 
 
 def _group(part: str, parameters: Iterable[nn.Parameter], config: TrainingConfig) -> dict[str, Any]:

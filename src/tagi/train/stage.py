@@ -108,6 +108,8 @@ class ModelStage:
     read: Callable[[Path], None]
     terms: Sequence[Term] = LABELS
     lanes: None = None
+    encode: Callable[[Batch], Tensor | None] | None = None
+    """Encodes a batch's instructions where that needs no gradient; without it the model does, in its own forward."""
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -120,7 +122,8 @@ class ModelStage:
         return {term.name: term.count(batch) for term in self.terms}
 
     def loss(self, model: nn.Module, batch: Batch) -> Metrics:
-        output = teacher_forced(model, self.model.backbone.shape, batch)
+        memory = self.encode(batch) if self.encode is not None else None
+        output = teacher_forced(model, self.model.backbone.shape, batch, memory)
         return {term.name: term.loss(output, batch) for term in self.terms}
 
 

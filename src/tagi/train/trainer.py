@@ -1,8 +1,6 @@
 """The training loop: plain, exact on resume, ignorant of what a stage is."""
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tagi.config import TrainingConfig
-from tagi.errors import CheckpointError, TagiError
+from tagi.data.collate import Batch
+from tagi.errors import TagiError
 from tagi.files import atomic_folder
 from tagi.losses import Loss
-from tagi.model.t5_hf import read_safetensors
-from tagi.train import optim
+from tagi.model.t5 import T5
+from tagi.train import checkpoints, optim, precision
+from tagi.train.checkpoints import FINAL, State, check_output
+from tagi.train.precision import Weights
+from tagi.train.report import Report
 from tagi.train.stage import Metrics, Stage
+from tagi.train.team import Team, assemble
 
-LOG, OPTIMIZER, STATE, FINAL = "log.jsonl", "optimizer.safetensors", "trainer.json", "final"
-_STEP = "step-"
+Evaluate = Callable[[Path], Mapping[str, float]]
+Numbered = tuple[int, Batch]
+__all__ = ["TrainingError", "check_output", "train"]
 
 
 class TrainingError(TagiError):
@@ -33,8 +34,21 @@ class TrainingError(TagiError):
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that stays the same from the first step to the last."""
+
+    stage: Stage
+    config: TrainingConfig
+    folder: Path
+    team: Team
+    model: nn.Module  # the stage's, wrapped
+    weights: Weights
+    evaluate: Evaluate | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did."""
+    """What one optimizer step did, in all processes together."""
 
     losses: dict[str, float]  # nats per target token
     tokens: int
@@ -47,79 +61,137 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
-    evaluate: Callable[[Path], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Path:
     """Run a stage to its last step and write `folder/final`; gives that folder.
 
-    Checkpoints `step-N` appear every `checkpoint_every` steps, the last `keep` stay. With `resume` the newest
-    one is continued: same batches, same losses, to the bit on CPU.
+    Checkpoints `step-N` appear every `checkpoint_every` steps and the last `keep` stay; `best` is the one with the
+    highest `best_metric`, `final` among them. With `resume` the newest is continued: same batches, same losses, same
+    best, to the bit on CPU. Several processes share the batches of a step; the main one writes and evaluates.
 
     Args:
-        evaluate: given each new checkpoint's folder, scores it; the scores are logged with the losses.
+        evaluate: given the folder of each new checkpoint before it takes its name, scores it; the scores are logged.
 
     Raises:
-        TrainingError: a loss that is not finite (names the step; the last checkpoint stays).
+        TrainingError: a loss that is not finite (names step, batch and tasks; the last checkpoint stays).
         CheckpointError: `folder` already holds checkpoints and `resume` is off.
-        DiskError: a checkpoint could not be written.
+        ConfigError: a tracker or a way of sharing the work that is not there.
+        DiskError: a checkpoint could not be written; the ones before it stay.
     """
     check_output(folder, resume=resume)
-    folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator()
-    torch.manual_seed(config.seed)
-    optim.freeze(stage.model, stage.parts)
-    optimizer = optim.build(stage.parts, config)
-    start = _resume(stage, optimizer, folder) if resume else 0
-    model, prepared = accelerator.prepare(stage.model, optimizer)
-    stage.model.train()
-    with _progress() as progress:
-        bar = progress.add_task("training", total=config.steps, completed=start, info="")
+    team = assemble(config, folder, stage.lanes)
+    if team.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.tidy(folder, config.best_metric, config.keep)
+    team.wait()
+    if checkpoints.finished(folder, config.steps):
+        return folder / FINAL
+    newest = checkpoints.checkpoints(folder)[-1] if checkpoints.checkpoints(folder) else None
+    start = checkpoints.read_state(newest).step if newest is not None else 0
+    if team.main:
+        checkpoints.cut_log(folder, start)
+    run = _begin(stage, config, folder, team, newest, evaluate)
+    with Report(config, folder, team.accelerator, main=team.main) as report:
         for step in range(start, config.steps):
-            began = time.perf_counter()
-            optim.set_learning_rate(optimizer, optim.learning_rate(step, config))
-            result = _step(stage, model, prepared, accelerator, config, step)
-            speed = result.tokens / (time.perf_counter() - began)
-            progress.update(bar, advance=1, info=_describe(result, speed))
-            done = step + 1
-            entry: dict[str, Any] = {"step": done, **result.losses, "tokens_per_s": round(speed)}
-            if done % config.checkpoint_every == 0 and done < config.steps:
-                newest = folder / f"{_STEP}{done:08d}"
-                _save(stage, optimizer, done, newest)
-                _prune(folder, config.keep)
-                entry |= evaluate(newest) if evaluate is not None else {}
-            if done % config.log_every == 0 or done % config.checkpoint_every == 0 or done == config.steps:
-                _log(folder, entry | {"grad_norm": result.grad_norm})
-    with atomic_folder(folder / FINAL) as draft:
-        stage.write(draft)
+            _one(run, report, step)
     return folder / FINAL
 
 
-def _step(
-    stage: Stage,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    config: TrainingConfig,
-    step: int,
-) -> StepResult:
+def _begin(
+    stage: Stage, config: TrainingConfig, folder: Path, team: Team, newest: Path | None, evaluate: Evaluate | None
+) -> Run:
+    """Model and optimizer as they were after a checkpoint, or at the start."""
+    torch.manual_seed(config.seed)
+    optim.freeze(stage.model, stage.parts)
+    if newest is not None:
+        stage.read(newest)
+    _recompute(stage.model, config.gradient_checkpointing)
+    names = precision.part_names(stage.model, stage.parts)
+    exact = precision.lower(stage.model, config.precision)
+    model = team.wrap(stage.model)
+    weights = precision.optimize(stage.model, names, exact, config)
+    if newest is not None:
+        numbers = checkpoints.read_state(newest).numbers
+        optim.restore_state(weights.optimizer, checkpoints.read_optimizer(newest), dict(numbers))
+    stage.model.train()
+    return Run(stage, config, folder, team, model, weights, evaluate)
+
+
+def _recompute(model: nn.Module, on: bool) -> None:
+    """Gradient checkpointing, for every T5 in the model."""
+    for module in model.modules():
+        if isinstance(module, T5):
+            module.recompute = on
+
+
+def _one(run: Run, report: Report, step: int) -> None:
+    """One step of training with everything that is due after it."""
+    config, began = run.config, time.perf_counter()
+    optim.set_learning_rate(run.weights.optimizer, optim.learning_rate(step, config))
+    result = _step(run, step)
+    done, speed = step + 1, result.tokens / (time.perf_counter() - began)
+    report.advance(done, result.losses, speed)
+    entry = {"step": done, **result.losses, "tokens_per_s": round(speed), "grad_norm": result.grad_norm}
+    if done % config.checkpoint_every == 0 or done == config.steps:
+        _save(run, report, entry)
+    elif done % config.log_every == 0:
+        report.log(entry)
+
+
+def _save(run: Run, report: Report, entry: Mapping[str, Any]) -> None:
+    """Write the checkpoint after a step, and its log entry just before it takes its name.
+
+    A run that is killed between the two forgets the entry when it goes on; the other way round it would lack it.
+    """
+    step, config = entry["step"], run.config
+    target = checkpoints.place(run.folder, step, config.steps)
+    values, (tensors, numbers) = run.weights.values(), optim.state_tensors(run.weights.optimizer)
+    if run.team.main:
+        with atomic_folder(target) as draft:
+            with precision.wearing(run.stage.model, values):
+                run.stage.write(draft)
+            if target.name != FINAL:
+                checkpoints.write_optimizer(draft, tensors)
+            scores = run.evaluate(draft) if run.evaluate is not None else {}
+            checkpoints.write_state(draft, State(step, scores, numbers if target.name != FINAL else {}))
+            report.log({**entry, **scores})
+        checkpoints.keep_best(target, config.best_metric)
+        checkpoints.prune(run.folder, config.keep)
+    run.team.wait()
+
+
+def _step(run: Run, step: int) -> StepResult:
     """One optimizer step over `accumulation` batches, normalised by all of their target tokens together."""
-    per_step = config.accumulation * accelerator.num_processes
-    first = step * per_step + accelerator.process_index
-    batches = [stage.batch(first + i * accelerator.num_processes) for i in range(config.accumulation)]
-    batches = [batch.to(accelerator.device) for batch in batches]
-    counts = accelerator.reduce(_summed([stage.counts(batch) for batch in batches]), "sum")
-    metrics: list[Metrics] = []
-    torch.manual_seed(hash((config.seed, first)) & 0x7FFFFFFF)  # dropout is a function of the step
-    for batch in batches:
-        terms = stage.loss(model, batch)
-        accelerator.backward(_objective(terms, stage.weights, counts) * accelerator.num_processes)
-        metrics.append({name: Loss(term.total.detach(), term.count) for name, term in terms.items()})
-    norm = _clip(stage, accelerator, _parameters(optimizer), config.clip)
-    losses = _mean(metrics)
+    stage, team, weights = run.stage, run.team, run.weights
+    batches = _draw(run, step)
+    counts = team.total(_summed([stage.counts(batch) for _, batch in batches]))
+    metrics = [_backward(run, one, counts, last=one is batches[-1]) for one in batches]
+    weights.pull()
+    norm = _clip(stage, _parameters(weights.optimizer), run.config.clip)
+    losses = _mean(team, metrics)
     if not all(map(math.isfinite, (norm, *losses.values()))):
-        raise TrainingError(f"step {step}: the loss or its gradient is not finite ({losses}); nothing was saved")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(losses, sum(batch.tokens for batch in batches), norm)
+        raise TrainingError(_explain(team, step + 1, batches, metrics))
+    weights.step()
+    tokens = team.total({"tokens": torch.tensor(sum(b.tokens for _, b in batches), device=team.accelerator.device)})
+    return StepResult(losses, int(tokens["tokens"]), norm)
+
+
+def _draw(run: Run, step: int) -> list[Numbered]:
+    """This process's batches of a step: every `size`-th of them."""
+    size, each = run.team.size, run.config.accumulation
+    first = step * each * size + run.team.rank
+    numbers = [first + i * size for i in range(each)]
+    return [(number, run.stage.batch(number).to(run.team.accelerator.device)) for number in numbers]
+
+
+def _backward(run: Run, numbered: Numbered, counts: Mapping[str, Tensor], *, last: bool) -> Metrics:
+    """Add one batch's share of the step's gradient; processes meet after the last one only."""
+    number, batch = numbered
+    torch.manual_seed(hash((run.config.seed, number)) & 0x7FFFFFFF)  # dropout is a function of the batch
+    with run.team.backward(run.model, meet=last):
+        terms = run.stage.loss(run.model, batch)
+        run.team.accelerator.backward(_objective(terms, run.stage.weights, counts) * run.team.size)
+    return {name: Loss(term.total.detach(), term.count) for name, term in terms.items()}
 
 
 def _objective(terms: Metrics, weights: Mapping[str, float], counts: Mapping[str, Tensor]) -> Tensor:
@@ -128,11 +200,26 @@ def _objective(terms: Metrics, weights: Mapping[str, float], counts: Mapping[str
     return torch.stack(means).sum()
 
 
-def _clip(stage: Stage, accelerator: Accelerator, parameters: list[Tensor], limit: float) -> float:
+def _clip(stage: Stage, parameters: list[Tensor], limit: float) -> float:
     """Clip by the gradient's norm; gives that norm, the largest where several models train in lock-step."""
-    if stage.lanes is None:
-        return float(accelerator.clip_grad_norm_(parameters, limit))  # type: ignore[arg-type]
-    return float(optim.clip_lanes(parameters, limit).max())
+    if stage.lanes is not None:
+        return float(optim.clip_lanes(parameters, limit).max())
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _explain(team: Team, step: int, batches: list[Numbered], metrics: list[Metrics]) -> str:
+    """Which batches of a step cannot be learned from, in all processes; every one where only the gradient says so."""
+    finite = [all(bool(loss.total.isfinite().all()) for loss in terms.values()) for terms in metrics]
+    bad = team.everyone([_name(one) for one, good in zip(batches, finite, strict=True) if not good])
+    what = "the loss" if bad else "the gradient"
+    named = "; ".join(bad or team.everyone([_name(one) for one in batches]))
+    return f"step {step}: {what} is not finite in {named}; nothing was saved, the last checkpoint stays"
+
+
+def _name(numbered: Numbered) -> str:
+    number, batch = numbered
+    return f"batch {number} (tasks {', '.join(dict.fromkeys(batch.names))})" if batch.names else f"batch {number}"
 
 
 def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -141,85 +228,13 @@ def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: sum((other[name] for other in rest), start=value) for name, value in first.items()}
 
 
-def _mean(metrics: Iterable[Metrics]) -> dict[str, float]:
-    """Each term's mean over several batches, and over the models in lock-step where there are several."""
+def _mean(team: Team, metrics: Iterable[Metrics]) -> dict[str, float]:
+    """Each term's mean over all batches of a step, and over the models in lock-step where there are several."""
     listed = list(metrics)
-    totals = _summed([{name: term.total for name, term in terms.items()} for terms in listed])
-    counts = _summed([{name: term.count for name, term in terms.items()} for terms in listed])
+    totals = team.total(_summed([{name: term.total for name, term in terms.items()} for terms in listed]))
+    counts = team.total(_summed([{name: term.count for name, term in terms.items()} for terms in listed]))
     return {name: float((total / counts[name].clamp(min=1)).mean()) for name, total in totals.items()}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, folder: Path) -> None:
-    tensors, numbers = optim.state_tensors(optimizer)
-    with atomic_folder(folder) as draft:
-        stage.write(draft)
-        save_file(tensors, draft / OPTIMIZER)
-        (draft / STATE).write_text(json.dumps({"step": step, "numbers": numbers}), encoding="utf-8")
-
-
-def _resume(stage: Stage, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    """Continue from the newest checkpoint; gives the number of steps done."""
-    found = checkpoints(folder)
-    if not found:
-        return 0
-    newest = found[-1]
-    state = json.loads((newest / STATE).read_text(encoding="utf-8"))
-    stage.read(newest)
-    optim.restore_state(optimizer, read_safetensors(newest / OPTIMIZER), state["numbers"])
-    _cut_log(folder, state["step"])
-    return state["step"]
-
-
-def check_output(folder: Path, *, resume: bool) -> None:
-    """Refuse to train over a run that is already there.
-
-    Raises:
-        CheckpointError: `folder` holds a run and `resume` is off.
-    """
-    if not resume and (checkpoints(folder) or (folder / FINAL).exists()):
-        raise CheckpointError(f"{folder}: already holds a run; add --resume to go on, or choose another output")
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(folder.glob(f"{_STEP}*"))
-
-
-def _prune(folder: Path, keep: int) -> None:
-    for old in checkpoints(folder)[:-keep]:
-        hidden = old.with_name(f".{old.name}")  # an interrupted removal leaves no half checkpoint behind
-        old.rename(hidden)
-        shutil.rmtree(hidden)
-
-
-def _log(folder: Path, entry: Mapping[str, Any]) -> None:
-    with (folder / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(entry)) + "\n")
-
-
-def _cut_log(folder: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint, for those steps are done again."""
-    path = folder / LOG
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"),
-        console=Console(stderr=True),
-    )
-
-
-def _describe(result: StepResult, speed: float) -> str:
-    losses = "  ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
-    return f"{losses}  {speed:,.0f} tokens/s"

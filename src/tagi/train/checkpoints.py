@@ -1,0 +1,153 @@
+"""The checkpoints of a run on disk: written whole, found again, pruned, and the best one kept apart.
+
+A run's folder holds `step-N` (model files, the optimizer's state, `trainer.json`), `best` (the model files of the
+checkpoint with the highest score), `final` and `log.jsonl`. A writer that is killed leaves hidden drafts only.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tagi.errors import CheckpointError
+from tagi.files import atomic_folder, sweep, write_text
+from tagi.model.t5_hf import read_safetensors
+
+LOG, OPTIMIZER, STATE, FINAL, BEST = "log.jsonl", "optimizer.safetensors", "trainer.json", "final", "best"
+_STEP = "step-"
+Numbers = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """`trainer.json`: what a checkpoint says of itself."""
+
+    step: int
+    scores: Numbers
+    numbers: Numbers
+
+
+def check_output(folder: Path, *, resume: bool) -> None:
+    """Refuse to train over a run that is already there.
+
+    Raises:
+        CheckpointError: `folder` holds a run and `resume` is off.
+    """
+    if not resume and (checkpoints(folder) or (folder / FINAL).exists()):
+        raise CheckpointError(f"{folder}: already holds a run; add --resume to go on, or choose another output")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run that can be continued, oldest first."""
+    return sorted(folder.glob(f"{_STEP}*"))
+
+
+def place(folder: Path, step: int, steps: int) -> Path:
+    """Where the checkpoint after `step` of `steps` belongs."""
+    return folder / (FINAL if step == steps else f"{_STEP}{step:08d}")
+
+
+def write_state(draft: Path, state: State) -> None:
+    """Complete a checkpoint's draft with what it says of itself."""
+    values = {"step": state.step, "scores": dict(state.scores), "numbers": dict(state.numbers)}
+    (draft / STATE).write_text(json.dumps(values), encoding="utf-8")
+
+
+def write_optimizer(draft: Path, tensors: dict[str, Tensor]) -> None:
+    """The optimizer's tensors, into a checkpoint's draft."""
+    save_file(tensors, draft / OPTIMIZER)
+
+
+def read_optimizer(folder: Path) -> dict[str, Tensor]:
+    """The optimizer's tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    return read_safetensors(folder / OPTIMIZER)
+
+
+def read_state(folder: Path) -> State:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: `trainer.json` is missing or damaged.
+    """
+    path = folder / STATE
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return State(values["step"], values.get("scores", {}), values.get("numbers", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is missing or damaged") from error
+
+
+def finished(folder: Path, steps: int) -> bool:
+    """Whether the run has done all of `steps` already."""
+    final = folder / FINAL
+    return (final / STATE).exists() and read_state(final).step >= steps
+
+
+def tidy(folder: Path, metric: str, keep: int) -> None:
+    """Do what a killed run left undone: clear its drafts, keep its best, remove its oldest checkpoints."""
+    sweep(folder, f"{_STEP}*", FINAL, BEST, LOG)
+    present = checkpoints(folder)
+    if (folder / FINAL / STATE).exists():
+        present.append(folder / FINAL)
+    for found in present:
+        keep_best(found, metric)
+    prune(folder, keep)
+
+
+def keep_best(newest: Path, metric: str) -> None:
+    """Make a checkpoint the run's best, without its optimizer, if its score is higher than the best so far.
+
+    Raises:
+        DiskError: the disk is full or cannot be written; the best so far stays.
+    """
+    state, best = read_state(newest), newest.parent / BEST
+    if metric not in state.scores:
+        return
+    if best.exists() and read_state(best).scores[metric] >= state.scores[metric]:
+        return
+    with atomic_folder(best) as draft:
+        ignored = shutil.ignore_patterns(OPTIMIZER, STATE)
+        shutil.copytree(newest, draft, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
+        write_state(draft, State(state.step, state.scores, {}))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints."""
+    for old in checkpoints(folder)[:-keep]:
+        hidden = old.with_name(f".{old.name}")  # an interrupted removal leaves no half checkpoint behind
+        old.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def cut_log(folder: Path, step: int) -> None:
+    """Forget what was logged after a checkpoint, for those steps are done again, and any half line."""
+    path = folder / LOG
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if _logged(line) <= step))
+
+
+def _logged(line: str) -> float:
+    """The step of a log line; infinite for a line that is not whole."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+    return float("inf")
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under a second name, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,127 @@
+"""The processes that share one training: who they are, what they add up, how the model is wrapped for them."""
+
+import atexit
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from tagi.config import TrainingConfig
+from tagi.errors import ConfigError
+from tagi.model.t5 import DecoderBlock, EncoderBlock
+from tagi.train.report import TRACKING, check_trackers
+
+PATIENCE = timedelta(hours=12)
+"""How long the other processes wait while the main one evaluates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """One process's view of all that train one model; a bank's models in lock-step are trained by each one alone."""
+
+    accelerator: Accelerator
+    alone: bool
+
+    @property
+    def size(self) -> int:
+        """How many processes share the batches of a step."""
+        return 1 if self.alone else self.accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        """This process's number among them."""
+        return 0 if self.alone else self.accelerator.process_index
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes, evaluates and reports."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
+    def total(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each value, summed over the processes."""
+        return dict(values) if self.size == 1 else self.accelerator.reduce(dict(values), "sum")  # type: ignore[return-value]
+
+    def everyone(self, values: list[str]) -> list[str]:
+        """The lists of all processes, one after the other."""
+        return values if self.size == 1 else gather_object(values)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, on this process's device, as it is called in training.
+
+        Raises:
+            ConfigError: a way of sharing the work that is not supported.
+        """
+        if self.size == 1:
+            return model.to(self.accelerator.device)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ConfigError("DeepSpeed: is not supported; configs/accelerate/fsdp.yaml shards as ZeRO-3 does")
+        return shard(model.to(self.accelerator.device)) if _fsdp() else self.accelerator.prepare_model(model)
+
+    @contextlib.contextmanager
+    def backward(self, model: nn.Module, *, meet: bool) -> Iterator[None]:
+        """Where one batch's gradient is added; the processes' gradients are averaged where they `meet`."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(meet)
+        apart = model.no_sync if isinstance(model, DistributedDataParallel) and not meet else contextlib.nullcontext
+        with apart():
+            yield
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """FSDP2: every parameter becomes a sharded one, in place.
+
+    The encoder's blocks and the decoder's feed-forwards are gathered one at a time, the rest for the whole step: the
+    decoder's attentions give keys and values outside of their block's forward, where nothing would gather them.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, EncoderBlock):
+            fully_shard(module)
+        elif isinstance(module, DecoderBlock):
+            fully_shard(module.feed_forward)
+    fully_shard(model)
+    return model
+
+
+def _fsdp() -> bool:
+    """Whether accelerate's config asks for FSDP; accelerate itself has it on accelerators only."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
+    """The team that this process belongs to.
+
+    Raises:
+        ConfigError: the package of a tracker is missing, or the optimizer does not go with FSDP.
+    """
+    check_trackers(config.trackers)
+    if config.optimizer == "adafactor" and _fsdp():
+        raise ConfigError("training.optimizer: adafactor keeps rows and columns that FSDP cannot shard; use adamw")
+    accelerator = Accelerator(
+        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
+        mixed_precision="no",  # precision is the optimizer's business, see `precision.py`
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(logging_dir=str(folder / TRACKING)),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    atexit.register(_leave)
+    return Team(accelerator, alone=lanes is not None)
+
+
+def _leave() -> None:
+    """End the processes' connections in order; gloo's threads otherwise abort some processes as they exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

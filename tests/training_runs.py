@@ -1,0 +1,74 @@
+"""Tiny trainings that several test files share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tagi.config import RunConfig, parse
+from tagi.train.build import build_stage
+from tagi.train.trainer import train
+
+SHAPE = {
+    "vocab_size": 8,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 16,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+}
+
+
+def config(output: Path, **changes: Any) -> RunConfig:
+    """A run of seconds on microtasks; `section__key=value` changes a nested field."""
+    values: dict[str, Any] = {
+        "stage": "finetune",
+        "method": "tagi",
+        "backbone": {"shape": SHAPE, "tokenizer": "micro"},
+        "hypernetwork": {"rank": 2, "hidden": 4},
+        "fusion": {"width": 4, "heads": 2},
+        "prompt": {"style": "plain"},
+        "data": {"source": "micro", "compositions": 20, "valid_tasks": 2},
+        "training": {
+            "steps": 6, "tasks_per_batch": 3, "rows_per_task": 2, "lr": 3e-3, "checkpoint_every": 2,
+            "trainable": ["backbone", "hypernetwork", "fusion"], "log_every": 1,
+        },
+        "output": str(output),
+    }  # fmt: skip
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return parse(RunConfig, values, source="test")
+
+
+def run(settings: RunConfig, **options: Any) -> Path:
+    return train(build_stage(settings), settings.training, Path(settings.output), **options)
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return {
+        str(f.relative_to(folder)) + name: t for f in folder.rglob("*.safetensors") for name, t in load_file(f).items()
+    }
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["ce"]) for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())]
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """Every entry of a run's log but its speed, which no two runs share."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "tokens_per_s"} for line in lines]
+
+
+def furthest(one: Path, other: Path) -> float:
+    """Largest absolute difference between the tensors of two checkpoints that hold the same names."""
+    first, second = tensors(one), tensors(other)
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
