@@ -26,6 +26,7 @@ from tagi.losses import (
     valid_positions,
 )
 from tagi.model.adapter import TaskAdapter
+from tagi.model.backbone import Lora
 from tagi.model.bank import Bank, BankManifest, TeacherEntry
 from tagi.model.tagi import Output
 from tagi.train.align import alignment_term
@@ -168,8 +169,8 @@ def test_alignment_leaves_out_tasks_without_a_teacher_and_is_one_at_distance_of_
     term = alignment_term(bank, 1.0, "delta")
     student = random_lora(small_t5(), 3, seed=50)
 
-    def value(names: tuple[str, ...], lora: dict[object, object] = student) -> tuple[float, int]:  # type: ignore[assignment]
-        adapter = TaskAdapter(lora, torch.zeros(3, 0, 32), torch.zeros(3, 0))  # type: ignore[arg-type]
+    def value(names: tuple[str, ...], lora: Lora = student) -> tuple[float, int]:
+        adapter = TaskAdapter(lora, torch.zeros(3, 0, 32), torch.zeros(3, 0))
         loss = term.loss(Output(torch.zeros(1), adapter), empty_batch(names))
         assert loss.count == term.count(empty_batch(names))
         return float(loss.total), int(loss.count)
@@ -182,7 +183,7 @@ def test_alignment_leaves_out_tasks_without_a_teacher_and_is_one_at_distance_of_
     zero = {site: replace(f, b=torch.zeros_like(f.b)) for site, f in student.items()}
     assert value(("x", "y", "nobody"), zero)[0] == pytest.approx(2.0, rel=1e-5)  # two tasks, each at mean energy
     same = {site: replace(f, a=f.a[[0, 1, 0]], b=f.b[[0, 1, 0]]) for site, f in bank.lora.items()}
-    assert abs(value(("x", "y", "x"), same)[0]) < 1e-4  # type: ignore[arg-type]
+    assert abs(value(("x", "y", "x"), same)[0]) < 1e-4
 
 
 def test_distillation_leaves_out_rows_without_a_teacher() -> None:

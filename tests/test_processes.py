@@ -172,7 +172,7 @@ def test_a_gradient_that_is_not_finite_names_every_batch_of_the_step(tmp_path: P
     def steep(output: Output, batch: Batch) -> Loss:
         return Loss((output.logits * 0).abs().sqrt().sum(), stage.counts(batch)["ce"])
 
-    term = replace(stage, terms=(stage.terms[0]._replace(loss=steep),))
+    term = replace(stage, terms=(replace(stage.terms[0], loss=steep),))
     with pytest.raises(
         TrainingError, match=r"step 1: the gradient is not finite in batch 0 \(tasks .*\); batch 1 \(tasks"
     ):
