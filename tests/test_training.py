@@ -133,7 +133,7 @@ def test_evaluation_is_called_at_checkpoints_and_logged(tmp_path: Path) -> None:
     [
         ({"stage": "metatrain"}, "stage: metatrain puts the instruction in the prompt"),
         ({"method": "metatrain"}, "stage: finetune trains the parts that read an instruction"),
-        ({"stage": "pretrain"}, "data.source: micro does not suit stage pretrain"),
+        ({"data__source": "c4", "data__path": "x"}, "data.source: c4 does not suit stage finetune"),
         ({"method": "lora_only", "training__trainable": ["fusion"]}, "training.trainable"),
         ({"method": "tagy"}, "did you mean tagi"),
     ],
