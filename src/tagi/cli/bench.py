@@ -71,6 +71,28 @@ def train(
         stdout().print(_table(one))
 
 
+@app.command("logits", epilog="Example: tagi bench logits --config configs/ablation/full.yaml")
+def logits(
+    config_file: Annotated[Path, typer.Option("--config", metavar="FILE", help="A run that distils from a teacher.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config fields to set.")] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Training batches to take the loss over.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Cached teacher logits: error of the loss and size on disk against the number of tokens kept."""
+    from tagi.bench.logits import against_k
+    from tagi.config import load
+
+    with bar("comparing") as report:
+        lines = against_k(load(config_file, overrides or ()), batches, report)
+    if as_json:
+        print_json({"lines": [line.as_json() for line in lines]})
+        return
+    made = table("cached teacher logits", ("tokens kept", "loss", "error", "bytes a token"))
+    for line in lines:
+        made.add_row(f"{line.k:,}", f"{line.loss:.6f}", f"{line.error:.1e}", f"{line.bytes_per_token:,.0f}")
+    stdout().print(made)
+
+
 def _shape(name: str) -> T5Shape:
     from tagi.config import T5Shape, parse
     from tagi.shapes import named_shape
