@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -113,7 +114,7 @@ def test_program_exits_with_2(tmp_path: Path) -> None:
 
 
 def test_interrupted_training(tmp_path: Path) -> None:
-    """Ctrl-C: exit code 130, no traceback, and only whole checkpoints."""
+    """Ctrl-C: exit code 130, no traceback, a sentence that says what is kept, and only whole checkpoints."""
     training = CONFIG["training"] | {"steps": 1_000_000, "checkpoint_every": 5, "keep": 1000}
     process = start("train", "finetune", "--config", write_config(tmp_path, training=training))
     runs = tmp_path / "runs"
@@ -124,6 +125,7 @@ def test_interrupted_training(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert err.endswith("interrupted\n") and "Traceback" not in err
+    assert re.search(r"step-\d+ is complete; --resume goes on from there", " ".join(err.split()))
     left = {file.name for file in runs.iterdir()} - {"log.jsonl"}
     assert left
     for name in left:

@@ -121,7 +121,7 @@ def test_a_sure_teacher_gives_finite_gradients() -> None:
     for given in (soften(teacher, 1.0), truncate(soften(teacher, 1.0), 2)):
         loss = distillation(student, given, torch.ones(1, 1, dtype=torch.bool), 1.0).total
         assert torch.autograd.grad(loss, student)[0].isfinite().all()
-        assert float(loss) == pytest.approx(float(F.cross_entropy(student[0], torch.tensor([3]))), rel=1e-5)
+        assert loss.item() == pytest.approx(F.cross_entropy(student[0], torch.tensor([3])).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 3, WORDS - 1])

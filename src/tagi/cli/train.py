@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -61,12 +62,24 @@ def train(
         for plan in plans.values() if not as_json else ():
             stdout().print(_table(plan))
         return
-    done = {key: _run_stage(run, key, resume or stage == ALL, skip=stage == ALL) for key in chosen}
+    with _saying_what_was_kept():
+        done = {key: _run_stage(run, key, resume or stage == ALL, skip=stage == ALL) for key in chosen}
     if as_json:
         plans = {key: _plan(run, key, draw=False) for key in chosen}
         print_json({"checkpoint": str(done[chosen[-1]]), **_as_json(plans, stage)})
     else:
         typer.echo(done[chosen[-1]])
+
+
+@contextlib.contextmanager
+def _saying_what_was_kept() -> Iterator[None]:
+    from tagi.train.interrupt import Interrupted
+
+    try:
+        yield
+    except Interrupted as stopped:
+        note(str(stopped))
+        raise
 
 
 def _configs(stage: str, name: str, overrides: Sequence[str]) -> Mapping[str, RunConfig]:

@@ -19,6 +19,7 @@ from tagi.losses import Loss
 from tagi.model.t5 import T5
 from tagi.train import checkpoints, optim, precision
 from tagi.train.checkpoints import FINAL, State, check_output
+from tagi.train.interrupt import Interrupted, interrupts
 from tagi.train.precision import Weights
 from tagi.train.report import Report
 from tagi.train.stage import Metrics, Stage
@@ -44,6 +45,7 @@ class Run:
     model: nn.Module  # the stage's, wrapped
     weights: Weights
     evaluate: Evaluate | None
+    told_to_stop: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class StepResult:
     losses: dict[str, float]  # nats per target token
     tokens: int
     grad_norm: float
+    stop: bool  # some process was told to
 
 
 def train(
@@ -67,7 +70,8 @@ def train(
 
     Checkpoints `step-N` appear every `checkpoint_every` steps and the last `keep` stay; `best` is the one with the
     highest `best_metric`, `final` among them. With `resume` the newest is continued: same batches, same losses, same
-    best, to the bit on CPU. Several processes share the batches of a step; the main one writes and evaluates.
+    best, to the bit on CPU. Several processes share the batches of a step; the main one writes and evaluates. Ctrl-C
+    or SIGTERM ends training after the step in hand, with a checkpoint.
 
     Args:
         evaluate: given the folder of each new checkpoint before it takes its name, scores it; the scores are logged.
@@ -77,6 +81,7 @@ def train(
         CheckpointError: `folder` already holds checkpoints and `resume` is off.
         ConfigError: a tracker or a way of sharing the work that is not there.
         DiskError: a checkpoint could not be written; the ones before it stay.
+        Interrupted: a signal came; a checkpoint of the last step is there.
     """
     check_output(folder, resume=resume)
     team = assemble(config, folder, stage.lanes)
@@ -90,15 +95,21 @@ def train(
     start = checkpoints.read_state(newest).step if newest is not None else 0
     if team.main:
         checkpoints.cut_log(folder, start)
-    run = _begin(stage, config, folder, team, newest, evaluate)
-    with Report(config, folder, team.accelerator, main=team.main) as report:
+    with interrupts() as told_to_stop, Report(config, folder, team.accelerator, main=team.main) as report:
+        run = _begin(stage, config, folder, team, newest, evaluate, told_to_stop)
         for step in range(start, config.steps):
             _one(run, report, step)
     return folder / FINAL
 
 
 def _begin(
-    stage: Stage, config: TrainingConfig, folder: Path, team: Team, newest: Path | None, evaluate: Evaluate | None
+    stage: Stage,
+    config: TrainingConfig,
+    folder: Path,
+    team: Team,
+    newest: Path | None,
+    evaluate: Evaluate | None,
+    told_to_stop: Callable[[], bool],
 ) -> Run:
     """Model and optimizer as they were after a checkpoint, or at the start."""
     torch.manual_seed(config.seed)
@@ -114,7 +125,7 @@ def _begin(
         numbers = checkpoints.read_state(newest).numbers
         optim.restore_state(weights.optimizer, checkpoints.read_optimizer(newest), dict(numbers))
     stage.model.train()
-    return Run(stage, config, folder, team, model, weights, evaluate)
+    return Run(stage, config, folder, team, model, weights, evaluate, told_to_stop)
 
 
 def _recompute(model: nn.Module, on: bool) -> None:
@@ -133,12 +144,16 @@ def _one(run: Run, report: Report, step: int) -> None:
     report.advance(done, result.losses, speed)
     entry = {"step": done, **result.losses, "tokens_per_s": round(speed), "grad_norm": result.grad_norm}
     if done % config.checkpoint_every == 0 or done == config.steps:
-        _save(run, report, entry)
+        _save(run, report, entry, run.evaluate)
+    elif result.stop:
+        _save(run, report, entry, None)
     elif done % config.log_every == 0:
         report.log(entry)
+    if result.stop and done < config.steps:
+        raise Interrupted(checkpoints.place(run.folder, done, config.steps))
 
 
-def _save(run: Run, report: Report, entry: Mapping[str, Any]) -> None:
+def _save(run: Run, report: Report, entry: Mapping[str, Any], evaluate: Evaluate | None) -> None:
     """Write the checkpoint after a step, and its log entry just before it takes its name.
 
     A run that is killed between the two forgets the entry when it goes on; the other way round it would lack it.
@@ -152,7 +167,7 @@ def _save(run: Run, report: Report, entry: Mapping[str, Any]) -> None:
                 run.stage.write(draft)
             if target.name != FINAL:
                 checkpoints.write_optimizer(draft, tensors)
-            scores = run.evaluate(draft) if run.evaluate is not None else {}
+            scores = evaluate(draft) if evaluate is not None else {}
             checkpoints.write_state(draft, State(step, scores, numbers if target.name != FINAL else {}))
             report.log({**entry, **scores})
         checkpoints.keep_best(target, config.best_metric)
@@ -172,8 +187,15 @@ def _step(run: Run, step: int) -> StepResult:
     if not all(map(math.isfinite, (norm, *losses.values()))):
         raise TrainingError(_explain(team, step + 1, batches, metrics))
     weights.step()
-    tokens = team.total({"tokens": torch.tensor(sum(b.tokens for _, b in batches), device=team.accelerator.device)})
-    return StepResult(losses, int(tokens["tokens"]), norm)
+    tokens, stop = _agree(team, sum(batch.tokens for _, batch in batches), run.told_to_stop())
+    return StepResult(losses, tokens, norm, stop)
+
+
+def _agree(team: Team, tokens: int, stop: bool) -> tuple[int, bool]:
+    """All processes' tokens, and whether any was told to stop, in one exchange: all stop after the same step."""
+    device = team.accelerator.device
+    totals = team.total({"tokens": torch.tensor(tokens, device=device), "stop": torch.tensor(int(stop), device=device)})
+    return int(totals["tokens"]), bool(totals["stop"])
 
 
 def _draw(run: Run, step: int) -> list[Numbered]:
