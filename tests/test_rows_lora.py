@@ -16,7 +16,7 @@ from tagi.model import adapter, lora
 from tagi.model.backbone import LoraFactors, Site
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
-from tagi.model.t5_hf import load_t5
+from tagi.model.t5_hf import load_t5, module_name
 
 PROJECT = 1e-5  # worst 1.0e-6, values up to 10
 PEFT = 1e-5  # worst 1.2e-6, logits up to 4
@@ -166,14 +166,8 @@ def peft_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, T5, dict[S
     theirs: Any = get_peft_model(base, settings).eval()  # pyright: ignore[reportArgumentType]
     ours = load_t5(folder).eval()
     modules = dict(theirs.base_model.model.named_modules())
-    factors = {site: factors_of(modules[peft_module(site)]) for site in ours.sites()}
+    factors = {site: factors_of(modules[module_name(site)]) for site in ours.sites()}
     return theirs, ours, factors
-
-
-def peft_module(site: Site) -> str:
-    stack, kind = site.kind.split(".")
-    number, name = (1, "EncDecAttention") if kind == "cross" else (0, "SelfAttention")
-    return f"{stack}.block.{site.layer}.layer.{number}.{name}.{site.projection}"
 
 
 def factors_of(module: Any) -> LoraFactors:
@@ -202,5 +196,5 @@ def test_merging_equals_peft_merging(peft_pair: tuple[Any, T5, dict[Site, LoraFa
     theirs.merge_adapter()
     modules = dict(theirs.base_model.model.named_modules())
     for site in ours.sites():
-        assert worst(merged.site_weight(site), modules[peft_module(site)].base_layer.weight) < MERGED
+        assert worst(merged.site_weight(site), modules[module_name(site)].base_layer.weight) < MERGED
     theirs.unmerge_adapter()

@@ -20,11 +20,11 @@ from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.backbone import Site
 from tagi.model.bank import Bank
+from tagi.model.t5_hf import module_name
 from tagi.train import optim
 from tagi.train.build import build_stage
 from tagi.train.teachers import BankStage, Plan, bank_stage, plan_teachers, train_teachers
 from tagi.train.trainer import train
-from test_rows_lora import peft_module
 from training_runs import config as student_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
@@ -66,7 +66,7 @@ def peft_run(plan: Plan, group: str, folder: Path) -> dict[Site, tuple[Tensor, T
     torch.manual_seed(0)
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q", "v"])
     model: Any = get_peft_model(T5ForConditionalGeneration.from_pretrained(folder), lora)  # type: ignore[arg-type]
-    modules = {s: dict(model.base_model.model.named_modules())[peft_module(s)] for s in plan.a0}
+    modules = {s: dict(model.base_model.model.named_modules())[module_name(s)] for s in plan.a0}
     with torch.no_grad():
         for site, a0 in plan.a0.items():
             modules[site].lora_A["default"].weight.copy_(a0)

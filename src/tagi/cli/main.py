@@ -11,6 +11,7 @@ from rich.markup import escape
 import tagi
 from tagi.cli import adapt, bench, demo, doctor, methods, train
 from tagi.cli import eval as evaluation
+from tagi.cli import export as export_command
 from tagi.cli import run as run_command
 from tagi.cli import runs as runs_command
 from tagi.cli.common import stderr
@@ -33,6 +34,7 @@ app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("runs", epilog=runs_command.EXAMPLE)(runs_command.runs)
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(bench.app, name="bench")
+app.add_typer(export_command.app, name="export")
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 

@@ -19,7 +19,7 @@ from tagi import methods
 from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig, parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
-from tagi.model.t5_hf import load_t5, read_safetensors, save_t5
+from tagi.model.t5_hf import load_t5, locate, read_safetensors, save_t5
 from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
@@ -111,6 +111,19 @@ def read_config(folder: Path) -> ModelConfig:
     return config
 
 
+def base_source(source: str | Path) -> str:
+    """Where `transformers` finds the language model of a checkpoint of ours; a T5 folder is its own.
+
+    Raises:
+        CheckpointError: no such folder or hub name, or a damaged checkpoint.
+    """
+    folder = locate(source)
+    if not (folder / CONFIG).exists():
+        return str(source)
+    config = read_config(folder)
+    return str(folder / BACKBONE) if config.backbone == BACKBONE else config.backbone
+
+
 def load(folder: Path, *, backbone: str | None = None) -> Loaded:
     """Build the model of a checkpoint; `backbone` replaces the recorded reference (a folder that moved).
 
@@ -119,7 +132,7 @@ def load(folder: Path, *, backbone: str | None = None) -> Loaded:
     """
     config = read_config(folder)
     inside = config.backbone == BACKBONE and backbone is None
-    t5 = load_t5(folder / BACKBONE if inside else backbone or config.backbone)
+    t5 = load_t5(backbone or base_source(folder))
     if not inside and (found := fingerprint(t5)) != config.backbone_fingerprint:
         raise CheckpointError(
             f"{folder}: belongs to another backbone (fingerprint {config.backbone_fingerprint}, "

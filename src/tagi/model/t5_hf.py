@@ -19,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig, T5Config
 
 from tagi.config import T5Shape, parse
 from tagi.errors import CheckpointError, ConfigError
+from tagi.model.backbone import AttentionKind, Site
 from tagi.model.t5 import T5
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -38,6 +39,12 @@ _SAME_NAME = (
     "eos_token_id",
     "decoder_start_token_id",
 )
+_ATTENTIONS: dict[AttentionKind, tuple[str, str, str]] = {
+    "encoder.self": ("encoder", "attention", "0.SelfAttention"),
+    "decoder.self": ("decoder", "attention", "0.SelfAttention"),
+    "decoder.cross": ("decoder", "cross", "1.EncDecAttention"),
+}
+"""The stack of each kind of attention, our name in a block of it, and Hugging Face's."""
 
 
 def load_t5(source: str | Path) -> T5:
@@ -130,17 +137,21 @@ def tensor_names(shape: T5Shape) -> dict[str, str]:
     return names if shape.tied else names | {"output.weight": "lm_head.weight"}
 
 
+def module_name(site: Site) -> str:
+    """What `transformers` calls the projection of a site."""
+    stack, _, attention = _ATTENTIONS[site.kind]
+    return f"{stack}.block.{site.layer}.layer.{attention}.{site.projection}"
+
+
 def _block_names(shape: T5Shape, stack: str, layer: int) -> dict[str, str]:
     ours, theirs = f"{stack}.{layer}", f"{stack}.block.{layer}.layer"
-    attentions = [("attention", 0, "SelfAttention")]
-    if stack == "decoder":
-        attentions.append(("cross", 1, "EncDecAttention"))
+    attentions = [names[1:] for names in _ATTENTIONS.values() if names[0] == stack]
     last = len(attentions)
     names = {f"{ours}.feed_forward.norm.weight": f"{theirs}.{last}.layer_norm.weight"}
-    for attribute, number, module in attentions:
+    for number, (attribute, module) in enumerate(attentions):
         names[f"{ours}.{attribute}.norm.weight"] = f"{theirs}.{number}.layer_norm.weight"
         for matrix in "qkvo":
-            names[f"{ours}.{attribute}.{matrix}.weight"] = f"{theirs}.{number}.{module}.{matrix}.weight"
+            names[f"{ours}.{attribute}.{matrix}.weight"] = f"{theirs}.{module}.{matrix}.weight"
     inner = {"wi": "wi_0", "wi_gate": "wi_1", "wo": "wo"} if shape.gated else {"wi": "wi", "wo": "wo"}
     for matrix, name in inner.items():
         names[f"{ours}.feed_forward.{matrix}.weight"] = f"{theirs}.{last}.DenseReluDense.{name}.weight"

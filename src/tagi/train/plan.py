@@ -17,7 +17,6 @@ from tagi import methods
 from tagi.config import BackboneConfig, FusionConfig, HypernetworkConfig, Part, RunConfig, T5Shape
 from tagi.errors import CheckpointError, ConfigError
 from tagi.model import checkpoint, flops
-from tagi.model.checkpoint import BACKBONE
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.t5 import T5
 from tagi.model.t5_hf import read_shape
@@ -116,7 +115,7 @@ def resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
 
 def _resolve_folder(config: RunConfig, folder: Path) -> Model:
     found = checkpoint.read_config(folder)
-    shape = read_shape(str(folder / BACKBONE) if found.backbone == BACKBONE else found.backbone)
+    shape = read_shape(checkpoint.base_source(folder))
     same = found.method == config.method
     return Model(shape, *((found.hypernetwork, found.fusion) if same else (config.hypernetwork, config.fusion)))
 
