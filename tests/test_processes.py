@@ -1,5 +1,6 @@
 """Several batches, several processes, one result."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,16 +28,19 @@ CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 DROPOUT: dict[str, Any] = {"backbone__shape": {**SHAPE, "dropout_rate": 0.2}}
 
 
-def share(folder: Path, *, fsdp: bool = False, **changes: Any) -> Path:
-    """Train in two processes; the run's folder."""
+def share(folder: Path, *, fsdp: bool = False, zero: int | None = None, **changes: Any) -> Path:
+    """Train in two processes, with shards of FSDP or of a stage of ZeRO; the run's folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if fsdp else {}
+    if zero is not None:
+        environment |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero)}
+        environment |= {"DS_ACCELERATOR": "cpu"}
     folder.mkdir(exist_ok=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     work = [shared_work.__file__, str(folder / "run"), json.dumps(changes)]
     done = subprocess.run([*launch, *work], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (folder / "sharded").exists() == fsdp
+    assert (folder / "sharded").exists() == (fsdp or zero == 3)
     return folder / "run"
 
 
@@ -87,6 +91,33 @@ def test_resume_in_two_processes_is_exact(tmp_path: Path, fsdp: bool, precision:
     whole = share(tmp_path / "whole", fsdp=fsdp, **steady)
     share(tmp_path / "part", fsdp=fsdp, **steady, training__steps=4)
     part = share(tmp_path / "part", fsdp=fsdp, **steady)
+    assert furthest(whole / "final", part / "final") == 0.0
+    assert logged(whole) == logged(part)
+
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (pip install 'tagi[deepspeed]')"
+)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_processes_of_deepspeed_equal_one(tmp_path: Path, zero: int, precision: str) -> None:
+    one = alone(tmp_path / "one", training__accumulation=4, training__precision=precision)
+    two = share(tmp_path / "two", zero=zero, training__accumulation=2, training__precision=precision)
+    check_equal(one, two, 1e-5 if precision == "fp32" else 1e-2)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+def test_resume_with_deepspeed_is_exact(tmp_path: Path, zero: int) -> None:
+    steady: dict[str, Any] = {"training__schedule": "constant", "training__warmup": 0.0}
+    whole = share(tmp_path / "whole", zero=zero, **steady)
+    share(tmp_path / "part", zero=zero, **steady, training__steps=4)
+    part = share(tmp_path / "part", zero=zero, **steady)
     assert furthest(whole / "final", part / "final") == 0.0
     assert logged(whole) == logged(part)
 

@@ -51,14 +51,18 @@ class Hypernetwork(nn.Module):
         self.head_a = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_in))
         self.head_b = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_out))
 
-    def forward(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, LoraFactors]:
+    def lora(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, LoraFactors]:
         """Encoded instructions (T, S, D) and their mask (T, S) to the LoRA of every site for T tasks."""
+        a, b = (factors.unbind(1) for factors in self(memory_TSD, mask_TS))
+        return {site: LoraFactors(a[i], b[i], self.config.scale) for i, site in enumerate(self.sites)}
+
+    def forward(self, memory_TSD: Tensor, mask_TS: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as all A (T, 2M, r, in) and all B (T, 2M, out, r)."""
         pooled_TMPQW = self.pool(memory_TSD, mask_TS) + self.index
         hidden_MXh = self._inner(pooled_TMPQW)
         a = self._head(hidden_MXh, self.head_a, memory_TSD.shape[0], self.width_in) * self.width_in**-0.5
         b = self._head(hidden_MXh, self.head_b, memory_TSD.shape[0], self.width_out) * self.config.rank**-0.5
-        a, b = (a + self.a0).unbind(1), b.transpose(-1, -2).unbind(1)
-        return {site: LoraFactors(a[i], b[i], self.config.scale) for i, site in enumerate(self.sites)}
+        return a + self.a0, b.transpose(-1, -2)
 
     def start_from(self, a0: Mapping[Site, Tensor]) -> None:
         """Take A₀ (r, in) of every site from a teacher bank.

@@ -74,7 +74,7 @@ class TagiModel(nn.Module):
 
     def generate(self, memory_TSD: Tensor, mask_TS: Tensor) -> TaskAdapter:
         """Encoded instructions (T, S, D) to the adapters of T tasks; what padding holds does not matter."""
-        lora = self.hypernetwork(memory_TSD, mask_TS) if self.hypernetwork is not None else {}
+        lora = self.hypernetwork.lora(memory_TSD, mask_TS) if self.hypernetwork is not None else {}
         return TaskAdapter(lora, memory_TSD, mask_TS)
 
     def prepare(self, adapter: TaskAdapter) -> Prepared:

@@ -1,6 +1,7 @@
 """Weights that compute in few bits while the optimizer keeps fp32 masters of the trained ones."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,32 @@ class Weights:
     optimizer: torch.optim.Optimizer
     kept: Mapping[str, Tensor]
     """fp32 values of rounded tensors that are not trained: the buffers."""
+    lanes: int | None = None
+    """How many models train in lock-step, each clipped by its own norm."""
+
+    def update(self, limit: float) -> float:
+        """One step by the gradients, clipped to `limit`; gives their norm. One that is not finite changes nothing."""
+        self.pull()
+        norm = self._clip(limit)
+        if math.isfinite(norm):
+            self.step()
+        return norm
+
+    def _clip(self, limit: float) -> float:
+        """Clip by the gradient's norm; gives that norm, the largest where several models train in lock-step."""
+        masters = list(self.masters.values())
+        if self.lanes is not None:
+            return float(optim.clip_lanes(masters, limit).max())
+        norm = nn.utils.clip_grad_norm_(masters, limit)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The optimizer's state as tensors and numbers; every process must ask for it where the model is sharded."""
+        return optim.state_tensors(self.optimizer)
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """Put back what `state` gave."""
+        optim.restore_state(self.optimizer, tensors, numbers)
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -76,14 +103,20 @@ def lower(model: nn.Module, precision: str) -> dict[str, Tensor]:
     return exact
 
 
-def optimize(model: nn.Module, parts: PartNames, exact: Mapping[str, Tensor], config: TrainingConfig) -> Weights:
+def optimize(
+    model: nn.Module,
+    parts: PartNames,
+    exact: Mapping[str, Tensor],
+    config: TrainingConfig,
+    lanes: int | None = None,
+) -> Weights:
     """Optimizer and masters of a model that is on its device, wrapped and rounded; `exact` is what `lower` gave."""
     names = [name for part in parts.values() for name in part]
     weights = {name: model.get_parameter(name) for name in names}
     masters = {name: _master(weight, exact.get(name)) for name, weight in weights.items()}
     by_part = {part: [masters[name] for name in names] for part, names in parts.items()}
     kept = {name: value for name, value in exact.items() if name not in masters}
-    return Weights(model, masters, optim.build(by_part, config), kept)
+    return Weights(model, masters, optim.build(by_part, config), kept, lanes)
 
 
 def _master(weight: nn.Parameter, exact: Tensor | None) -> nn.Parameter:

@@ -2,15 +2,16 @@
 
 import atexit
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -18,7 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
 from tagi.model.t5 import DecoderBlock, EncoderBlock
+from tagi.train import precision, zero
+from tagi.train.precision import PartNames, Weights
 from tagi.train.report import TRACKING, check_trackers
+from tagi.train.zero import ZeroWeights
 
 PATIENCE = timedelta(hours=12)
 """How long the other processes wait while the main one evaluates."""
@@ -59,26 +63,32 @@ class Team:
         """The lists of all processes, one after the other."""
         return values if self.size == 1 else gather_object(values)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, on this process's device, as it is called in training.
+    def equip(
+        self, model: nn.Module, parts: PartNames, config: TrainingConfig, lanes: int | None
+    ) -> tuple[nn.Module, Weights | ZeroWeights]:
+        """The model, on this process's device, as it is called in training, and what updates its trained parts."""
+        if self.size > 1 and zero.stage() is not None:
+            return zero.engage(model.to(self.accelerator.device), parts, config)
+        exact = precision.lower(model, config.precision)
+        return self.wrap(model), precision.optimize(model, parts, exact, config, lanes)
 
-        Raises:
-            ConfigError: a way of sharing the work that is not supported.
-        """
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, on this process's device, as it is called in training where its own optimizer updates it."""
         if self.size == 1:
             return model.to(self.accelerator.device)
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise ConfigError("DeepSpeed: is not supported; configs/accelerate/fsdp.yaml shards as ZeRO-3 does")
         return shard(model.to(self.accelerator.device)) if _fsdp() else self.accelerator.prepare_model(model)
 
     @contextlib.contextmanager
-    def backward(self, model: nn.Module, *, meet: bool) -> Iterator[None]:
-        """Where one batch's gradient is added; the processes' gradients are averaged where they `meet`."""
+    def backward(self, model: nn.Module, *, meet: bool) -> Iterator[Callable[[Tensor], None]]:
+        """Where one batch's gradient is added by what is yielded; the processes' gradients are averaged at `meet`."""
+        if isinstance(model, zero.ZeroEngine):
+            yield functools.partial(model.backward, meet=meet)
+            return
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(meet)
         apart = model.no_sync if isinstance(model, DistributedDataParallel) and not meet else contextlib.nullcontext
         with apart():
-            yield
+            yield self.accelerator.backward
 
 
 def shard(model: nn.Module) -> nn.Module:
@@ -105,9 +115,10 @@ def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
     """The team that this process belongs to.
 
     Raises:
-        ConfigError: the package of a tracker is missing, or the optimizer does not go with FSDP.
+        ConfigError: the package of a tracker or DeepSpeed is missing, or the optimizer does not go with shards.
     """
     check_trackers(config.trackers)
+    zero.check(config)
     if config.optimizer == "adafactor" and _fsdp():
         raise ConfigError("training.optimizer: adafactor keeps rows and columns that FSDP cannot shard; use adamw")
     accelerator = Accelerator(

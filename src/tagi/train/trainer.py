@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
@@ -24,6 +23,7 @@ from tagi.train.precision import Weights
 from tagi.train.report import Report
 from tagi.train.stage import Metrics, Stage
 from tagi.train.team import Team, assemble
+from tagi.train.zero import ZeroWeights
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 Numbered = tuple[int, Batch]
@@ -43,7 +43,7 @@ class Run:
     folder: Path
     team: Team
     model: nn.Module  # the stage's, wrapped
-    weights: Weights
+    weights: Weights | ZeroWeights
     evaluate: Evaluate | None
     told_to_stop: Callable[[], bool]
 
@@ -118,12 +118,9 @@ def _begin(
         stage.read(newest)
     _recompute(stage.model, config.gradient_checkpointing)
     names = precision.part_names(stage.model, stage.parts)
-    exact = precision.lower(stage.model, config.precision)
-    model = team.wrap(stage.model)
-    weights = precision.optimize(stage.model, names, exact, config)
+    model, weights = team.equip(stage.model, names, config, stage.lanes)
     if newest is not None:
-        numbers = checkpoints.read_state(newest).numbers
-        optim.restore_state(weights.optimizer, checkpoints.read_optimizer(newest), dict(numbers))
+        weights.restore(checkpoints.read_optimizer(newest), dict(checkpoints.read_state(newest).numbers))
     stage.model.train()
     return Run(stage, config, folder, team, model, weights, evaluate, told_to_stop)
 
@@ -160,7 +157,7 @@ def _save(run: Run, report: Report, entry: Mapping[str, Any], evaluate: Evaluate
     """
     step, config = entry["step"], run.config
     target = checkpoints.place(run.folder, step, config.steps)
-    values, (tensors, numbers) = run.weights.values(), optim.state_tensors(run.weights.optimizer)
+    values, (tensors, numbers) = run.weights.values(), run.weights.state()
     if run.team.main:
         with atomic_folder(target) as draft:
             with precision.wearing(run.stage.model, values):
@@ -177,16 +174,14 @@ def _save(run: Run, report: Report, entry: Mapping[str, Any], evaluate: Evaluate
 
 def _step(run: Run, step: int) -> StepResult:
     """One optimizer step over `accumulation` batches, normalised by all of their target tokens together."""
-    stage, team, weights = run.stage, run.team, run.weights
+    stage, team = run.stage, run.team
     batches = _draw(run, step)
     counts = team.total(_summed([stage.counts(batch) for _, batch in batches]))
     metrics = [_backward(run, one, counts, last=one is batches[-1]) for one in batches]
-    weights.pull()
-    norm = _clip(stage, _parameters(weights.optimizer), run.config.clip)
     losses = _mean(team, metrics)
-    if not all(map(math.isfinite, (norm, *losses.values()))):
+    norm = run.weights.update(run.config.clip) if all(map(math.isfinite, losses.values())) else math.nan
+    if not math.isfinite(norm):
         raise TrainingError(_explain(team, step + 1, batches, metrics))
-    weights.step()
     tokens, stop = _agree(team, sum(batch.tokens for _, batch in batches), run.told_to_stop())
     return StepResult(losses, tokens, norm, stop)
 
@@ -210,9 +205,9 @@ def _backward(run: Run, numbered: Numbered, counts: Mapping[str, Tensor], *, las
     """Add one batch's share of the step's gradient; processes meet after the last one only."""
     number, batch = numbered
     torch.manual_seed(hash((run.config.seed, number)) & 0x7FFFFFFF)  # dropout is a function of the batch
-    with run.team.backward(run.model, meet=last):
+    with run.team.backward(run.model, meet=last) as backward:
         terms = run.stage.loss(run.model, batch)
-        run.team.accelerator.backward(_objective(terms, run.stage.weights, counts) * run.team.size)
+        backward(_objective(terms, run.stage.weights, counts) * run.team.size)
     return {name: Loss(term.total.detach(), term.count) for name, term in terms.items()}
 
 
@@ -220,14 +215,6 @@ def _objective(terms: Metrics, weights: Mapping[str, float], counts: Mapping[str
     """Σ weight · total / count (Eq. 6), summed over the models in lock-step where there are several."""
     means = [weights[name] * (term.total / counts[name].clamp(min=1)).sum() for name, term in terms.items()]
     return torch.stack(means).sum()
-
-
-def _clip(stage: Stage, parameters: list[Tensor], limit: float) -> float:
-    """Clip by the gradient's norm; gives that norm, the largest where several models train in lock-step."""
-    if stage.lanes is not None:
-        return float(optim.clip_lanes(parameters, limit).max())
-    norm = nn.utils.clip_grad_norm_(parameters, limit)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _explain(team: Team, step: int, batches: list[Numbered], metrics: list[Metrics]) -> str:
@@ -256,7 +243,3 @@ def _mean(team: Team, metrics: Iterable[Metrics]) -> dict[str, float]:
     totals = team.total(_summed([{name: term.total for name, term in terms.items()} for terms in listed]))
     counts = team.total(_summed([{name: term.count for name, term in terms.items()} for terms in listed]))
     return {name: float((total / counts[name].clamp(min=1)).mean()) for name, total in totals.items()}
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
