@@ -105,6 +105,7 @@ needs_deepspeed = pytest.mark.skipif(
 @pytest.mark.parametrize("zero", [2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_processes_of_deepspeed_equal_one(tmp_path: Path, zero: int, precision: str) -> None:
+    """Over gloo; worst difference of weights measured 1.2e-6, in bf16 6.3e-3: it adds up gradients in bf16."""
     one = alone(tmp_path / "one", training__accumulation=4, training__precision=precision)
     two = share(tmp_path / "two", zero=zero, training__accumulation=2, training__precision=precision)
     check_equal(one, two, 1e-5 if precision == "fp32" else 1e-2)
@@ -177,7 +178,7 @@ def test_accelerate_reads_the_configs_that_ship(file: Path) -> None:
 
 
 def test_the_configs_cover_every_way() -> None:
-    assert {file.stem for file in CONFIGS} == {"ddp", "fsdp"}
+    assert {file.stem for file in CONFIGS} == {"ddp", "fsdp", "deepspeed-zero2", "deepspeed-zero3"}
 
 
 def test_a_tracker_s_entries_are_read_back(tmp_path: Path) -> None:
@@ -215,3 +216,14 @@ def test_adafactor_is_refused_where_parameters_are_sharded(tmp_path: Path, monke
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match=r"training\.optimizer: adafactor"):
         run(config(tmp_path / "run", training__optimizer="adafactor"))
+
+
+def test_what_deepspeed_cannot_train_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("tagi.train.zero.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"DeepSpeed: is not installed; pip install 'tagi\[deepspeed\]'"):
+        run(config(tmp_path / "run"))
+    monkeypatch.setattr("tagi.train.zero.importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match=r"training\.optimizer: adamw_rms needs whole parameters"):
+        run(config(tmp_path / "run", training__optimizer="adamw_rms"))
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 DeepSpeed clips, rounds and steps here; checkpoints hold the same whole tensors as those of any other run.
 """
 
+import importlib
 import importlib.util
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
@@ -45,6 +47,11 @@ def check(config: TrainingConfig) -> None:
         raise ConfigError(f"training.optimizer: {config.optimizer} needs whole parameters; DeepSpeed goes with adamw")
 
 
+def _library() -> Any:
+    """DeepSpeed, which is an extra and slow to import."""
+    return importlib.import_module("deepspeed")
+
+
 def sharded(model: nn.Module) -> bool:
     """Whether ZeRO-3 keeps the parameters of a model in shards, which are whole in its own forward pass only."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
@@ -71,14 +78,11 @@ class ZeroEngine(nn.Module):
 
 def engage(model: nn.Module, parts: PartNames, config: TrainingConfig) -> tuple[ZeroEngine, "ZeroWeights"]:
     """Engine and weights of a model that is on its device, whole and in fp32."""
-    import deepspeed
-
+    deepspeed = _library()
     exact = precision.lower(model, config.precision)
     trained = {name: model.get_parameter(name) for names in parts.values() for name in names}
     by_part = {part: [trained[name] for name in names] for part, names in parts.items()}
     optimizer = optim.build(by_part, config)
-    if not torch.distributed.is_initialized():
-        raise ConfigError("DeepSpeed: is for several processes; start them by accelerate launch")
     deepspeed.init_distributed(dist_init_required=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=_settings(config))
     _begin_state(engine.optimizer)
@@ -89,14 +93,13 @@ def engage(model: nn.Module, parts: PartNames, config: TrainingConfig) -> tuple[
 
 def _begin_state(sharding: Any) -> None:
     """Adam's state of every shard before the first step, where DeepSpeed's ways into it can find it."""
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-    if stage() == _PARAMETERS:
-        return
+    whole = stage() != _PARAMETERS
+    shards = sharding.single_partition_of_fp32_groups if whole else sharding.fp32_partitioned_groups_flat
     state = sharding.optimizer.state
-    for parameters, shard in zip(sharding.bit16_groups, sharding.single_partition_of_fp32_groups, strict=True):
+    for shard in shards:
         state[shard] = {name: torch.zeros_like(shard) for name in _MOMENTS} | {_STEP: torch.tensor(0.0)}
-        lazy_init_hp_params_optimizer_state(parameters, shard, state)
+    for parameters, shard in zip(sharding.bit16_groups, shards, strict=True) if whole else ():
+        _library().utils.lazy_init_hp_params_optimizer_state(parameters, shard, state)
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:
@@ -137,47 +140,57 @@ class ZeroWeights:
 
         Every process must ask for it.
         """
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_get_full_fp32_param
-
+        deepspeed = _library()
         values = dict(self.kept)
         for name, parameter in self.engine.module.named_parameters():
             if name in self.trained:
-                values[name] = safe_get_full_fp32_param(parameter).detach().clone()
+                values[name] = deepspeed.utils.safe_get_full_fp32_param(parameter).detach().clone()
             elif sharded(self.engine.module):
-                with GatheredParameters([parameter]):
+                with deepspeed.zero.GatheredParameters([parameter]):
                     values[name] = parameter.detach().clone()
         return values
 
     def set_values(self, exact: Mapping[str, Tensor]) -> None:
         """Give the masters values that are not rounded."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
         for name, value in exact.items():
-            safe_set_full_fp32_param(self.trained[name], value)
+            _put(value, self.trained[name], None)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Adam's moments and step count, laid out as one process's are; every process must ask for it."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         tensors: dict[str, Tensor] = {}
         for number, parameter in enumerate(self.trained.values()):
             for name in _MOMENTS:
-                whole = safe_get_full_optimizer_state(parameter, name)
+                whole = _library().utils.safe_get_full_optimizer_state(parameter, name)
                 tensors[f"{number}.{name}"] = whole.detach().cpu().contiguous()
             tensors[f"{number}.{_STEP}"] = self._steps()[0].detach().cpu().clone()
         return tensors, {}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
         """Put back what `state` gave."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         for number, parameter in enumerate(self.trained.values()):
             for name in _MOMENTS:
-                safe_set_full_optimizer_state(parameter, tensors[f"{number}.{name}"].to(parameter.device), name)
+                _put(tensors[f"{number}.{name}"], parameter, name)
         for step in self._steps():
             step.copy_(tensors[f"0.{_STEP}"])
 
     def _steps(self) -> list[Tensor]:
         """The step counts of the shards that this process holds; all are equal."""
         return [state[_STEP] for state in self.engine.optimizer.optimizer.state.values() if _STEP in state]
+
+
+def _put(value: Tensor, parameter: nn.Parameter, state: str | None) -> None:
+    """Set a parameter's fp32 master, or a moment of it, from the whole tensor.
+
+    ZeRO-3 gives every process an equal piece, the last ones padded; of those only the local setters know.
+    """
+    utils = _library().utils
+    value = value.to(parameter.device)
+    set_master, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+    if hasattr(parameter, "ds_id"):
+        set_master, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
+        size = torch.distributed.get_world_size()
+        value = F.pad(value.flatten(), (0, -value.numel() % size)).chunk(size)[torch.distributed.get_rank()]
+    if state is None:
+        set_master(parameter, value)
+    else:
+        set_moment(parameter, value, state)
