@@ -1,0 +1,71 @@
+"""`tagi eval compare` and `tagi bench` from the outside: what they say, and what they refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_runs import Run, mistake, write_config
+from tagi.data.types import Example, Instruction
+from tagi.eval.report import Prediction, write_predictions
+
+TASKS, EACH = 30, 4
+
+
+def answers(folder: Path, right: int, *, tasks: int = TASKS) -> Path:
+    """Predictions of which the first `right` of every task's examples are exact."""
+    folder.mkdir()
+    predictions = [
+        Prediction(
+            task=f"task{task}",
+            categories=("any",),
+            instruction=Instruction("Repeat."),
+            example=Example(id=f"{task}-{number}", input="wolf", targets=("wolf",)),
+            text="wolf" if number < right else "plum",
+        )
+        for task in range(tasks)
+        for number in range(EACH)
+    ]
+    write_predictions(folder / "predictions.jsonl", predictions)
+    return folder
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(3, "better"), (2, "unresolved"), (1, "worse")])
+def test_compare(tagi: Run, tmp_path: Path, right: int, verdict: str) -> None:
+    one, other = answers(tmp_path / "one", right), answers(tmp_path / "other", 2)
+    found = tagi("eval", "compare", "--ours", one, "--theirs", other, "--json").json
+    assert (found["verdict"], found["n"], found["tasks"]) == (verdict, TASKS * EACH, TASKS)
+    assert (found["ours"], found["theirs"]) == (right / EACH, 2 / EACH)
+    assert found["difference"] == pytest.approx((right - 2) / EACH)
+    shown = tagi("eval", "compare", "--ours", one, "--theirs", other)
+    assert shown.code == 0 and verdict in shown.out
+
+
+def test_what_cannot_be_compared(tagi: Run, tmp_path: Path) -> None:
+    one, fewer = answers(tmp_path / "one", 2), answers(tmp_path / "fewer", 2, tasks=3)
+    mistake(tagi("eval", "compare", "--ours", one, "--theirs", fewer), "do not hold the same examples")
+    mistake(tagi("eval", "compare", "--ours", one, "--ours", one, "--theirs", one), "they are compared in pairs")
+    mistake(tagi("eval", "compare", "--ours", one, "--theirs", tmp_path / "none"), "none/predictions.jsonl")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
+def test_bench_train(tagi: Run, tmp_path: Path) -> None:
+    """Every comparison has its cases and positive times; no time is asserted."""
+    small = ("--rounds", 1, "--teachers", 2, "--teacher-rows", 1, "--tasks", 1, "--rows", 2, "--rank", 2)
+    found = tagi("bench", "train", *small, "--json-file", tmp_path / "bench.json", "--json").json
+    assert [len(one["cases"]) for one in found["comparisons"]] == [2, 4, 2]
+    for one in found["comparisons"]:
+        assert one["cases"][0]["ratio"] == 1.0
+        assert all(case["median_s"] > 0 for case in one["cases"])
+    assert (tmp_path / "bench.json").exists()
+    mistake(tagi("bench", "train", "speed"), "speed: there is no such comparison; there are teachers, step, t5")
+
+
+def test_bench_logits(tagi: Run, metatrained: Path, tmp_path: Path) -> None:
+    """The whole vocabulary is the online loss to the bit; fewer tokens can only lower it."""
+    teacher: dict[str, Any] = {"kind": "instruct", "checkpoint": str(metatrained)}
+    config = write_config(tmp_path, objective={"lambda_kl": 1.0, "temperature": 2.0, "teacher": teacher})
+    lines = tagi("bench", "logits", "--config", config, "--batches", 1, "--json").json["lines"]
+    assert lines[-1]["error"] == 0.0 and lines[-1]["loss"] > 0
+    assert all(line["error"] <= 1e-6 for line in lines)
+    assert [line["k"] for line in lines] == sorted(line["k"] for line in lines)
