@@ -27,6 +27,8 @@ class Example:
     id: str
     input: str
     targets: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    """The answers that rank classification chooses from; the right one is `targets[0]`. Empty where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
