@@ -9,13 +9,13 @@ from torch import Tensor
 from tagi import methods
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.model import tagi
-from tagi.model.backbone import LoraFactors, Site
+from tagi.model.backbone import Factors, Site
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 from tagi.model.t5 import T5, RMSNorm, initialise
 from tagi.model.tagi import TagiModel
 
 VOCABULARY = 48
-SMALL_HYPERNETWORK = HypernetworkConfig(rank=3, alpha=6.0, hidden=8)
+SMALL_HYPERNETWORK = HypernetworkConfig(rank=3, alpha=6.0, prefix=2, bottleneck=5, hidden=8)
 SMALL_FUSION = FusionConfig(width=8, heads=2)
 
 
@@ -75,8 +75,8 @@ def trained(model: TagiModel, seed: int = 0) -> TagiModel:
     """The same model with everything that starts at zero made random, as if it had been trained."""
     generator = seeded(seed + 2)
     with torch.no_grad():
-        if model.hypernetwork is not None:
-            model.hypernetwork.head_b.normal_(0.0, 0.1, generator=generator)
+        for written in model.generators:
+            written.head_b.normal_(0.0, 0.1, generator=generator)
         if model.fusion is not None:
             for name, parameter in model.fusion.named_parameters():
                 if name.endswith("gate"):
@@ -96,14 +96,14 @@ def model_config(model: TagiModel, backbone: str = BACKBONE) -> ModelConfig:
     )
 
 
-def random_lora(model: T5, tasks: int, *, seed: int, rank: int = 3, scale: float = 2.0) -> dict[Site, LoraFactors]:
+def random_lora(model: T5, tasks: int, *, seed: int, rank: int = 3, scale: float = 2.0) -> dict[Site, Factors]:
     """Random LoRA at every site, large enough to move the logits."""
-    lora: dict[Site, LoraFactors] = {}
+    lora: dict[Site, Factors] = {}
     for number, site in enumerate(model.sites()):
         width_in, width_out = model.site_shape(site)
         a = normal(tasks, rank, width_in, seed=seed + 2 * number) * width_in**-0.5
         b = normal(tasks, width_out, rank, seed=seed + 2 * number + 1) * 0.3
-        lora[site] = LoraFactors(a, b, scale)
+        lora[site] = Factors(a, b, scale)
     return lora
 
 

@@ -16,7 +16,7 @@ from tagi.infer.decode import greedy
 from tagi.methods import Method
 from tagi.model import adapter as adapters
 from tagi.model.adapter import TaskAdapter
-from tagi.model.backbone import LoraFactors
+from tagi.model.backbone import Factors
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
 from tagi.model.tagi import TagiModel, neutral, shift_right
@@ -35,13 +35,15 @@ LAYOUTS = [
 def wear(model: TagiModel, adapter: TaskAdapter, ids: Tensor, mask: Tensor, decoder_ids: Tensor, rows: Rows) -> Tensor:
     prepared = model.prepare(adapter)
     context = model.encode_input(ids, mask, prepared, rows)
-    return model.backbone.decode(decoder_ids, context, lora=adapter.lora, rows=rows)[0]
+    return model.backbone.decode(decoder_ids, context, modules=adapter.modules, rows=rows)[0]
 
 
 def bare(t5: T5, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
     rows = Rows(1, len(ids))
-    hidden = t5.encode(ids, mask, lora={}, rows=rows)
-    return t5.decode(decoder_ids, t5.context(hidden, mask, lora={}, rows=rows, memory=None), lora={}, rows=rows)[0]
+    hidden = t5.encode(ids, mask, modules={}, rows=rows)
+    return t5.decode(decoder_ids, t5.context(hidden, mask, modules={}, rows=rows, memory=None), modules={}, rows=rows)[
+        0
+    ]
 
 
 def inputs(lengths: Sequence[int] = (7, 3, 5)) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,11 +54,11 @@ def inputs(lengths: Sequence[int] = (7, 3, 5)) -> tuple[Tensor, Tensor, Tensor]:
 def assert_equal(one: TaskAdapter, other: TaskAdapter) -> None:
     assert torch.equal(one.memory, other.memory)
     assert torch.equal(one.mask, other.mask)
-    assert one.lora.keys() == other.lora.keys()
-    for site, factors in one.lora.items():
-        assert torch.equal(factors.a, other.lora[site].a)
-        assert torch.equal(factors.b, other.lora[site].b)
-        assert factors.scale == other.lora[site].scale
+    assert one.modules.keys() == other.modules.keys()
+    for site, factors in one.modules.items():
+        assert torch.equal(factors.a, other.modules[site].a)
+        assert torch.equal(factors.b, other.modules[site].b)
+        assert factors.scale == other.modules[site].scale
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def test_untrained_lora_with_empty_memory_changes_no_bit(generator: str) -> None
     config = HypernetworkConfig.model_validate({"generator": generator, "rank": 3, "hidden": 8})
     model = small_tagi(hypernetwork=config)
     adapter = model.adapt(*token_batch([4, 2, 6], seed=0)).without_memory()
-    assert all(factors.a.any() for factors in adapter.lora.values()), "A is not zero"
+    assert all(factors.a.any() for factors in adapter.modules.values()), "A is not zero"
     batch = inputs()
     for index in ([0, 1, 2], [2, 0, 0]):
         found = wear(model, adapter, *batch, Rows.of(torch.tensor(index), 3))
@@ -88,8 +90,8 @@ def test_untrained_fusion_changes_no_bit_of_the_encoder() -> None:
     (ids, mask, _), rows = inputs(), Rows(1, 3)
     prepared = model.prepare(model.adapt(*token_batch([4], seed=0)))
     fused = model.encode_input(ids, mask, prepared, rows)
-    hidden = model.backbone.encode(ids, mask, lora={}, rows=rows)
-    plain = model.backbone.context(hidden, mask, lora={}, rows=rows, memory=None)
+    hidden = model.backbone.encode(ids, mask, modules={}, rows=rows)
+    plain = model.backbone.context(hidden, mask, modules={}, rows=rows, memory=None)
     for one, other in zip(fused.layers, plain.layers, strict=True):
         assert torch.equal(one.k, other.k)
         assert torch.equal(one.v, other.v)
@@ -176,14 +178,14 @@ def test_instruction_matters_exactly_where_the_method_says(method: Method) -> No
     one, other = (model.adapt(*token_batch([5], seed=seed)) for seed in (0, 1))
     batch, rows = inputs(), Rows(1, 3)
     parts = {
-        "lora": (one.without_memory(), other.without_memory()),
-        "memory": (one.without_lora(), other.without_lora()),
+        "modules": (one.without_memory(), other.without_memory()),
+        "memory": (one.without_modules(), other.without_modules()),
     }
     found = {
         name: not torch.equal(wear(model, a, *batch, rows), wear(model, b, *batch, rows))
         for name, (a, b) in parts.items()
     }
-    assert found == {"lora": method.lora, "memory": method.fuses_encoder or method.fuses_decoder}
+    assert found == {"modules": bool(method.writes), "memory": method.fuses_encoder or method.fuses_decoder}
     encoded = [model.encode_input(*batch[:2], model.prepare(a), rows).layers[0].k for a in parts["memory"]]
     assert torch.equal(*encoded) is not method.fuses_encoder
 
@@ -192,7 +194,7 @@ def test_instruction_matters_exactly_where_the_method_says(method: Method) -> No
 def test_memory_is_the_instruction_read_without_adapter_and_fusion() -> None:
     model = trained(small_tagi())
     ids, mask = token_batch([5, 3], seed=0)
-    expected = model.backbone.encode(ids, mask, lora={}, rows=Rows(2, 2))
+    expected = model.backbone.encode(ids, mask, modules={}, rows=Rows(2, 2))
     assert torch.equal(model.adapt(ids, mask).memory, expected)
 
 
@@ -202,7 +204,7 @@ def test_separate_instruction_encoder_starts_as_the_backbone_and_is_its_own() ->
     model = small_tagi(hypernetwork=config)
     instruction = token_batch([5, 3], seed=0)
     before = model.adapt(*instruction).memory
-    assert torch.equal(before, model.backbone.encode(*instruction, lora={}, rows=Rows(2, 2)))
+    assert torch.equal(before, model.backbone.encode(*instruction, modules={}, rows=Rows(2, 2)))
     for parameter in model.backbone.parameters():
         parameter.zero_()
     assert torch.equal(model.adapt(*instruction).memory, before)
@@ -214,9 +216,9 @@ def test_merged_weights_equal_the_worn_adapter() -> None:
     lora = random_lora(t5, 1, seed=0)
     before = {name: tensor.clone() for name, tensor in t5.state_dict().items()}
     batch, rows = inputs(), Rows(1, 3)
-    hidden = t5.encode(*batch[:2], lora=lora, rows=rows)
-    context = t5.context(hidden, batch[1], lora=lora, rows=rows, memory=None)
-    worn, _ = t5.decode(batch[2], context, lora=lora, rows=rows)
+    hidden = t5.encode(*batch[:2], modules=lora, rows=rows)
+    context = t5.context(hidden, batch[1], modules=lora, rows=rows, memory=None)
+    worn, _ = t5.decode(batch[2], context, modules=lora, rows=rows)
     merged = adapters.merge(t5, lora)
     assert worst(bare(merged, *batch), worn) < MERGED
     assert worst(bare(t5, *batch), worn) > 0.1, "the LoRA should move the logits"
@@ -232,11 +234,11 @@ def test_merged_weights_beside_the_memory_equal_the_worn_adapter(method: str) ->
     model = trained(small_tagi(method))
     adapter, batch, rows = model.adapt(*token_batch([5], seed=0)), inputs(), Rows(1, 3)
     worn = wear(model, adapter, *batch, rows)
-    merged = small_tagi(method, backbone=adapters.merge(model.backbone, adapter.lora))
+    merged = small_tagi(method, backbone=adapters.merge(model.backbone, adapter.modules))
     if merged.fusion is not None and model.fusion is not None:
         merged.fusion.load_state_dict(model.fusion.state_dict())
-    assert worst(wear(merged, adapter.without_lora(), *batch, rows), worn) < MERGED
-    assert worst(wear(model, adapter.without_lora(), *batch, rows), worn) > 0.1, "the LoRA should move the logits"
+    assert worst(wear(merged, adapter.without_modules(), *batch, rows), worn) < MERGED
+    assert worst(wear(model, adapter.without_modules(), *batch, rows), worn) > 0.1, "the LoRA should move the logits"
 
 
 def test_only_one_task_merges_into_the_weights() -> None:
@@ -248,15 +250,15 @@ def test_only_one_task_merges_into_the_weights() -> None:
 def test_controls_take_one_part_away_and_leave_the_rest() -> None:
     t5 = small_t5()
     one, other = random_adapter(t5, seed=0), random_adapter(t5, seed=500)
-    assert one.without_lora().lora == {}
-    assert one.without_lora().memory is one.memory
+    assert one.without_modules().modules == {}
+    assert one.without_modules().memory is one.memory
     assert one.without_memory().memory.shape == (2, 0, 32)
     assert one.without_memory().mask.shape == (2, 0)
-    assert one.without_memory().lora is one.lora
-    mixed = one.with_lora_of(other)
+    assert one.without_memory().modules is one.modules
+    mixed = one.with_modules_of(other)
     assert mixed.memory is one.memory
     assert mixed.mask is one.mask
-    assert mixed.lora is other.lora
+    assert mixed.modules is other.modules
 
 
 def test_select_takes_tasks_in_the_given_order() -> None:
@@ -273,7 +275,7 @@ def random_adapter(t5: T5, *, seed: int, tasks: int = 2, length: int = 5) -> Tas
 
 @pytest.mark.parametrize(
     "change",
-    [lambda a: a, TaskAdapter.without_lora, TaskAdapter.without_memory],
+    [lambda a: a, TaskAdapter.without_modules, TaskAdapter.without_memory],
     ids=["whole", "without lora", "without memory"],
 )
 def test_saved_adapter_loads_exactly(change: Callable[[TaskAdapter], TaskAdapter], tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_saved_adapter_loads_exactly(change: Callable[[TaskAdapter], TaskAdapter
 
 def drop_tensor(folder: Path) -> None:
     adapter = random_adapter(small_t5(), seed=0, tasks=1)
-    lora = {site: factors for site, factors in adapter.lora.items() if str(site) != "decoder.cross.1.v"}
+    lora = {site: factors for site, factors in adapter.modules.items() if str(site) != "decoder.cross.1.v"}
     config = (folder / "adapter.json").read_text(encoding="utf-8")
     adapters.save(TaskAdapter(lora, adapter.memory, adapter.mask), folder, {})
     (folder / "adapter.json").write_text(config, encoding="utf-8")
@@ -333,10 +335,10 @@ def test_adapter_of_a_deeper_model_is_refused(tmp_path: Path) -> None:
 def test_scale_survives_the_disk_to_the_last_bit(tmp_path: Path) -> None:
     t5 = small_t5()
     site = t5.sites()[0]
-    lora = {site: LoraFactors(normal(1, 3, 32, seed=0), normal(1, 24, 3, seed=1), 16 / 3)}
+    lora = {site: Factors(normal(1, 3, 32, seed=0), normal(1, 24, 3, seed=1), 16 / 3)}
     adapters.save(TaskAdapter(lora, torch.zeros(1, 0, 32), torch.zeros(1, 0, dtype=torch.long)), tmp_path, {})
     assert json.loads((tmp_path / "adapter.json").read_text())["scales"] == {"encoder.self.0.q": 16 / 3}
-    assert adapters.load(tmp_path, t5.sites())[0].lora[site].scale == 16 / 3
+    assert adapters.load(tmp_path, t5.sites())[0].modules[site].scale == 16 / 3
 
 
 def test_shift_right_starts_with_the_start_token_and_pads_ignored_labels() -> None:

@@ -95,9 +95,9 @@ def test_transformers_opens_the_backbone_of_a_checkpoint(saved: Path) -> None:
     ours = load_t5(saved / BACKBONE).eval()
     ids, mask = token_batch([6, 3], seed=0)
     expected = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
-    hidden = ours.encode(ids, mask, lora={}, rows=Rows(1, 2))
-    context = ours.context(hidden, mask, lora={}, rows=Rows(1, 2), memory=None)
-    found, _ = ours.decode(ids, context, lora={}, rows=Rows(1, 2))
+    hidden = ours.encode(ids, mask, modules={}, rows=Rows(1, 2))
+    context = ours.context(hidden, mask, modules={}, rows=Rows(1, 2), memory=None)
+    found, _ = ours.decode(ids, context, modules={}, rows=Rows(1, 2))
     assert torch.allclose(found, expected, atol=1e-5, rtol=0)  # worst 1.0e-6
 
 

@@ -59,8 +59,8 @@ def test_adapting_together_equals_adapting_alone() -> None:
         alone = tagi.adapt(text)
         length = int(alone.mask.sum())
         torch.testing.assert_close(together.memory[number, :length], alone.memory[0], atol=2e-6, rtol=0)
-        for site, factors in alone.lora.items():
-            torch.testing.assert_close(together.lora[site].b[number], factors.b[0], atol=2e-6, rtol=0)
+        for site, factors in alone.modules.items():
+            torch.testing.assert_close(together.modules[site].b[number], factors.b[0], atol=2e-6, rtol=0)
 
 
 def test_the_prompt_method_reads_the_instruction_with_every_input() -> None:

@@ -18,7 +18,7 @@ from tagi import Tagi, methods
 from tagi.config import FusionConfig, HypernetworkConfig
 from tagi.model import bank as banks
 from tagi.model.adapter import TaskAdapter
-from tagi.model.backbone import LoraFactors
+from tagi.model.backbone import Factors
 from tagi.model.bank import Bank, BankManifest, TeacherEntry, draw_a0
 from tagi.model.checkpoint import fingerprint
 from tagi.model.peft_files import save_peft
@@ -91,7 +91,7 @@ def bank(checkpoint: Path, tmp_path: Path) -> Path:
         teachers=(entry, entry.model_copy(update={"group": "count", "file": "count.safetensors"})),
     )
     lora = {
-        site: LoraFactors(torch.stack([a, 2 * a]), torch.randn(2, width_out, 2, generator=generator), 0.5)
+        site: Factors(torch.stack([a, 2 * a]), torch.randn(2, width_out, 2, generator=generator), 0.5)
         for site, a in a0.items()
     }
     banks.save(Bank(manifest, lora, a0), tmp_path / "bank")
@@ -104,7 +104,7 @@ def test_a_teacher_in_peft(tagi: Run, bank: Path, checkpoint: Path, tmp_path: Pa
     model = Tagi.from_pretrained(checkpoint)
     teacher = banks.load(bank, model.model.backbone.sites()).teacher("count")
     ids, mask = token_batch([9, 4], seed=0)
-    expected = ours(no_fusion(model), replace(model.neutral(), lora=teacher), ids, mask)
+    expected = ours(no_fusion(model), replace(model.neutral(), modules=teacher), ids, mask)
     opened = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "peft")  # finds the base by itself
     assert worst(theirs(opened, ids, mask), expected) < BOUND
     written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from builders import normal, seeded, small_shape, worst
 from tagi.config import HypernetworkConfig, T5Shape
-from tagi.model.backbone import LoraFactors, Site
+from tagi.model.backbone import Factors, Site
 from tagi.model.hypernetwork import Hypernetwork, initialise, parameter_count
 from tagi.model.t5 import T5
 
@@ -54,7 +54,7 @@ def instructions(lengths: Sequence[int], *, seed: int = 0) -> tuple[Tensor, Tens
 
 def literal_mlp(net: Hypernetwork, site: Site) -> int:
     """Which MLP serves a site: its attention module's own, or that of its kind."""
-    modules = [(one.kind, one.layer) for one in SITES if one.projection == "q"]
+    modules = [(one.kind, one.layer) for one in SITES if one.place == "q"]
     if net.config.share == "layer":
         return modules.index((site.kind, site.layer))
     return ["encoder.self", "decoder.self", "decoder.cross"].index(site.kind)
@@ -97,7 +97,7 @@ def literal_site(net: Hypernetwork, memory: Tensor, number: int) -> tuple[Tensor
 def test_equation_2_literally(config: HypernetworkConfig) -> None:
     net, lengths = generator(config), [5, 1, 3]
     memory, mask = instructions(lengths)
-    lora = net.lora(memory, mask)
+    lora = net.factors(memory, mask)
     assert tuple(lora) == SITES
     for number, site in enumerate(SITES):
         assert lora[site].scale == 6.0 / RANK
@@ -113,7 +113,7 @@ def test_content_of_padding_changes_no_bit(config: HypernetworkConfig) -> None:
     net = generator(config)
     memory, mask = instructions([5, 1, 3])
     other = torch.where(mask[..., None] == 1, memory, 100.0)
-    assert_same(net.lora(memory, mask), net.lora(other, mask))
+    assert_same(net.factors(memory, mask), net.factors(other, mask))
 
 
 @every_config
@@ -121,8 +121,8 @@ def test_content_of_padding_changes_no_bit(config: HypernetworkConfig) -> None:
 def test_amount_of_padding_does_not_matter(config: HypernetworkConfig) -> None:
     net = generator(config)
     memory, mask = instructions([4])
-    plain = net.lora(memory, mask)
-    padded = net.lora(F.pad(memory, (0, 0, 0, 3), value=9.0), F.pad(mask, (0, 3)))
+    plain = net.factors(memory, mask)
+    padded = net.factors(F.pad(memory, (0, 0, 0, 3), value=9.0), F.pad(mask, (0, 3)))
     for site in SITES:
         assert worst(padded[site].a, plain[site].a) < LITERAL
         assert worst(padded[site].b, plain[site].b) < LITERAL
@@ -136,16 +136,16 @@ def test_an_instruction_of_padding_alone_gives_finite_lora_without_its_content(
     net = generator(config)
     memory, mask = instructions([4])
     nothing = torch.zeros_like(mask)
-    lora = net.lora(memory, nothing)
+    lora = net.factors(memory, nothing)
     assert all(f.a.isfinite().all() and f.b.isfinite().all() for f in lora.values())
-    assert_same(lora, net.lora(-memory, nothing))
+    assert_same(lora, net.factors(-memory, nothing))
 
 
 @every_config
 @torch.no_grad()
 def test_untrained_lora_has_b_zero_and_a_of_its_own_for_each_task(config: HypernetworkConfig) -> None:
     memory, mask = instructions([5, 5])
-    for site, factors in generator(config, trained=False).lora(memory, mask).items():
+    for site, factors in generator(config, trained=False).factors(memory, mask).items():
         assert torch.equal(factors.b, torch.zeros(2, WIDTH_OUT, RANK)), site
         assert (factors.a[0] - factors.a[1]).abs().max() > 1e-3, site
         assert 0.3 < float(factors.a.norm(dim=-1).mean()) < 3.0, "rows of A have about unit length"
@@ -167,7 +167,7 @@ def test_the_first_gradient_goes_to_the_head_of_b_and_then_everywhere(config: Hy
 
 
 def product_loss(net: Hypernetwork, memory: Tensor, mask: Tensor) -> Tensor:
-    products = [(f.b @ f.a - 1.0).pow(2).sum() for f in net.lora(memory, mask).values()]
+    products = [(f.b @ f.a - 1.0).pow(2).sum() for f in net.factors(memory, mask).values()]
     return torch.stack(products).sum()
 
 
@@ -206,7 +206,7 @@ def test_parameter_count(shape: T5Shape, config: HypernetworkConfig, mlps: float
     assert parameter_count(net) == total
 
 
-def assert_same(one: dict[Site, LoraFactors], other: dict[Site, LoraFactors]) -> None:
+def assert_same(one: dict[Site, Factors], other: dict[Site, Factors]) -> None:
     for site, factors in one.items():
         assert torch.equal(factors.a, other[site].a), site
         assert torch.equal(factors.b, other[site].b), site

@@ -26,7 +26,7 @@ from tagi.losses import (
     valid_positions,
 )
 from tagi.model.adapter import TaskAdapter
-from tagi.model.backbone import Lora
+from tagi.model.backbone import Modules
 from tagi.model.bank import Bank, BankManifest, TeacherEntry
 from tagi.model.tagi import Output
 from tagi.train.align import alignment_term
@@ -169,7 +169,7 @@ def test_alignment_leaves_out_tasks_without_a_teacher_and_is_one_at_distance_of_
     term = alignment_term(bank, 1.0, "delta")
     student = random_lora(small_t5(), 3, seed=50)
 
-    def value(names: tuple[str, ...], lora: Lora = student) -> tuple[float, int]:
+    def value(names: tuple[str, ...], lora: Modules = student) -> tuple[float, int]:
         adapter = TaskAdapter(lora, torch.zeros(3, 0, 32), torch.zeros(3, 0))
         loss = term.loss(Output(torch.zeros(1), adapter), empty_batch(names))
         assert loss.count == term.count(empty_batch(names))

@@ -13,7 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from builders import VOCABULARY, normal, random_lora, seeded, small_t5, token_batch, worst
 from tagi.model import adapter, lora
-from tagi.model.backbone import LoraFactors, Site
+from tagi.model.backbone import Factors, Site
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
 from tagi.model.t5_hf import load_t5, module_name
@@ -103,7 +103,7 @@ def test_groups_of_unequal_size_need_an_index() -> None:
 def test_project_equals_the_literal_formula(layout: tuple[Rows, list[int]], rank: int) -> None:
     rows, owner = layout
     x, weight = normal(len(owner), 2, 5, seed=0), normal(4, 5, seed=1)
-    factors = LoraFactors(normal(rows.tasks, rank, 5, seed=2), normal(rows.tasks, 4, rank, seed=3), 0.5)
+    factors = Factors(normal(rows.tasks, rank, 5, seed=2), normal(rows.tasks, 4, rank, seed=3), 0.5)
     expected = torch.stack(
         [
             torch.einsum("li,ji->lj", x[row], weight + 0.5 * factors.b[task] @ factors.a[task])
@@ -115,13 +115,13 @@ def test_project_equals_the_literal_formula(layout: tuple[Rows, list[int]], rank
 
 def test_project_with_b_zero_changes_no_bit() -> None:
     x, weight = normal(4, 3, 5, seed=0), normal(6, 5, seed=1)
-    factors = LoraFactors(normal(2, 3, 5, seed=2), torch.zeros(2, 6, 3), 2.0)
+    factors = Factors(normal(2, 3, 5, seed=2), torch.zeros(2, 6, 3), 2.0)
     for rows in (Rows(2, 4), Rows.of(torch.tensor([1, 0, 0, 1]), 2)):
         assert torch.equal(lora.project(x, weight, factors, rows), lora.project(x, weight, None, rows))
 
 
 def test_delta_is_scale_times_b_a() -> None:
-    factors = LoraFactors(integers(2, 3, 5, seed=0), integers(2, 4, 3, seed=1), 0.5)
+    factors = Factors(integers(2, 3, 5, seed=0), integers(2, 4, 3, seed=1), 0.5)
     for task in range(2):
         expected = torch.zeros(4, 5)
         for rank in range(3):
@@ -155,7 +155,7 @@ RANK, ALPHA = 3, 6
 
 
 @pytest.fixture(scope="module")
-def peft_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, T5, dict[Site, LoraFactors]]:
+def peft_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, T5, dict[Site, Factors]]:
     """A `transformers` T5 that wears peft's LoRA on q and v, and the same weights and factors for ours."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
@@ -170,19 +170,19 @@ def peft_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, T5, dict[S
     return theirs, ours, factors
 
 
-def factors_of(module: Any) -> LoraFactors:
+def factors_of(module: Any) -> Factors:
     a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-    return LoraFactors(a.detach()[None], b.detach()[None], ALPHA / RANK)
+    return Factors(a.detach()[None], b.detach()[None], ALPHA / RANK)
 
 
-def our_logits(model: T5, worn: dict[Site, LoraFactors], ids: Tensor, mask: Tensor) -> Tensor:
+def our_logits(model: T5, worn: dict[Site, Factors], ids: Tensor, mask: Tensor) -> Tensor:
     rows = Rows(1, len(ids))
-    hidden = model.encode(ids, mask, lora=worn, rows=rows)
-    context = model.context(hidden, mask, lora=worn, rows=rows, memory=None)
-    return model.decode(ids, context, lora=worn, rows=rows)[0]
+    hidden = model.encode(ids, mask, modules=worn, rows=rows)
+    context = model.context(hidden, mask, modules=worn, rows=rows, memory=None)
+    return model.decode(ids, context, modules=worn, rows=rows)[0]
 
 
-def test_lora_equals_peft(peft_pair: tuple[Any, T5, dict[Site, LoraFactors]]) -> None:
+def test_lora_equals_peft(peft_pair: tuple[Any, T5, dict[Site, Factors]]) -> None:
     theirs, ours, factors = peft_pair
     ids, mask = token_batch([11, 4], seed=0)
     expected = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
@@ -190,7 +190,7 @@ def test_lora_equals_peft(peft_pair: tuple[Any, T5, dict[Site, LoraFactors]]) ->
     assert worst(our_logits(ours, {}, ids, mask), expected) > 0.1, "the LoRA should move the logits"
 
 
-def test_merging_equals_peft_merging(peft_pair: tuple[Any, T5, dict[Site, LoraFactors]]) -> None:
+def test_merging_equals_peft_merging(peft_pair: tuple[Any, T5, dict[Site, Factors]]) -> None:
     theirs, ours, factors = peft_pair
     merged = adapter.merge(ours, factors)
     theirs.merge_adapter()

@@ -101,13 +101,13 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def contextualise(model: T5, ids: Tensor, mask: Tensor) -> DecoderContext:
     rows = Rows(len(ids), len(ids))
-    hidden = model.encode(ids, mask, lora={}, rows=rows)
-    return model.context(hidden, mask, lora={}, rows=rows, memory=None)
+    hidden = model.encode(ids, mask, modules={}, rows=rows)
+    return model.context(hidden, mask, modules={}, rows=rows, memory=None)
 
 
 def logits_of(model: T5, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
     rows = Rows(len(ids), len(ids))
-    return model.decode(decoder_ids, contextualise(model, ids, mask), lora={}, rows=rows)[0]
+    return model.decode(decoder_ids, contextualise(model, ids, mask), modules={}, rows=rows)[0]
 
 
 def their_logits(pair: Pair, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
@@ -174,9 +174,9 @@ def test_incremental_decoding_equals_full_decoding(pair: Pair, chunks: list[int]
     past: Past | None = None
     parts: list[Tensor] = []
     for chunk in decoder_ids.split(chunks, dim=1):
-        logits, past = pair.ours.decode(chunk, context, lora={}, rows=rows, past=past)
+        logits, past = pair.ours.decode(chunk, context, modules={}, rows=rows, past=past)
         parts.append(logits)
-    full, full_past = pair.ours.decode(decoder_ids, context, lora={}, rows=rows)
+    full, full_past = pair.ours.decode(decoder_ids, context, modules={}, rows=rows)
     assert worst(torch.cat(parts, dim=1), full) < INCREMENTAL
     assert past is not None and past[0].k.shape == full_past[0].k.shape
 
@@ -264,7 +264,7 @@ def test_t5_is_a_backbone() -> None:
     backbone: Backbone = T5(small_shape())
     sites = backbone.sites()
     assert len(sites) == len(set(sites)) == 2 * (2 + 2 * 2)
-    assert [site.projection for site in sites] == ["q", "v"] * 6
+    assert [site.place for site in sites] == ["q", "v"] * 6
     assert backbone.site_shape(sites[0]) == (32, 24)
 
 

@@ -18,7 +18,9 @@ from tagi.shapes import named_shape
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
 Part = Literal["backbone", "hypernetwork", "fusion"]
-PromptStyle = Literal["tk", "plain"]
+ModuleKind = Literal["lora", "prefix", "bottleneck"]
+"""What a hypernetwork can write into a language model."""
+PromptStyle = Literal["tk", "plain", "t0"]
 
 
 class Frozen(BaseModel):
@@ -70,6 +72,10 @@ class HypernetworkConfig(Frozen):
     rank: Positive = 32
     alpha: Annotated[float, Field(gt=0.0)] | None = None
     """LoRA scale is alpha / rank; None means alpha = rank."""
+    prefix: Positive = 32
+    """Keys and values that a generated prefix puts before every self-attention."""
+    bottleneck: Positive = 64
+    """Width of a generated bottleneck adapter."""
     hidden: Positive = 128
     share: Literal["layer", "kind"] = "layer"
     """One MLP per attention module (the paper), or one per kind of attention."""
@@ -87,6 +93,10 @@ class HypernetworkConfig(Frozen):
     def scale(self) -> float:
         """The factor on every LoRA product, alpha / r."""
         return (self.alpha or self.rank) / self.rank
+
+    def size(self, kind: ModuleKind) -> int:
+        """Rows that are generated for each site: LoRA's rank, a prefix's length, a bottleneck's width."""
+        return {"lora": self.rank, "prefix": self.prefix, "bottleneck": self.bottleneck}[kind]
 
 
 class FusionConfig(Frozen):

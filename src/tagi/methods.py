@@ -1,10 +1,13 @@
-"""Every system as one point in one design space; the paper's Table 1 is computed from these definitions."""
+"""Every system as one point in one design space; the paper's Tables 1 and 8 are computed from these definitions."""
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
-from tagi.config import Part
+from tagi.config import ModuleKind, Part
 from tagi.errors import ConfigError
+
+Demonstrations = Literal["together", "fused", "averaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,68 +18,153 @@ class Method:
     title: str
     prompt: bool = False
     """The language model reads the instruction with every input."""
-    lora: bool = False
-    """A hypernetwork writes LoRA from the instruction."""
+    writes: tuple[ModuleKind, ...] = ()
+    """What a hypernetwork writes from the instruction."""
     fuses_encoder: bool = False
     """Cross-attention to the encoded instruction in the encoder (Eq. 1)."""
     fuses_decoder: bool = False
     """The encoded instruction stands before the encoded input for the decoder: (I; F)."""
+    demonstrations: Demonstrations | None = None
+    """How a method that cannot do without demonstrations reads them: together in one text; each encoded apart and fused
+    in the decoder; or each in a prompt of its own, the predictions averaged. None: a text may show some or none."""
     pretrained: bool = False
     """The parts that read the instruction are pretrained on plain text (Eq. 3)."""
+    distilled: bool = False
+    """Learns from teachers that were trained on instances: their logits and their weights (Eqs. 4 and 5)."""
+    on_target: bool = False
+    """Trained on the target task itself, not on other tasks."""
+    decoder_only: bool = False
+    """The language model has no encoder."""
     trainable: tuple[Part, ...] = ()
     """What its finetuning trains in the paper's setting; a run's config may say otherwise."""
 
     @property
+    def lora(self) -> bool:
+        """The hypernetwork writes LoRA."""
+        return "lora" in self.writes
+
+    @property
+    def apart(self) -> bool:
+        """Demonstrations are encoded one by one, without the input."""
+        return self.demonstrations == "fused"
+
+    @property
     def reads_instruction_once(self) -> bool:
-        """The instruction is encoded once per task, not once per input."""
-        return self.lora or self.fuses_encoder or self.fuses_decoder
+        """The instruction, or its demonstrations, are encoded once per task, not once per input."""
+        return bool(self.writes) or self.fuses_encoder or self.fuses_decoder
+
+    @property
+    def meta_trained(self) -> bool:
+        """Table 8, "Meta-Train": something is trained, on other tasks than those it is scored on."""
+        return bool(self.trainable) and not self.on_target
+
+    @property
+    def concatenates_instruction(self) -> bool:
+        """Table 8, "Instr. Concat.": the decoder sees the instruction beside the input."""
+        return self.prompt or self.fuses_decoder
 
     @property
     def fuses_instruction(self) -> bool:
-        """Table 1, "Instr. Fus.": every input meets the instruction's own tokens in the encoder."""
+        """Tables 1 and 8, "Instr. Fus.": every input meets the instruction's own tokens in the encoder."""
         return self.prompt or self.fuses_encoder
 
     @property
+    def low_update_parameters(self) -> bool:
+        """Table 8, "Low Up. Params": all that a new task changes is a small module that is written for it."""
+        return bool(self.writes)
+
+    @property
     def low_inference_cost(self) -> bool:
-        """Table 1, "Low Infer. Cost": no input pays for reading the instruction."""
+        """Tables 1 and 8, "Low Infer. Cost": no input pays for reading the instruction."""
         return not self.prompt
+
+    @property
+    def unseen_tasks(self) -> int:
+        """Tables 1 and 8, "Unseen Task", ticks out of three: one for learning from other tasks than the target, and one
+        each for seeing the instruction's tokens in the decoder and in the encoder. The rule gives the paper's ticks."""
+        if not self.meta_trained:
+            return 0
+        return 1 + self.concatenates_instruction + self.fuses_instruction
 
 
 METHODS = (
     Method("no_ft", "No FT", prompt=True),
+    Method("full_ft", "Full FT", prompt=True, on_target=True, trainable=("backbone",)),
     Method("metatrain", "Tk-Instruct / T0 (metatraining)", prompt=True, trainable=("backbone",)),
     Method("no_instruction", "No instruction (control)", trainable=("backbone",)),
+    Method("decoder_only", "GPT-2 / OPT", prompt=True, decoder_only=True, trainable=("backbone",)),
+    Method("concat_icl", "Concat-ICL", prompt=True, demonstrations="together", trainable=("backbone",)),
+    Method("fid_icl", "FiD-ICL", prompt=True, fuses_decoder=True, demonstrations="fused", trainable=("backbone",)),
+    Method("ensemble_icl", "Ensemble-ICL", prompt=True, demonstrations="averaged", trainable=("backbone",)),
+    Method("hypter", "Hypter", writes=("bottleneck",), trainable=("hypernetwork",)),
     Method(
-        "lora_only",
-        "Generated LoRA only (HyperTuning-LoRA)",
-        lora=True,
+        "hypertuning_prefix",
+        "HyperTuning (HyperT5-Prefix)",
+        writes=("prefix",),
+        demonstrations="together",
         pretrained=True,
         trainable=("hypernetwork",),
     ),
     Method(
-        "lora_concat",
-        "LoRA + decoder concatenation (HINT-like)",
-        lora=True,
+        "hypertuning_lora",
+        "HyperTuning (HyperT5-LoRA)",
+        writes=("lora",),
+        demonstrations="together",
+        pretrained=True,
+        trainable=("hypernetwork",),
+    ),
+    Method(
+        "hint",
+        "HINT",
+        writes=("bottleneck", "prefix"),
         fuses_decoder=True,
         pretrained=True,
         trainable=("backbone", "hypernetwork"),
     ),
     Method(
-        "fusion_only",
-        "Fusion + decoder concatenation, no LoRA",
-        fuses_encoder=True,
-        fuses_decoder=True,
-        pretrained=True,
-        trainable=("fusion",),
-    ),
-    Method(
         "tagi",
         "TAGI",
-        lora=True,
+        writes=("lora",),
         fuses_encoder=True,
         fuses_decoder=True,
         pretrained=True,
+        distilled=True,
         trainable=("hypernetwork", "fusion"),
+    ),
+    Method(
+        "lora_only",
+        "TAGI without fusion (LoRA only)",
+        writes=("lora",),
+        pretrained=True,
+        distilled=True,
+        trainable=("hypernetwork",),
+    ),
+    Method(
+        "lora_concat",
+        "TAGI without encoder fusion",
+        writes=("lora",),
+        fuses_decoder=True,
+        pretrained=True,
+        distilled=True,
+        trainable=("hypernetwork",),
+    ),
+    Method(
+        "lora_fusion",
+        "TAGI without decoder concatenation",
+        writes=("lora",),
+        fuses_encoder=True,
+        pretrained=True,
+        distilled=True,
+        trainable=("hypernetwork", "fusion"),
+    ),
+    Method(
+        "fusion_only",
+        "TAGI without LoRA",
+        fuses_encoder=True,
+        fuses_decoder=True,
+        pretrained=True,
+        distilled=True,
+        trainable=("fusion",),
     ),
 )
 

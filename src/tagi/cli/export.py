@@ -12,7 +12,7 @@ from tagi.cli.common import Backbone, Checkpoint, Json, default_checkpoint, note
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
-    from tagi.model.backbone import Lora
+    from tagi.model.backbone import Modules
 
 app = typer.Typer(help="Write adapters and teachers as files that other libraries open.")
 
@@ -23,7 +23,7 @@ EXAMPLE = "Example: tagi export peft animals -o animals-peft"
 class Exported:
     """A LoRA on its way out."""
 
-    lora: Lora
+    lora: Modules
     base: str
     about: str
     lost: str | None
@@ -81,11 +81,12 @@ def _adapter(source: Path, chosen: str | None, backbone: str | None) -> Exported
 
     tagi = open_tagi(chosen, backbone)
     adapter = tagi.load_adapter(source)
-    if not adapter.lora:
+    lora = {site: factors for site, factors in adapter.modules.items() if site.place in ("q", "v")}
+    if not lora:
         raise InputError(f"{source}: method {tagi.config.method} writes no LoRA; there is nothing that PEFT could wear")
     method, lost = tagi.model.method, None
     if method.fuses_encoder or method.fuses_decoder:
         lost = "the encoded instruction is not in PEFT's files: this is the LoRA alone, which answers differently"
     about = f"A task adapter that {method.title} wrote from an instruction."
     base = backbone or checkpoint.base_source(chosen or default_checkpoint())
-    return Exported(adapter.lora, base, about, lost)
+    return Exported(lora, base, about, lost)

@@ -113,5 +113,5 @@ def _instruction_of(tagi: Tagi, source: Instruction | Path) -> Instruction:
 
     if isinstance(source, Instruction):
         return source
-    _, identity = adapters.load(source, tagi.model.backbone.sites())
+    _, identity = adapters.load(source, tagi.model.sites())
     return Instruction(identity["definition"])

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tagi.config import PromptConfig
 from tagi.data.mixture import TaskGroup
-from tagi.data.prompts import render_input, render_instruction, render_prompt
+from tagi.data.prompts import render_demonstration, render_input, render_instruction, render_prompt
 from tagi.data.types import Instruction
+from tagi.methods import Method
 
 IGNORE = -100
 
@@ -58,28 +59,39 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Renders, tokenizes and pads; `in_prompt` puts the instruction before every input (Tk-Instruct)."""
+    """Renders, tokenizes and pads what a method's model reads of tasks and inputs."""
 
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptConfig
-    in_prompt: bool
-    apart: bool
-    """Whether the instruction is also tokenized by itself, for a method that reads it once."""
+    method: Method
     prompts: bool = False
     """Whether every row is also rendered with its instruction in the prompt, for a teacher."""
 
     def __call__(self, groups: Sequence[TaskGroup]) -> Batch:
-        instructions = [self.instruction(g.task.instruction) for g in groups] if self.apart else [[]] * len(groups)
         rows = [(g.task.instruction, e.input) for g in groups for e in g.examples]
-        inputs = [self.input(*row) for row in rows]
+        inputs = [self._trained_on(number, *row) for number, row in enumerate(rows)]
         targets = [self.target(e.targets[0]) for g in groups for e in g.examples]
         counts = torch.tensor([len(g.examples) for g in groups])
-        batch = assemble(instructions, inputs, targets, torch.arange(len(groups)).repeat_interleave(counts))
-        batch = replace(batch, names=tuple(group.task.name for group in groups))
+        batch = assemble([], inputs, targets, torch.arange(len(groups)).repeat_interleave(counts))
+        ids, mask = self.instructions([group.task.instruction for group in groups])
+        names = tuple(group.task.name for group in groups)
+        batch = replace(batch, instruction_ids=ids, instruction_mask=mask, names=names)
         if not self.prompts:
             return batch
         prompt_ids, prompt_mask = pad([self.prompted(*row) for row in rows])
         return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask)
+
+    def instructions(self, each: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
+        """What a method reads once per task: (T, S), or in pieces (T, E, S), and nothing where it reads none."""
+        if self.method.apart:
+            return pad_pieces([self.pieces(one) for one in each])
+        return pad([self.instruction(one) if self.method.reads_instruction_once else [] for one in each])
+
+    def pieces(self, instruction: Instruction) -> list[list[int]]:
+        """Token ids of every demonstration, to be encoded apart (FiD)."""
+        shown = instruction.positives[: self.prompt.positives]
+        texts = [render_demonstration(item, style=self.prompt.style) for item in shown]
+        return [self._cut(text, self.prompt.max_input) for text in texts]
 
     def instruction(self, instruction: Instruction) -> list[int]:
         """Token ids of what the hypernetwork reads."""
@@ -94,9 +106,24 @@ class Collator:
 
     def input(self, instruction: Instruction | None, text: str) -> list[int]:
         """Token ids of what the language model reads for one input; without an instruction, the input alone."""
-        if not self.in_prompt or instruction is None:
+        if not self.method.prompt or instruction is None:
             return self._cut(render_input(text, style=self.prompt.style), self.prompt.max_input)
+        if self.method.apart:
+            return self.prompted(replace(instruction, positives=()), text)
         return self.prompted(instruction, text)
+
+    def members(self, instruction: Instruction, text: str) -> list[list[int]]:
+        """Token ids of one prompt for each demonstration, their predictions to be averaged."""
+        shown = instruction.positives[: self.prompt.positives]
+        alone = [replace(instruction, positives=(item,)) for item in shown] or [instruction]
+        return [self.prompted(one, text) for one in alone]
+
+    def _trained_on(self, row: int, instruction: Instruction, text: str) -> list[int]:
+        """What the language model reads of a training row; of prompts to be averaged, one in turn."""
+        if self.method.demonstrations == "averaged":
+            each = self.members(instruction, text)
+            return each[row % len(each)]
+        return self.input(instruction, text)
 
     def prompted(self, instruction: Instruction, text: str) -> list[int]:
         """Token ids of instruction and input in one prompt."""
@@ -133,6 +160,13 @@ def assemble(
     labels, label_mask = pad(targets)
     labels = labels.masked_fill(label_mask == 0, IGNORE)
     return Batch(instruction_ids, instruction_mask, input_ids, input_mask, labels, task_index)
+
+
+def pad_pieces(tasks: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
+    """Ids (T, E, S) of every task's pieces, padded in both directions, and the mask of real tokens."""
+    most = max((len(pieces) for pieces in tasks), default=0)
+    ids, mask = pad([piece for pieces in tasks for piece in [*pieces, *[[]] * (most - len(pieces))]])
+    return ids.unflatten(0, (len(tasks), most)), mask.unflatten(0, (len(tasks), most))
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,9 @@ the prompt that a model with the instruction in its prompt reads, so that both s
 
 Style `tk` is the wording of Tk-Instruct's data collator (Wang et al. 2022, `ni_collator.py`: definition and
 positive examples without explanations). Style `plain` has no wording of its own: the definition, one
-`input => output` line per demonstration, and the input.
+`input => output` line per demonstration, and the input. Style `t0` is for P3 (Sanh et al. 2022), where a template is
+already around every input: the definition is the template by itself, a whole prompt is the rendered input, and what
+stands before it are demonstrations only.
 """
 
 import string
@@ -40,10 +42,15 @@ def render_instruction(
     Raises:
         InputError: If the definition is blank.
     """
-    definition = _definition(instruction.definition, style)
+    return _with_demonstrations(_definition(instruction.definition, style), instruction, style, positives, fits)
+
+
+def _with_demonstrations(
+    text: str, instruction: Instruction, style: PromptStyle, positives: int, fits: Callable[[str], bool]
+) -> RenderedInstruction:
     demonstrations = instruction.positives[:positives]
     blocks = [_demonstration(item, number, style) for number, item in enumerate(demonstrations, start=1)]
-    text, kept = definition, 0
+    kept = 0
     for block in blocks:
         if not fits(text + block):
             break
@@ -60,9 +67,14 @@ def render_input(text: str, *, style: PromptStyle) -> str:
     stripped = text.strip()
     if not stripped:
         raise InputError("the input is empty")
-    if style == "plain":
+    if style != "tk":
         return stripped
     return f"Now complete the following example -\n{_closed(f'Input: {stripped}')}\nOutput: "
+
+
+def render_demonstration(item: Demonstration, *, style: PromptStyle) -> str:
+    """One demonstration by itself, for a model that encodes demonstrations apart from the input."""
+    return _demonstration(item, 1, style)
 
 
 def render_prompt(
@@ -77,9 +89,8 @@ def render_prompt(
         InputError: If the definition or the input is blank.
     """
     tail = render_input(text, style=style)
-    head = render_instruction(
-        instruction, style=style, positives=positives, fits=lambda candidate: fits(candidate + tail)
-    )
+    definition = _definition(instruction.definition, style) if style != "t0" else ""
+    head = _with_demonstrations(definition, instruction, style, positives, lambda candidate: fits(candidate + tail))
     return head.text + tail
 
 
@@ -87,13 +98,15 @@ def _definition(definition: str, style: PromptStyle) -> str:
     stripped = definition.strip()
     if not stripped:
         raise InputError("the instruction is empty")
-    return f"{stripped}\n" if style == "plain" else _closed(f"Definition: {stripped}") + "\n\n"
+    return f"{stripped}\n" if style != "tk" else _closed(f"Definition: {stripped}") + "\n\n"
 
 
 def _demonstration(item: Demonstration, number: int, style: PromptStyle) -> str:
     source, target = item.input.strip(), item.output.strip()
     if style == "plain":
         return f"{source} => {target}\n"
+    if style == "t0":
+        return f"{source}\n{target}\n\n"
     lines = f" Positive Example {number} -", _closed(f"Input: {source}"), _closed(f" Output: {target}")
     return "\n".join(lines) + "\n\n"
 

@@ -141,13 +141,13 @@ def _worn(tagi: Tagi, control: AdapterControl, own: Instruction, other: Instruct
     if control == "lora_only":
         return adapter.without_memory()
     if control == "memory_only":
-        return adapter.without_lora()
-    return adapter.with_lora_of(tagi.adapt(other))
+        return adapter.without_modules()
+    return adapter.with_modules_of(tagi.adapt(other))
 
 
 def _check(tagi: Tagi, tasks: Sequence[Task], instruction: InstructionControl, adapter: AdapterControl) -> None:
     method = tagi.model.method
-    if adapter != "full" and not (method.lora and (method.fuses_encoder or method.fuses_decoder)):
-        raise ConfigError(f"adapter: {adapter} needs a method with both LoRA and memory; {method.name} is none")
+    if adapter != "full" and not (method.writes and (method.fuses_encoder or method.fuses_decoder)):
+        raise ConfigError(f"adapter: {adapter} needs a method with generated modules and memory; {method.name} is none")
     if len(tasks) < 2 and (instruction == "shuffled" or adapter == "other_lora"):
         raise ConfigError("a task cannot be its own stranger: this control needs at least two tasks")

@@ -39,8 +39,7 @@ class Tagi:
 
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
-        method = model.method
-        self.collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once)
+        self.collator = Collator(tokenizer, config.prompt, model.method)
 
     @classmethod
     def from_pretrained(
@@ -87,7 +86,7 @@ class Tagi:
         """The adapters of several tasks, stacked."""
         if not self.model.method.reads_instruction_once:
             raise InputError(f"method {self.model.method.name} reads the instruction with every input: no adapter")
-        ids, mask = pad([self.collator.instruction(one) for one in instructions])
+        ids, mask = self.collator.instructions(instructions)
         return self.model.adapt(ids.to(self.device), mask.to(self.device))
 
     @torch.inference_mode()
@@ -104,14 +103,20 @@ class Tagi:
         Raises:
             InputError: an input is empty.
         """
-        return self._answer([self.collator.input(None, text) for text in inputs], adapter, tasks, max_tokens)
+        return self._answer([[self.collator.input(None, text)] for text in inputs], adapter, tasks, max_tokens)
 
     def solve(self, instruction: Instruction, inputs: Sequence[str], *, max_tokens: int | None = None) -> list[str]:
         """Inputs of one task by whatever this method does with an instruction: adapter or prompt."""
-        if self.model.method.reads_instruction_once:
-            return self.generate(inputs, self.adapt(instruction), max_tokens=max_tokens)
-        ids = [self.collator.input(instruction, text) for text in inputs]
-        return self._answer(ids, self.neutral(), None, max_tokens)
+        method = self.model.method
+        adapter = self.adapt(instruction) if method.reads_instruction_once else self.neutral()
+        return self._answer([self.prompts(instruction, text) for text in inputs], adapter, None, max_tokens)
+
+    def prompts(self, instruction: Instruction, text: str) -> list[list[int]]:
+        """Token ids of everything that the language model reads to answer one input: one prompt, or one for each
+        demonstration where predictions are averaged."""
+        if self.model.method.demonstrations == "averaged":
+            return self.collator.members(instruction, text)
+        return [self.collator.input(instruction, text)]
 
     def neutral(self) -> TaskAdapter:
         """The adapter that changes nothing: the bare model."""
@@ -129,28 +134,31 @@ class Tagi:
     @torch.inference_mode()
     def _answer(
         self,
-        ids: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[Sequence[int]]],
         adapter: TaskAdapter,
         tasks: Sequence[int] | None,
         max_tokens: int | None,
     ) -> list[str]:
-        """Greedy answers, in batches of similar length; the order of `ids` is kept."""
+        """Greedy answers, in batches of similar length; the order of the inputs, each with its prompts, is kept."""
         limit = max_tokens or self.config.prompt.max_target
-        owner = torch.tensor(tasks if tasks is not None else [0] * len(ids))
+        owner = torch.tensor(tasks if tasks is not None else [0] * len(prompts))
         prepared = self.model.prepare(adapter)
-        answers = [""] * len(ids)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        answers = [""] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: max(map(len, prompts[i])))
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            tokens = self._decode([ids[i] for i in chosen], owner[chosen], prepared, limit)
+            tokens = self._decode([prompts[i] for i in chosen], owner[chosen], prepared, limit)
             for i, text in zip(chosen, self.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 answers[i] = text.strip()
         return answers
 
-    def _decode(self, ids: Sequence[Sequence[int]], owner: Tensor, prepared: Prepared, limit: int) -> Tensor:
-        input_ids, mask = (tensor.to(self.device) for tensor in pad(ids))
-        rows = Rows.of(owner.to(self.device), prepared.adapter.tasks)
-        return greedy(self.model, input_ids, mask, prepared, rows, limit)
+    def _decode(
+        self, prompts: Sequence[Sequence[Sequence[int]]], owner: Tensor, prepared: Prepared, limit: int
+    ) -> Tensor:
+        members = len(prompts[0])
+        input_ids, mask = (tensor.to(self.device) for tensor in pad([one for each in prompts for one in each]))
+        rows = Rows.of(owner.repeat_interleave(members).to(self.device), prepared.adapter.tasks)
+        return greedy(self.model, input_ids, mask, prepared, rows, limit, members)
 
     def notes(self, instruction: Instruction, inputs: Sequence[str]) -> list[str]:
         """What a person should know before trusting the answers: what was cut, what the model cannot read."""
@@ -199,7 +207,7 @@ class Tagi:
         Raises:
             CheckpointError: no adapter, a damaged one, or one that another checkpoint wrote.
         """
-        adapter, identity = adapters.load(Path(folder), self.model.backbone.sites())
+        adapter, identity = adapters.load(Path(folder), self.model.sites())
         if (writer := identity.get("checkpoint")) != self.fingerprint():
             raise CheckpointError(f"{folder}: another checkpoint wrote this adapter ({writer})")
         return adapter.to(self.device)

@@ -1,6 +1,6 @@
 """The task adapter: what one instruction becomes, as a value, and as a folder on disk.
 
-Kept are A, B and the encoded instruction I; keys and values of I are computed again on load.
+Kept are A and B of every module and the encoded instruction I; keys and values of I are computed again on load.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tagi.errors import CheckpointError
 from tagi.model import lora as lora_ops
-from tagi.model.backbone import Lora, LoraFactors, Site
+from tagi.model.backbone import Factors, Modules, Site
 from tagi.model.t5 import T5
 from tagi.model.t5_hf import read_safetensors
 
@@ -26,12 +26,12 @@ WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 
 @dataclass(frozen=True, slots=True)
 class TaskAdapter:
-    """LoRA and instruction memory of T tasks (T = 1 for a single one).
+    """Generated modules (LoRA, prefix, bottleneck) and instruction memory of T tasks (T = 1 for a single one).
 
-    An empty `lora` and a memory of length 0 are the neutral element: the model wearing it is the bare model.
+    No modules and a memory of length 0 are the neutral element: the model wearing it is the bare model.
     """
 
-    lora: Lora
+    modules: Modules
     memory: Tensor  # (T, S, D)
     mask: Tensor  # (T, S), 1 where a token is
 
@@ -42,24 +42,24 @@ class TaskAdapter:
 
     def select(self, index: Tensor) -> "TaskAdapter":
         """The adapters of some tasks, in the order of `index`."""
-        return TaskAdapter(lora_ops.select(self.lora, index), self.memory[index], self.mask[index])
+        return TaskAdapter(lora_ops.select(self.modules, index), self.memory[index], self.mask[index])
 
     def to(self, device: torch.device) -> "TaskAdapter":
         """The same adapter on another device."""
-        moved = {site: replace(f, a=f.a.to(device), b=f.b.to(device)) for site, f in self.lora.items()}
+        moved = {site: replace(f, a=f.a.to(device), b=f.b.to(device)) for site, f in self.modules.items()}
         return TaskAdapter(moved, self.memory.to(device), self.mask.to(device))
 
-    def without_lora(self) -> "TaskAdapter":
+    def without_modules(self) -> "TaskAdapter":
         """Memory and fusion only."""
-        return replace(self, lora={})
+        return replace(self, modules={})
 
     def without_memory(self) -> "TaskAdapter":
         """LoRA only: the instruction memory is empty."""
         return replace(self, memory=self.memory[:, :0], mask=self.mask[:, :0])
 
-    def with_lora_of(self, other: "TaskAdapter") -> "TaskAdapter":
+    def with_modules_of(self, other: "TaskAdapter") -> "TaskAdapter":
         """Own memory with another task's LoRA."""
-        return replace(self, lora=other.lora)
+        return replace(self, modules=other.modules)
 
 
 def stack(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
@@ -67,10 +67,10 @@ def stack(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
     longest = max(one.memory.shape[1] for one in adapters)
     memory = [F.pad(one.memory, (0, 0, 0, longest - one.memory.shape[1])) for one in adapters]
     mask = [F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in adapters]
-    return TaskAdapter(lora_ops.stack([one.lora for one in adapters]), torch.cat(memory), torch.cat(mask))
+    return TaskAdapter(lora_ops.stack([one.modules for one in adapters]), torch.cat(memory), torch.cat(mask))
 
 
-def merge(backbone: T5, lora: Lora) -> T5:
+def merge(backbone: T5, lora: Modules) -> T5:
     """A copy of the backbone with one task's LoRA added into its weights: W + ΔW.
 
     Raises:
@@ -88,9 +88,9 @@ def merge(backbone: T5, lora: Lora) -> T5:
 def save(adapter: TaskAdapter, folder: Path, identity: Mapping[str, Any]) -> None:
     """Write one task's adapter; `identity` says which model and instruction it belongs to."""
     tensors = {"memory": adapter.memory, "mask": adapter.mask.to(torch.uint8)}
-    for site, factors in adapter.lora.items():
+    for site, factors in adapter.modules.items():
         tensors |= {f"{site}.A": factors.a, f"{site}.B": factors.b}
-    scales = {str(site): factors.scale for site, factors in adapter.lora.items()}
+    scales = {str(site): factors.scale for site, factors in adapter.modules.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
     config = {"format": 1, "scales": scales, **identity}
@@ -111,12 +111,12 @@ def load(folder: Path, sites: Sequence[Site]) -> tuple[TaskAdapter, dict[str, An
     needed = {"memory", "mask"} | {f"{name}.{factor}" for name in scales for factor in "AB"}
     if missing := sorted(needed - tensors.keys()):
         raise CheckpointError(f"{folder / WEIGHTS}: tensor {missing[0]} is missing")
-    lora = {
-        site: LoraFactors(tensors[f"{site}.A"], tensors[f"{site}.B"], scales[str(site)])
+    modules = {
+        site: Factors(tensors[f"{site}.A"], tensors[f"{site}.B"], scales[str(site)])
         for site in sites
         if str(site) in scales
     }
-    return TaskAdapter(lora, tensors["memory"], tensors["mask"].long()), config
+    return TaskAdapter(modules, tensors["memory"], tensors["mask"].long()), config
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -10,33 +10,43 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from tagi.config import ModuleKind
 from tagi.model.rows import Rows
 
 AttentionKind = Literal["encoder.self", "decoder.self", "decoder.cross"]
+FeedForwardKind = Literal["encoder.feed_forward", "decoder.feed_forward"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """One attention projection that can wear a LoRA."""
+    """One place that can wear a generated module.
 
-    kind: AttentionKind
+    That is LoRA at an attention's projection (q, v), a prefix before a self-attention's keys and values, or a
+    bottleneck adapter behind a feed-forward layer.
+    """
+
+    kind: AttentionKind | FeedForwardKind
     layer: int
-    projection: Literal["q", "v"]
+    place: Literal["q", "v", "prefix", "bottleneck"]
 
     def __str__(self) -> str:
-        return f"{self.kind}.{self.layer}.{self.projection}"
+        return f"{self.kind}.{self.layer}.{self.place}"
 
 
 @dataclass(frozen=True, slots=True)
-class LoraFactors:
-    """LoRA of one site for T tasks: ΔW = scale · B A (the paper writes A B, transposed)."""
+class Factors:
+    """The module of one site for T tasks, two matrices whatever its kind.
+
+    LoRA is ΔW = scale · B A (the paper writes A B, transposed); a bottleneck adapter has its activation between the
+    two; a prefix of r tokens has its keys in A and its values in the columns of B.
+    """
 
     a: Tensor  # (T, r, in)
     b: Tensor  # (T, out, r)
     scale: float
 
 
-Lora = Mapping[Site, LoraFactors]
+Modules = Mapping[Site, Factors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +87,12 @@ class Backbone(Protocol):
         """Width of the residual stream."""
         ...
 
-    def sites(self) -> tuple[Site, ...]:
-        """Every projection that a LoRA may adapt, in a fixed order."""
+    def sites(self, kind: ModuleKind = "lora") -> tuple[Site, ...]:
+        """Every place for a module of that kind, in a fixed order."""
         ...
 
     def site_shape(self, site: Site) -> tuple[int, int]:
-        """(in, out) widths of a site's projection."""
+        """(in, out) widths of a site's two matrices."""
         ...
 
     def encode(
@@ -90,25 +100,25 @@ class Backbone(Protocol):
         ids: Tensor,
         mask: Tensor,
         *,
-        lora: Lora,
+        modules: Modules,
         rows: Rows,
         after_self_attention: AfterSelfAttention | None = None,
     ) -> Tensor:
         """Token ids (R, N) and mask (R, N) to hidden states (R, N, D)."""
         ...
 
-    def project_memory(self, hidden: Tensor, mask: Tensor, *, lora: Lora) -> DecoderMemory:
+    def project_memory(self, hidden: Tensor, mask: Tensor, *, modules: Modules) -> DecoderMemory:
         """Encoded instructions (T, S, D) to the decoder's cross-attention keys and values."""
         ...
 
     def context(
-        self, hidden: Tensor, mask: Tensor, *, lora: Lora, rows: Rows, memory: DecoderMemory | None
+        self, hidden: Tensor, mask: Tensor, *, modules: Modules, rows: Rows, memory: DecoderMemory | None
     ) -> DecoderContext:
         """Encoded inputs (R, N, D) to what the decoder attends to."""
         ...
 
     def decode(
-        self, ids: Tensor, context: DecoderContext, *, lora: Lora, rows: Rows, past: Past | None = None
+        self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: Past | None = None
     ) -> tuple[Tensor, Past]:
         """Decoder ids (R, O) after `past` to logits (R, O, vocabulary) and the longer past."""
         ...

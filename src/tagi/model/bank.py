@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tagi.config import Frozen, parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
-from tagi.model.backbone import LoraFactors, Site
+from tagi.model.backbone import Factors, Site
 from tagi.model.rows import Rows
 from tagi.model.t5_hf import read_safetensors
 from tagi.model.tagi import Output, TagiModel, neutral
@@ -58,14 +58,14 @@ class Bank:
     """N teacher LoRAs in memory, in the manifest's order."""
 
     manifest: BankManifest
-    lora: Mapping[Site, LoraFactors]  # a (N, r, in), b (N, out, r)
+    lora: Mapping[Site, Factors]  # a (N, r, in), b (N, out, r)
     a0: Mapping[Site, Tensor]  # (r, in)
 
     def lanes(self) -> dict[str, int]:
         """The teacher of every task that has one, by task name."""
         return {task: lane for lane, teacher in enumerate(self.manifest.teachers) for task in teacher.tasks}
 
-    def teacher(self, group: str) -> dict[Site, LoraFactors]:
+    def teacher(self, group: str) -> dict[Site, Factors]:
         """One teacher's LoRA (T = 1).
 
         Raises:
@@ -87,10 +87,10 @@ class LoraBank(nn.Module):
         self.a = nn.ParameterList(nn.Parameter(x.expand(lanes, *x.shape).clone()) for x in a0.values())
         self.b = nn.ParameterList(nn.Parameter(x.new_zeros(lanes, width_out, x.shape[0])) for x in a0.values())
 
-    def forward(self) -> dict[Site, LoraFactors]:
+    def forward(self) -> dict[Site, Factors]:
         """The LoRA of all N lanes."""
         factors = zip(self.sites, self.a, self.b, strict=True)
-        return {site: LoraFactors(a, b, self.scale) for site, a, b in factors}
+        return {site: Factors(a, b, self.scale) for site, a, b in factors}
 
 
 class BankModel(nn.Module):
@@ -102,7 +102,7 @@ class BankModel(nn.Module):
 
     def forward(self, input_ids: Tensor, input_mask: Tensor, decoder_ids: Tensor, rows: Rows) -> Output:
         """Inputs (R, N) and shifted targets (R, O) to logits (R, O, V); `rows` assigns rows to lanes."""
-        adapter = replace(neutral(self.base.backbone, rows.tasks), lora=self.bank())
+        adapter = replace(neutral(self.base.backbone, rows.tasks), modules=self.bank())
         return self.base.respond(adapter, input_ids, input_mask, decoder_ids, rows)
 
 
@@ -141,7 +141,7 @@ def load(folder: Path, sites: Sequence[Site]) -> Bank:
     def stacked(site: Site, factor: str) -> Tensor:
         return torch.stack([_take(found, f"{site}.{factor}", file) for file, found in tensors])
 
-    lora = {site: LoraFactors(stacked(site, "A"), stacked(site, "B"), manifest.scale) for site in sites}
+    lora = {site: Factors(stacked(site, "A"), stacked(site, "B"), manifest.scale) for site in sites}
     return Bank(manifest, lora, a0)
 
 
@@ -185,7 +185,7 @@ def file_name(group: str) -> str:
     return f"{readable}-{sha256(group.encode()).hexdigest()[:8]}.safetensors"
 
 
-def _named(lora: Mapping[Site, LoraFactors]) -> Iterator[tuple[str, Tensor]]:
+def _named(lora: Mapping[Site, Factors]) -> Iterator[tuple[str, Tensor]]:
     for site, factors in lora.items():
         yield f"{site}.A", factors.a[0]
         yield f"{site}.B", factors.b[0]

@@ -7,9 +7,11 @@ last digit. Shape suffixes as in `rows.py`: T tasks, R rows, S instruction, N in
 from collections.abc import Set
 from dataclasses import dataclass
 
-from tagi.config import FusionConfig, HypernetworkConfig, Part, T5Shape
+from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape
 from tagi.methods import Method
-from tagi.model.hypernetwork import PROJECTIONS
+
+PROJECTIONS = 2
+"""Of an attention that wear LoRA: q and v."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Lengths:
     instruction: int
     input: int
     target: int
+    pieces: int = 1
+    """Equal parts of the instruction that are encoded apart (FiD)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +108,55 @@ def decoder_lora(shape: T5Shape, rank: int, rows: int, length: int) -> Flops:
     return lora(shape, rank, rows * length, 3 * shape.num_decoder_layers)
 
 
-def hypernetwork(shape: T5Shape, config: HypernetworkConfig, tasks: int, instruction: int) -> Flops:
+def prefix(shape: T5Shape, length: int, lengths: Lengths) -> Flops:
+    """Attention to a prefix in every self-attention."""
+    encoder = attention(lengths.rows, lengths.input, length, shape.inner_dim) * shape.num_layers
+    return encoder + attention(lengths.rows, lengths.target, length, shape.inner_dim) * shape.num_decoder_layers
+
+
+def bottleneck(shape: T5Shape, width: int, lengths: Lengths) -> Flops:
+    """A bottleneck adapter behind every feed-forward layer."""
+    tokens = lengths.input * shape.num_layers + lengths.target * shape.num_decoder_layers
+    return Flops(mixed=4.0 * lengths.rows * tokens * width * shape.d_model)
+
+
+def worn(shape: T5Shape, method: Method, generator: HypernetworkConfig, lengths: Lengths) -> Flops:
+    """Everything that the hypernetwork wrote, at work on inputs and targets."""
+    total = Flops()
+    if "lora" in method.writes:
+        total += worn_lora(shape, generator.rank, lengths, memory=method.fuses_decoder)
+    if "prefix" in method.writes:
+        total += prefix(shape, generator.prefix, lengths)
+    if "bottleneck" in method.writes:
+        total += bottleneck(shape, generator.bottleneck, lengths)
+    return total
+
+
+def hypernetwork(
+    shape: T5Shape, config: HypernetworkConfig, tasks: int, instruction: int, kind: ModuleKind = "lora"
+) -> Flops:
     """Eq. 2: pooling the encoded instruction, the first layer and both heads of every module's MLP."""
-    modules = shape.num_layers + 2 * shape.num_decoder_layers
-    rankwise = config.generator == "rankwise"
-    per_site, per_query = (config.rank, 1) if rankwise else (1, config.rank)
-    vectors = tasks * PROJECTIONS * per_site * modules
+    sites = generated_sites(shape, kind)
+    rankwise, rows = config.generator == "rankwise", config.size(kind)
+    per_site, per_query = (rows, 1) if rankwise else (1, rows)
+    vectors = tasks * per_site * sites
     width = shape.d_model * (2 if config.pool == "first_last" else 1)
     mlp = linear(vectors, width, config.hidden)
-    heads = linear(vectors, config.hidden, per_query * (shape.d_model + shape.inner_dim))
+    heads = linear(vectors, config.hidden, per_query * sum(site_widths(shape, kind)))
     return _pooling(config, vectors, tasks, instruction, shape.d_model) + mlp + heads
+
+
+def generated_sites(shape: T5Shape, kind: ModuleKind) -> int:
+    """Places that a hypernetwork writes a module of that kind for."""
+    if kind == "lora":
+        return PROJECTIONS * (shape.num_layers + 2 * shape.num_decoder_layers)
+    return shape.num_layers + shape.num_decoder_layers
+
+
+def site_widths(shape: T5Shape, kind: ModuleKind) -> tuple[int, int]:
+    """(in, out) of such a module's two matrices."""
+    width_in = shape.inner_dim if kind == "prefix" else shape.d_model
+    return width_in, shape.d_model if kind == "bottleneck" else shape.inner_dim
 
 
 def _pooling(config: HypernetworkConfig, vectors: int, tasks: int, instruction: int, d_model: int) -> Flops:
@@ -149,14 +192,15 @@ class ForwardFlops:
     """Encoder and decoder on inputs and targets."""
     memory: Flops
     """The instruction's cross-attention keys and values."""
-    lora: Flops
+    modules: Flops
+    """What the hypernetwork wrote, at work."""
     hypernetwork: Flops
     fusion: Flops
 
     @property
     def total(self) -> float:
         """Of the whole pass."""
-        pieces = (self.instruction, self.backbone, self.memory, self.lora, self.hypernetwork, self.fusion)
+        pieces = (self.instruction, self.backbone, self.memory, self.modules, self.hypernetwork, self.fusion)
         return sum(piece.forward for piece in pieces)
 
 
@@ -172,11 +216,11 @@ def forward(
     seen = n + (s if method.fuses_decoder else 0)
     backbone = encoder(shape, rows, n) + cross_keys(shape, rows, n) + decoder(shape, rows, o, seen)
     return ForwardFlops(
-        instruction=encoder(shape, tasks, s) if once else none,
+        instruction=encoder(shape, tasks * lengths.pieces, s // lengths.pieces) if once else none,
         backbone=backbone,
         memory=cross_keys(shape, tasks, s) if method.fuses_decoder else none,
-        lora=worn_lora(shape, generator.rank, lengths, memory=method.fuses_decoder) if method.lora else none,
-        hypernetwork=hypernetwork(shape, generator, tasks, s) if method.lora else none,
+        modules=worn(shape, method, generator, lengths),
+        hypernetwork=sum((hypernetwork(shape, generator, tasks, s, kind) for kind in method.writes), start=none),
         fusion=fusion(shape, fused, rows, n, s) + fusion_keys(shape, fused, tasks, s) if method.fuses_encoder else none,
     )
 
@@ -198,7 +242,7 @@ def training(passes: ForwardFlops, trained: Set[Part], *, separate_encoder: bool
     backbone = "backbone" in trained
     generator = "hypernetwork" in trained
     back = passes.backbone.backward(trained=backbone)
-    back += passes.lora.backward(trained=False)
+    back += passes.modules.backward(trained=False)
     back += passes.hypernetwork.backward(trained=generator)
     back += passes.fusion.backward(trained="fusion" in trained)
     if backbone or (separate_encoder and generator):
@@ -208,4 +252,4 @@ def training(passes: ForwardFlops, trained: Set[Part], *, separate_encoder: bool
 
 def recomputed(passes: ForwardFlops) -> float:
     """What gradient checkpointing computes a second time."""
-    return passes.backbone.forward + passes.lora.forward + passes.fusion.forward
+    return passes.backbone.forward + passes.modules.forward + passes.fusion.forward

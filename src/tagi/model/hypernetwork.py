@@ -1,7 +1,8 @@
-"""The adapter generator: encoded instruction to LoRA (Eq. 2, §3.2.1).
+"""The adapter generator: encoded instruction to LoRA (Eq. 2, §3.2.1), and to prefixes and bottleneck adapters alike.
 
-Additional shape suffixes: M attention modules, P their projections (q, v), Q pooled vectors per site, W the
-width of a pooled vector, h the hidden width, I and J a site's input and output width.
+Additional shape suffixes: M modules of the backbone, P the sites of each (q and v; one for other kinds), Q pooled
+vectors per site, W the width of a pooled vector, h the hidden width, r the rows that a site is written (LoRA's rank),
+I and J a site's input and output width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tagi.config import HypernetworkConfig
+from tagi.config import HypernetworkConfig, ModuleKind
 from tagi.errors import CheckpointError
 from tagi.model.attention import softmax
-from tagi.model.backbone import LoraFactors, Site
-
-PROJECTIONS = 2
+from tagi.model.backbone import Factors, Site
 
 
 class Hypernetwork(nn.Module):
@@ -27,41 +26,52 @@ class Hypernetwork(nn.Module):
 
     `rankwise`: r learned queries per site attend over I; each result becomes one row of A and one column of B.
     `flat`: I is pooled to one vector per site, from which one output head writes all of A and B.
+    A prefix's keys and values are attended to, not multiplied by hidden states, so they are not scaled.
     """
 
-    module_mlp: Tensor  # (M,) which MLP serves each attention module
-    a0: Tensor  # (2M, r, I)
+    module_mlp: Tensor  # (M,) which MLP serves each module
+    a0: Tensor  # (M·P, r, I)
 
-    def __init__(self, sites: Sequence[Site], d_model: int, shape: tuple[int, int], config: HypernetworkConfig) -> None:
-        """`sites` stand in pairs (q, v) of one attention module; all have the (in, out) widths of `shape`."""
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        d_model: int,
+        shape: tuple[int, int],
+        config: HypernetworkConfig,
+        kind: ModuleKind = "lora",
+    ) -> None:
+        """The sites of a module stand together; all have the (in, out) widths of `shape`."""
         super().__init__()
-        self.config, self.sites = config, tuple(sites)
+        self.config, self.sites, self.kind, self.rank = config, tuple(sites), kind, config.size(kind)
         self.width_in, self.width_out = shape
+        self.fan_in = (1, 1) if kind == "prefix" else (self.width_in, self.rank)
         rankwise = config.generator == "rankwise"
-        self.per_site, self.per_query = (config.rank, 1) if rankwise else (1, config.rank)
+        self.per_site, self.per_query = (self.rank, 1) if rankwise else (1, self.rank)
         mlps = _mlp_of_module(self.sites, config.share)
         count, modules, width = max(mlps) + 1, len(mlps), d_model * (2 if config.pool == "first_last" else 1)
+        self.per_module = len(self.sites) // modules
         self.register_buffer("module_mlp", torch.tensor(mlps), persistent=False)
-        self.register_buffer("a0", torch.empty(len(self.sites), config.rank, self.width_in))
-        self.index = nn.Parameter(torch.empty(modules, PROJECTIONS, 1, width))
+        self.register_buffer("a0", torch.empty(len(self.sites), self.rank, self.width_in))
+        self.index = nn.Parameter(torch.empty(modules, self.per_module, 1, width))
         if config.pool == "query":
-            self.query = nn.Parameter(torch.empty(modules, PROJECTIONS, self.per_site, d_model))
+            self.query = nn.Parameter(torch.empty(modules, self.per_module, self.per_site, d_model))
         self.inner = nn.Parameter(torch.empty(count, width, config.hidden))
         self.inner_bias = nn.Parameter(torch.empty(count, 1, config.hidden))
         self.head_a = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_in))
         self.head_b = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_out))
 
-    def lora(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, LoraFactors]:
-        """Encoded instructions (T, S, D) and their mask (T, S) to the LoRA of every site for T tasks."""
+    def factors(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
+        """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
         a, b = (factors.unbind(1) for factors in self(memory_TSD, mask_TS))
-        return {site: LoraFactors(a[i], b[i], self.config.scale) for i, site in enumerate(self.sites)}
+        scale = self.config.scale if self.kind == "lora" else 1.0
+        return {site: Factors(a[i], b[i], scale) for i, site in enumerate(self.sites)}
 
     def forward(self, memory_TSD: Tensor, mask_TS: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as all A (T, 2M, r, in) and all B (T, 2M, out, r)."""
+        """The same as all A (T, M·P, r, in) and all B (T, M·P, out, r)."""
         pooled_TMPQW = self.pool(memory_TSD, mask_TS) + self.index
         hidden_MXh = self._inner(pooled_TMPQW)
-        a = self._head(hidden_MXh, self.head_a, memory_TSD.shape[0], self.width_in) * self.width_in**-0.5
-        b = self._head(hidden_MXh, self.head_b, memory_TSD.shape[0], self.width_out) * self.config.rank**-0.5
+        a = self._head(hidden_MXh, self.head_a, memory_TSD.shape[0], self.width_in) * self.fan_in[0] ** -0.5
+        b = self._head(hidden_MXh, self.head_b, memory_TSD.shape[0], self.width_out) * self.fan_in[1] ** -0.5
         return a + self.a0, b.transpose(-1, -2)
 
     def start_from(self, a0: Mapping[Site, Tensor]) -> None:
@@ -103,16 +113,16 @@ class Hypernetwork(nn.Module):
         return F.gelu(by_module_MXW @ self.inner[mlp] + self.inner_bias[mlp])
 
     def _head(self, hidden_MXh: Tensor, head: Tensor, tasks: int, width: int) -> Tensor:
-        """Second layer: (T, 2M, r, width)."""
+        """Second layer: (T, M·P, r, width)."""
         out = hidden_MXh @ head[self.module_mlp]
         modules = out.shape[0]
-        return out.view(modules, tasks, PROJECTIONS, self.config.rank, width).transpose(0, 1).flatten(1, 2)
+        return out.view(modules, tasks, self.per_module, self.rank, width).transpose(0, 1).flatten(1, 2)
 
 
 def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
     """Random A₀, queries, index and first layers; the head of B zero, that of A by its fan-in."""
     h = hypernetwork
-    fan_in = {"a0": h.width_in, "index": 1, "inner": h.inner.shape[1], "head_a": h.config.hidden}
+    fan_in = {"a0": h.fan_in[0], "index": 1, "inner": h.inner.shape[1], "head_a": h.config.hidden}
     if h.config.pool == "query":
         fan_in["query"] = 1
     with torch.no_grad():
@@ -128,9 +138,9 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def _mlp_of_module(sites: Sequence[Site], share: str) -> list[int]:
-    """Number of the MLP that serves each attention module."""
-    modules = [site for site in sites if site.projection == "q"]
+    """Number of the MLP that serves each module."""
+    modules = list(dict.fromkeys((site.kind, site.layer) for site in sites))
     if share == "layer":
         return list(range(len(modules)))
-    kinds = list(dict.fromkeys(site.kind for site in modules))
-    return [kinds.index(site.kind) for site in modules]
+    kinds = list(dict.fromkeys(kind for kind, _ in modules))
+    return [kinds.index(kind) for kind, _ in modules]

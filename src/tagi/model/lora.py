@@ -1,14 +1,15 @@
-"""LoRA as pure functions of tensors: application, merging, products (§3.2.2)."""
+"""Generated modules as pure functions of tensors: LoRA with its products (§3.2.2), prefixes, bottleneck adapters."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagi.model.backbone import Lora, LoraFactors, Site
+from tagi.model.attention import split_heads
+from tagi.model.backbone import Factors, KeyValue, Modules, Site
 from tagi.model.rows import Rows
 
 
-def project(x_RLI: Tensor, weight_JI: Tensor, factors: LoraFactors | None, rows: Rows) -> Tensor:
+def project(x_RLI: Tensor, weight_JI: Tensor, factors: Factors | None, rows: Rows) -> Tensor:
     """x Wᵀ + scale · (x Aᵀ) Bᵀ with each row's own task: (R, L, in) -> (R, L, out)."""
     plain = F.linear(x_RLI, weight_JI)
     if factors is None:
@@ -17,28 +18,45 @@ def project(x_RLI: Tensor, weight_JI: Tensor, factors: LoraFactors | None, rows:
     return plain + rows.matmul(down_RLr, factors.b.transpose(-1, -2)) * factors.scale
 
 
-def delta(factors: LoraFactors) -> Tensor:
+def prefixed(own: KeyValue, prefix: Factors | None, rows: Rows) -> KeyValue:
+    """Keys and values (R, H, L, K) behind those of each row's own prefix, (R, H, r + L, K) (Li & Liang 2021, Eq. 3)."""
+    if prefix is None:
+        return own
+    heads = own.k.shape[1]
+    k, v = (rows.pick(split_heads(x, heads)) for x in (prefix.a, prefix.b.transpose(-1, -2)))
+    return KeyValue(torch.cat((k, own.k), dim=2), torch.cat((v, own.v), dim=2))
+
+
+def bottleneck(x_RLD: Tensor, adapter: Factors | None, rows: Rows) -> Tensor:
+    """x + scale · relu(x Aᵀ) Bᵀ with each row's own adapter (Houlsby et al. 2019), without biases."""
+    if adapter is None:
+        return x_RLD
+    inner = F.relu(rows.matmul(x_RLD, adapter.a.transpose(-1, -2)))
+    return x_RLD + rows.matmul(inner, adapter.b.transpose(-1, -2)) * adapter.scale
+
+
+def delta(factors: Factors) -> Tensor:
     """The product ΔW = scale · B A, (T, out, in)."""
     return factors.scale * (factors.b @ factors.a)
 
 
-def select(lora: Lora, index: Tensor) -> dict[Site, LoraFactors]:
-    """The LoRA of some tasks, in the order of `index`."""
-    return {site: LoraFactors(f.a[index], f.b[index], f.scale) for site, f in lora.items()}
+def select(modules: Modules, index: Tensor) -> dict[Site, Factors]:
+    """The modules of some tasks, in the order of `index`."""
+    return {site: Factors(f.a[index], f.b[index], f.scale) for site, f in modules.items()}
 
 
-def stack(loras: list[Lora]) -> dict[Site, LoraFactors]:
-    """Several LoRAs of the same sites and rank as one, along the task dimension.
+def stack(each: list[Modules]) -> dict[Site, Factors]:
+    """Several tasks' modules, of the same sites and sizes, as one along the task dimension.
 
     Raises:
         ValueError: the sites or scales differ.
     """
-    first, *rest = loras
+    first, *rest = each
     if any(other.keys() != first.keys() for other in rest):
         raise ValueError("adapters with different sites cannot share a batch")
     if any(other[site].scale != f.scale for other in rest for site, f in first.items()):
         raise ValueError("adapters with different LoRA scales cannot share a batch")
     return {
-        site: LoraFactors(torch.cat([one[site].a for one in loras]), torch.cat([one[site].b for one in loras]), f.scale)
+        site: Factors(torch.cat([one[site].a for one in each]), torch.cat([one[site].b for one in each]), f.scale)
         for site, f in first.items()
     }

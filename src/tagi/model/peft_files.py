@@ -8,14 +8,14 @@ from typing import Any
 from safetensors.torch import save_file
 
 from tagi.files import atomic_folder
-from tagi.model.backbone import Lora, Site
+from tagi.model.backbone import Modules, Site
 from tagi.model.t5_hf import module_name
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _PREFIX = "base_model.model"
 
 
-def save_peft(lora: Lora, base: str, folder: Path, about: str) -> None:
+def save_peft(lora: Modules, base: str, folder: Path, about: str) -> None:
     """Write one task's LoRA whole or not at all: PEFT's config, its tensors and a model card.
 
     Args:

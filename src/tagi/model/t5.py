@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tagi.config import T5Shape
+from tagi.config import ModuleKind, T5Shape
 from tagi.model import attention as att
 from tagi.model.attention import join_heads, padding_bias, split_heads
 from tagi.model.backbone import (
@@ -20,12 +20,13 @@ from tagi.model.backbone import (
     AttentionKind,
     DecoderContext,
     DecoderMemory,
+    FeedForwardKind,
     KeyValue,
-    Lora,
+    Modules,
     Past,
     Site,
 )
-from tagi.model.lora import project
+from tagi.model.lora import bottleneck, prefixed, project
 from tagi.model.rows import Rows
 
 POSITION_STD = 3.0
@@ -60,6 +61,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = shape.num_heads
         self.site_q, self.site_v = Site(kind, layer, "q"), Site(kind, layer, "v")
+        self.site_prefix = Site(kind, layer, "prefix") if kind != "decoder.cross" else None
         self.layer = layer
         self.norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
         self.q = nn.Linear(shape.d_model, shape.inner_dim, bias=False)
@@ -73,14 +75,18 @@ class Attention(nn.Module):
         """Probability that an attention weight is dropped; 0 outside training."""
         return self.dropout.p if self.training else 0.0
 
-    def query(self, x_RLD: Tensor, lora: Lora, rows: Rows) -> Tensor:
+    def query(self, x_RLD: Tensor, modules: Modules, rows: Rows) -> Tensor:
         """Normed hidden states to queries (R, H, L, K)."""
-        return split_heads(project(x_RLD, self.q.weight, lora.get(self.site_q), rows), self.heads)
+        return split_heads(project(x_RLD, self.q.weight, modules.get(self.site_q), rows), self.heads)
 
-    def key_value(self, x_RLD: Tensor, lora: Lora, rows: Rows) -> KeyValue:
+    def key_value(self, x_RLD: Tensor, modules: Modules, rows: Rows) -> KeyValue:
         """Hidden states to keys and values (R, H, L, K)."""
-        v = project(x_RLD, self.v.weight, lora.get(self.site_v), rows)
+        v = project(x_RLD, self.v.weight, modules.get(self.site_v), rows)
         return KeyValue(split_heads(self.k(x_RLD), self.heads), split_heads(v, self.heads))
+
+    def prefixed(self, own: KeyValue, modules: Modules, rows: Rows) -> KeyValue:
+        """Keys and values behind the prefix that each row wears here, if any."""
+        return prefixed(own, modules.get(self.site_prefix) if self.site_prefix else None, rows)
 
     def output(self, x_RHLK: Tensor) -> Tensor:
         """Heads back to the residual stream (R, L, D)."""
@@ -88,10 +94,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """wo(act(wi x)), or wo(act(wi x) · (wi_gate x)) when gated, with pre-norm and residual."""
+    """wo(act(wi x)), or wo(act(wi x) · (wi_gate x)) when gated, with pre-norm, bottleneck adapter and residual."""
 
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: T5Shape, kind: FeedForwardKind, layer: int) -> None:
         super().__init__()
+        self.site = Site(kind, layer, "bottleneck")
         self.norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
         self.wi = nn.Linear(shape.d_model, shape.d_ff, bias=False)
         self.wi_gate = nn.Linear(shape.d_model, shape.d_ff, bias=False) if shape.gated else None
@@ -99,12 +106,13 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[shape.activation]
         self.dropout = nn.Dropout(shape.dropout_rate)
 
-    def forward(self, x_RLD: Tensor) -> Tensor:
+    def forward(self, x_RLD: Tensor, modules: Modules, rows: Rows) -> Tensor:
         normed = self.norm(x_RLD)
         inner = self.activation(self.wi(normed))
         if self.wi_gate is not None:
             inner = inner * self.wi_gate(normed)
-        return x_RLD + self.dropout(self.wo(self.dropout(inner)))
+        adapted = bottleneck(self.wo(self.dropout(inner)), modules.get(self.site), rows)
+        return x_RLD + self.dropout(adapted)
 
 
 class EncoderBlock(nn.Module):
@@ -113,16 +121,18 @@ class EncoderBlock(nn.Module):
     def __init__(self, shape: T5Shape, layer: int) -> None:
         super().__init__()
         self.attention = Attention(shape, "encoder.self", layer)
-        self.feed_forward = FeedForward(shape)
+        self.feed_forward = FeedForward(shape, "encoder.feed_forward", layer)
 
-    def forward(self, x_RND: Tensor, bias: Tensor, lora: Lora, rows: Rows, after: AfterSelfAttention | None) -> Tensor:
+    def forward(
+        self, x_RND: Tensor, bias: Tensor, modules: Modules, rows: Rows, after: AfterSelfAttention | None
+    ) -> Tensor:
         normed = self.attention.norm(x_RND)
-        q = self.attention.query(normed, lora, rows)
-        own = self.attention.key_value(normed, lora, rows)
+        q = self.attention.query(normed, modules, rows)
+        own = self.attention.prefixed(self.attention.key_value(normed, modules, rows), modules, rows)
         x_RND = x_RND + self.attention.output(att.attend(q, own, bias, self.attention.weight_dropout))
         if after is not None:
             x_RND = after(self.attention.layer, x_RND)
-        return self.feed_forward(x_RND)
+        return self.feed_forward(x_RND, modules, rows)
 
 
 class DecoderBlock(nn.Module):
@@ -132,28 +142,31 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.attention = Attention(shape, "decoder.self", layer)
         self.cross = Attention(shape, "decoder.cross", layer)
-        self.feed_forward = FeedForward(shape)
+        self.feed_forward = FeedForward(shape, "decoder.feed_forward", layer)
 
     def forward(
         self,
         x_ROD: Tensor,
         bias: Tensor,
         context: DecoderContext,
-        lora: Lora,
+        modules: Modules,
         rows: Rows,
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
         normed = self.attention.norm(x_ROD)
-        own = self.attention.key_value(normed, lora, rows)
-        if past is not None:
+        own = self.attention.key_value(normed, modules, rows)
+        if past is None:
+            own = self.attention.prefixed(own, modules, rows)
+        else:
             own = KeyValue(torch.cat((past.k, own.k), dim=2), torch.cat((past.v, own.v), dim=2))
-        q = self.attention.query(normed, lora, rows)
+        q = self.attention.query(normed, modules, rows)
         x_ROD = x_ROD + self.attention.output(att.attend(q, own, bias, self.attention.weight_dropout))
-        return self.feed_forward(x_ROD + self._cross(x_ROD, context, lora, rows)), own
+        x_ROD = x_ROD + self._cross(x_ROD, context, modules, rows)
+        return self.feed_forward(x_ROD, modules, rows), own
 
-    def _cross(self, x_ROD: Tensor, context: DecoderContext, lora: Lora, rows: Rows) -> Tensor:
+    def _cross(self, x_ROD: Tensor, context: DecoderContext, modules: Modules, rows: Rows) -> Tensor:
         layer, dropout = self.cross.layer, self.cross.weight_dropout
-        q = self.cross.query(self.cross.norm(x_ROD), lora, rows)
+        q = self.cross.query(self.cross.norm(x_ROD), modules, rows)
         own = context.layers[layer]
         if context.memory is None:
             return self.cross.output(att.attend(q, own, context.bias, dropout))
@@ -185,12 +198,17 @@ class T5(nn.Module):
     def d_model(self) -> int:
         return self.shape.d_model
 
-    def sites(self) -> tuple[Site, ...]:
-        return tuple(site for module in self._attentions() for site in (module.site_q, module.site_v))
+    def sites(self, kind: ModuleKind = "lora") -> tuple[Site, ...]:
+        if kind == "lora":
+            return tuple(site for module in self._attentions() for site in (module.site_q, module.site_v))
+        if kind == "prefix":
+            return tuple(module.site_prefix for module in self._attentions() if module.site_prefix is not None)
+        return tuple(module.site for module in self.modules() if isinstance(module, FeedForward))
 
     def site_shape(self, site: Site) -> tuple[int, int]:
-        del site  # every q and v projection of a T5 has the same shape
-        return self.shape.d_model, self.shape.inner_dim
+        if site.place == "prefix":
+            return self.shape.inner_dim, self.shape.inner_dim
+        return self.shape.d_model, self.shape.d_model if site.place == "bottleneck" else self.shape.inner_dim
 
     def site_weight(self, site: Site) -> Tensor:
         """The projection matrix (out, in) of a site."""
@@ -204,37 +222,39 @@ class T5(nn.Module):
         ids: Tensor,
         mask: Tensor,
         *,
-        lora: Lora,
+        modules: Modules,
         rows: Rows,
         after_self_attention: AfterSelfAttention | None = None,
     ) -> Tensor:
         x_RND = self.dropout(self.embedding(ids))
-        bias = self._position_bias("encoder", ids.shape[1], 0) + padding_bias(mask, x_RND.dtype)
+        before = _prefix_length(modules, "encoder.self")
+        hidden = F.pad(padding_bias(mask, x_RND.dtype), (before, 0))
+        bias = self._position_bias("encoder", ids.shape[1], before) + hidden
         for block in self.encoder:
-            x_RND = self._through(block, x_RND, bias, lora, rows, after_self_attention)
+            x_RND = self._through(block, x_RND, bias, modules, rows, after_self_attention)
         return self.dropout(self.encoder_norm(x_RND))
 
-    def project_memory(self, hidden: Tensor, mask: Tensor, *, lora: Lora) -> DecoderMemory:
+    def project_memory(self, hidden: Tensor, mask: Tensor, *, modules: Modules) -> DecoderMemory:
         each = Rows(hidden.shape[0], hidden.shape[0])
-        return DecoderMemory(self._cross_key_values(hidden, lora, each), padding_bias(mask, hidden.dtype))
+        return DecoderMemory(self._cross_key_values(hidden, modules, each), padding_bias(mask, hidden.dtype))
 
     def context(
-        self, hidden: Tensor, mask: Tensor, *, lora: Lora, rows: Rows, memory: DecoderMemory | None
+        self, hidden: Tensor, mask: Tensor, *, modules: Modules, rows: Rows, memory: DecoderMemory | None
     ) -> DecoderContext:
-        layers = self._cross_key_values(hidden, lora, rows)
+        layers = self._cross_key_values(hidden, modules, rows)
         return DecoderContext(layers, padding_bias(mask, hidden.dtype), memory)
 
     def decode(
-        self, ids: Tensor, context: DecoderContext, *, lora: Lora, rows: Rows, past: Past | None = None
+        self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: Past | None = None
     ) -> tuple[Tensor, Past]:
         x_ROD = self.dropout(self.embedding(ids))
-        seen = past[0].k.shape[2] if past is not None else 0
+        seen = past[0].k.shape[2] if past is not None else _prefix_length(modules, "decoder.self")
         bias = self._position_bias("decoder", ids.shape[1], seen)
         bias = bias + att.causal_bias(ids.shape[1], seen, bias)
         longer: list[KeyValue] = []
         for i, block in enumerate(self.decoder):
             before = past[i] if past is not None else None
-            x_ROD, own = self._through(block, x_ROD, bias, context, lora, rows, before)
+            x_ROD, own = self._through(block, x_ROD, bias, context, modules, rows, before)
             longer.append(own)
         return self.logits(self.dropout(self.decoder_norm(x_ROD))), tuple(longer)
 
@@ -253,9 +273,9 @@ class T5(nn.Module):
     def _attentions(self) -> Iterator[Attention]:
         return (module for module in self.modules() if isinstance(module, Attention))
 
-    def _cross_key_values(self, hidden: Tensor, lora: Lora, rows: Rows) -> tuple[KeyValue, ...]:
+    def _cross_key_values(self, hidden: Tensor, modules: Modules, rows: Rows) -> tuple[KeyValue, ...]:
         blocks = cast(Iterable[DecoderBlock], self.decoder)
-        return tuple(block.cross.key_value(hidden, lora, rows) for block in blocks)
+        return tuple(block.cross.key_value(hidden, modules, rows) for block in blocks)
 
     def _position_bias(self, stack: Literal["encoder", "decoder"], length: int, past: int) -> Tensor:
         """Relative position bias (1, H, length, past + length)."""
@@ -269,6 +289,12 @@ class T5(nn.Module):
             max_distance=self.shape.relative_attention_max_distance,
         )
         return table(bucket).permute(2, 0, 1)[None]
+
+
+def _prefix_length(modules: Modules, kind: AttentionKind) -> int:
+    """Tokens that a prefix puts before every row: like a decoder's past, they stand at earlier positions."""
+    prefix = modules.get(Site(kind, 0, "prefix"))
+    return 0 if prefix is None else prefix.a.shape[1]
 
 
 def initialise(model: T5, generator: torch.Generator) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PretrainedConfig, T5Config
 
 from tagi.config import T5Shape, parse
 from tagi.errors import CheckpointError, ConfigError
-from tagi.model.backbone import AttentionKind, Site
+from tagi.model.backbone import Site
 from tagi.model.t5 import T5
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -39,7 +39,7 @@ _SAME_NAME = (
     "eos_token_id",
     "decoder_start_token_id",
 )
-_ATTENTIONS: dict[AttentionKind, tuple[str, str, str]] = {
+_ATTENTIONS: dict[str, tuple[str, str, str]] = {
     "encoder.self": ("encoder", "attention", "0.SelfAttention"),
     "decoder.self": ("decoder", "attention", "0.SelfAttention"),
     "decoder.cross": ("decoder", "cross", "1.EncDecAttention"),
@@ -140,7 +140,7 @@ def tensor_names(shape: T5Shape) -> dict[str, str]:
 def module_name(site: Site) -> str:
     """What `transformers` calls the projection of a site."""
     stack, _, attention = _ATTENTIONS[site.kind]
-    return f"{stack}.block.{site.layer}.layer.{attention}.{site.projection}"
+    return f"{stack}.block.{site.layer}.layer.{attention}.{site.place}"
 
 
 def _block_names(shape: T5Shape, stack: str, layer: int) -> dict[str, str]:

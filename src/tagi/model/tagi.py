@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tagi.config import FusionConfig, HypernetworkConfig, Part
+from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
 from tagi.methods import Method
 from tagi.model import fusion as fusion_module
 from tagi.model import hypernetwork as hypernetwork_module
 from tagi.model.adapter import TaskAdapter
-from tagi.model.backbone import DecoderContext, DecoderMemory
+from tagi.model.backbone import DecoderContext, DecoderMemory, Factors, Site
 from tagi.model.fusion import Fusion, FusionMemory
 from tagi.model.hypernetwork import Hypernetwork
 from tagi.model.rows import Rows
@@ -42,29 +42,50 @@ class TagiModel(nn.Module):
         super().__init__()
         self.backbone, self.method = backbone, method
         shape = backbone.shape
-        self.hypernetwork = self.fusion = self.instruction_encoder = None
-        if method.lora:
-            sites = backbone.sites()
-            widths = backbone.site_shape(sites[0])
-            self.hypernetwork = Hypernetwork(sites, shape.d_model, widths, hypernetwork)
+        self.fusion = self.instruction_encoder = None
+        self.hypernetwork = self._generator("lora", hypernetwork)
+        self.prefix_generator = self._generator("prefix", hypernetwork)
+        self.bottleneck_generator = self._generator("bottleneck", hypernetwork)
         if method.fuses_encoder:
             self.fusion = Fusion(shape.d_model, shape.num_layers, fusion)
         if method.reads_instruction_once and hypernetwork.instruction_encoder == "separate":
             self.instruction_encoder = copy.deepcopy(backbone)
 
+    def _generator(self, kind: ModuleKind, config: HypernetworkConfig) -> Hypernetwork | None:
+        if kind not in self.method.writes:
+            return None
+        sites, d_model = self.backbone.sites(kind), self.backbone.d_model
+        return Hypernetwork(sites, d_model, self.backbone.site_shape(sites[0]), config, kind)
+
+    @property
+    def generators(self) -> tuple[Hypernetwork, ...]:
+        """The generators of everything that the method writes."""
+        every = (self.hypernetwork, self.prefix_generator, self.bottleneck_generator)
+        return tuple(one for one in every if one is not None)
+
+    def sites(self) -> tuple[Site, ...]:
+        """Every place that the method writes a module for."""
+        return tuple(site for generator in self.generators for site in generator.sites)
+
     def part(self, part: Part) -> tuple[nn.Module, ...]:
         """The modules of a part that can be trained or frozen; a part that the method lacks is empty."""
         modules: dict[Part, tuple[nn.Module | None, ...]] = {
             "backbone": (self.backbone,),
-            "hypernetwork": (self.hypernetwork, self.instruction_encoder),
+            "hypernetwork": (*self.generators, self.instruction_encoder),
             "fusion": (self.fusion,),
         }
         return tuple(module for module in modules[part] if module is not None)
 
     def encode_instruction(self, ids_TS: Tensor, mask_TS: Tensor) -> Tensor:
-        """I: the instruction through the encoder, adapters and fusion off, (T, S, D)."""
+        """I: the instruction through the encoder, adapters and fusion off, (T, S, D).
+
+        Given as pieces (T, E, S) it is encoded piece by piece, and I is their concatenation (T, E·S, D).
+        """
+        if ids_TS.dim() == 3:
+            pieces = self.encode_instruction(ids_TS.flatten(0, 1), mask_TS.flatten(0, 1))
+            return pieces.unflatten(0, ids_TS.shape[:2]).flatten(1, 2)
         encoder = self.instruction_encoder or self.backbone
-        return encoder.encode(ids_TS, mask_TS, lora={}, rows=Rows(ids_TS.shape[0], ids_TS.shape[0]))
+        return encoder.encode(ids_TS, mask_TS, modules={}, rows=Rows(ids_TS.shape[0], ids_TS.shape[0]))
 
     def adapt(self, ids_TS: Tensor, mask_TS: Tensor) -> TaskAdapter:
         """Instructions (T, S) to the adapters of T tasks, neutral ones if the method reads no instruction."""
@@ -74,8 +95,11 @@ class TagiModel(nn.Module):
 
     def generate(self, memory_TSD: Tensor, mask_TS: Tensor) -> TaskAdapter:
         """Encoded instructions (T, S, D) to the adapters of T tasks; what padding holds does not matter."""
-        lora = self.hypernetwork.lora(memory_TSD, mask_TS) if self.hypernetwork is not None else {}
-        return TaskAdapter(lora, memory_TSD, mask_TS)
+        mask_TS = mask_TS.flatten(1)
+        modules: dict[Site, Factors] = {}
+        for generator in self.generators:
+            modules |= generator.factors(memory_TSD, mask_TS)
+        return TaskAdapter(modules, memory_TSD, mask_TS)
 
     def prepare(self, adapter: TaskAdapter) -> Prepared:
         """Keys and values of the instruction memory for fusion and decoder, once per task."""
@@ -83,20 +107,20 @@ class TagiModel(nn.Module):
         if self.fusion is not None:
             fusion = self.fusion.prepare(adapter.memory, adapter.mask)
         if self.method.fuses_decoder:
-            decoder = self.backbone.project_memory(adapter.memory, adapter.mask, lora=adapter.lora)
+            decoder = self.backbone.project_memory(adapter.memory, adapter.mask, modules=adapter.modules)
         return Prepared(adapter, fusion, decoder)
 
     def encode_input(self, ids_RN: Tensor, mask_RN: Tensor, prepared: Prepared, rows: Rows) -> DecoderContext:
         """F: the inputs through the adapted, fused encoder, ready for the decoder beside I."""
-        lora, fusion, memory = prepared.adapter.lora, self.fusion, prepared.fusion
+        modules, fusion, memory = prepared.adapter.modules, self.fusion, prepared.fusion
 
         def fuse(block: int, x_RND: Tensor) -> Tensor:
             assert fusion is not None and memory is not None
             return fusion.fuse(block, x_RND, memory, rows)
 
         after = fuse if fusion is not None else None
-        hidden = self.backbone.encode(ids_RN, mask_RN, lora=lora, rows=rows, after_self_attention=after)
-        return self.backbone.context(hidden, mask_RN, lora=lora, rows=rows, memory=prepared.decoder)
+        hidden = self.backbone.encode(ids_RN, mask_RN, modules=modules, rows=rows, after_self_attention=after)
+        return self.backbone.context(hidden, mask_RN, modules=modules, rows=rows, memory=prepared.decoder)
 
     def forward(
         self,
@@ -124,12 +148,12 @@ class TagiModel(nn.Module):
         """Inputs (R, N) and shifted targets (R, O) to logits (R, O, V), wearing adapters given from outside."""
         prepared = self.prepare(adapter)
         context = self.encode_input(input_ids, input_mask, prepared, rows)
-        logits, _ = self.backbone.decode(decoder_ids, context, lora=adapter.lora, rows=rows)
+        logits, _ = self.backbone.decode(decoder_ids, context, modules=adapter.modules, rows=rows)
         return Output(logits, adapter)
 
 
 def neutral(backbone: T5, tasks: int) -> TaskAdapter:
-    """The adapter that changes nothing: no LoRA and an empty memory."""
+    """The adapter that changes nothing: no modules and an empty memory."""
     weight = backbone.embedding.weight
     mask = torch.zeros(tasks, 0, dtype=torch.long, device=weight.device)
     return TaskAdapter({}, weight.new_zeros(tasks, 0, backbone.d_model), mask)
@@ -137,8 +161,8 @@ def neutral(backbone: T5, tasks: int) -> TaskAdapter:
 
 def initialise(model: TagiModel, generator: torch.Generator) -> None:
     """Random initialisation of the parts that no backbone checkpoint holds."""
-    if model.hypernetwork is not None:
-        hypernetwork_module.initialise(model.hypernetwork, generator)
+    for written in model.generators:
+        hypernetwork_module.initialise(written, generator)
     if model.fusion is not None:
         fusion_module.initialise(model.fusion, generator)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tagi.data.collate import Batch
 from tagi.losses import Loss, factor_distance, product_distance
-from tagi.model.backbone import LoraFactors
+from tagi.model.backbone import Factors
 from tagi.model.bank import Bank
 from tagi.model.tagi import Output
 from tagi.train.stage import Term
@@ -36,7 +36,7 @@ def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"])
         teachers = {site: _pick(factors, lane_T[taught]) for site, factors in bank.lora.items()}
         distances = {
             site: measure(_pick(own, taught), _to(teachers[site], own.a.device))
-            for site, own in output.adapter.lora.items()
+            for site, own in output.adapter.modules.items()
         }
         relative = [d.sum() / float(energies[site]) for site, d in distances.items()]
         return Loss(torch.stack(relative).mean(), (lane_T >= 0).sum().to(relative[0].device))
@@ -49,26 +49,26 @@ def lane_of(batch: Batch, lanes: Mapping[str, int]) -> Tensor:
     return torch.tensor([lanes.get(name, -1) for name in batch.names], dtype=torch.long)
 
 
-def _products(one: LoraFactors, other: LoraFactors) -> Tensor:
+def _products(one: Factors, other: Factors) -> Tensor:
     return product_distance(one.a, one.b * one.scale, other.a, other.b * other.scale)
 
 
-def _factors(one: LoraFactors, other: LoraFactors) -> Tensor:
+def _factors(one: Factors, other: Factors) -> Tensor:
     return factor_distance(one.a, other.a) + factor_distance(one.b * one.scale, other.b * other.scale)
 
 
-_MODES: dict[str, Callable[[LoraFactors, LoraFactors], Tensor]] = {"delta": _products, "factors": _factors}
+_MODES: dict[str, Callable[[Factors, Factors], Tensor]] = {"delta": _products, "factors": _factors}
 
 
-def _start(factors: LoraFactors, a0: Tensor) -> LoraFactors:
+def _start(factors: Factors, a0: Tensor) -> Factors:
     """The LoRA that every teacher started from, whose distance is a teacher's energy."""
-    return LoraFactors(a0.expand_as(factors.a), torch.zeros_like(factors.b), factors.scale)
+    return Factors(a0.expand_as(factors.a), torch.zeros_like(factors.b), factors.scale)
 
 
-def _pick(factors: LoraFactors, index: Tensor) -> LoraFactors:
+def _pick(factors: Factors, index: Tensor) -> Factors:
     index = index.to(factors.a.device)
-    return LoraFactors(factors.a[index], factors.b[index], factors.scale)
+    return Factors(factors.a[index], factors.b[index], factors.scale)
 
 
-def _to(factors: LoraFactors, device: torch.device) -> LoraFactors:
-    return LoraFactors(factors.a.to(device), factors.b.to(device), factors.scale)
+def _to(factors: Factors, device: torch.device) -> Factors:
+    return Factors(factors.a.to(device), factors.b.to(device), factors.scale)

@@ -14,7 +14,7 @@ from tagi.errors import CheckpointError, ConfigError
 from tagi.infer.engine import load_tokenizer, teacher_forced
 from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_positions
 from tagi.model import checkpoint
-from tagi.model.backbone import LoraFactors
+from tagi.model.backbone import Factors
 from tagi.model.bank import Bank
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
@@ -67,7 +67,7 @@ def lora_teacher(model: TagiModel, bank: Bank, temperature: float) -> Teacher:
         device = batch.labels.device
         model.to(device)
         worn = {site: _wear(factors, lane_of(batch, lanes), device) for site, factors in bank.lora.items()}
-        adapter = replace(neutral(model.backbone, len(batch.names)), lora=worn)
+        adapter = replace(neutral(model.backbone, len(batch.names)), modules=worn)
         prompt = batch.as_prompt()
         decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
         rows = Rows.of(batch.task_index, len(batch.names))
@@ -142,13 +142,13 @@ def _at_rest(model: TagiModel) -> TagiModel:
     return model.eval().requires_grad_(False)
 
 
-def _wear(factors: LoraFactors, lane_T: Tensor, device: torch.device) -> LoraFactors:
+def _wear(factors: Factors, lane_T: Tensor, device: torch.device) -> Factors:
     """Each task's own teacher; B is zero for a task that has none."""
     present = (lane_T >= 0)[:, None, None]
     chosen = lane_T.clamp(min=0)
     a, b = factors.a[chosen], factors.b[chosen] * present
-    return LoraFactors(a.to(device), b.to(device), factors.scale)
+    return Factors(a.to(device), b.to(device), factors.scale)
 
 
-def _pair(factors: LoraFactors) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
+def _pair(factors: Factors) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
     return ("A", factors.a), ("B", factors.b)

@@ -62,7 +62,7 @@ def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Cal
     method, data = methods.get(config.method), config.data
     limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
     short = config.model_copy(update={"data": data.model_copy(update={"max_documents": limit})})
-    collator = Collator(tokenizer, config.prompt, method.prompt, method.reads_instruction_once)
+    collator = Collator(tokenizer, config.prompt, method)
     draw = batches(short, collator)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Size
 
-from tagi.config import FusionConfig, HypernetworkConfig, Part, T5Shape, TrainingConfig
+from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape, TrainingConfig
 from tagi.methods import Method
-from tagi.model.flops import Lengths
+from tagi.model.flops import Lengths, generated_sites, site_widths
 
 WIDE = 4
 """Bytes of a value in fp32: masters, optimizer state, norms, softmax and losses."""
@@ -122,12 +122,14 @@ def fusion_layer(shape: T5Shape, config: FusionConfig, size: int, lengths: Lengt
     return lengths.rows * lengths.input * (per_token + weights) + keys
 
 
-def generator(shape: T5Shape, config: HypernetworkConfig, size: int, lengths: Lengths) -> int:
-    """The hypernetwork: pooled vectors, the hidden layer twice, A and B, and the attention over the instruction."""
-    sites = 2 * (shape.num_layers + 2 * shape.num_decoder_layers)
-    vectors = config.rank if config.generator == "rankwise" else 1
+def generator(
+    shape: T5Shape, config: HypernetworkConfig, size: int, lengths: Lengths, kind: ModuleKind = "lora"
+) -> int:
+    """A generator: pooled vectors, the hidden layer twice, A and B, and the attention over the instruction."""
+    sites, rows = generated_sites(shape, kind), config.size(kind)
+    vectors = rows if config.generator == "rankwise" else 1
     inner = vectors * (2 * shape.d_model + 2 * config.hidden + 2 * lengths.instruction)
-    factors = 2 * config.rank * (shape.d_model + shape.inner_dim)
+    factors = 2 * rows * sum(site_widths(shape, kind))
     return lengths.tasks * sites * (inner + factors) * size
 
 
@@ -159,8 +161,7 @@ def activations(
     else:
         kept = encoder * shape.num_layers + decoder * shape.num_decoder_layers
         kept += extra * len(range(0, shape.num_layers, fused.every))
-    if method.lora:
-        kept += generator(shape, hypernetwork, keep.size, lengths)
+    kept += sum(generator(shape, hypernetwork, keep.size, lengths, kind) for kind in method.writes)
     return kept + instruction(keep, method, lengths) + temporaries(keep, lengths, seen)
 
 

@@ -109,7 +109,7 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
     waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
     begin = start(config)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
-    collator = Collator(begin.tokenizer, config.prompt, method.prompt, apart=False)
+    collator = Collator(begin.tokenizer, config.prompt, method)
     groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in sources.items()}
     previous = _previous(config, base)
     a0 = previous.a0 if previous is not None else _draw(base, config)
