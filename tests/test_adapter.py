@@ -41,9 +41,8 @@ def wear(model: TagiModel, adapter: TaskAdapter, ids: Tensor, mask: Tensor, deco
 def bare(t5: T5, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
     rows = Rows(1, len(ids))
     hidden = t5.encode(ids, mask, modules={}, rows=rows)
-    return t5.decode(decoder_ids, t5.context(hidden, mask, modules={}, rows=rows, memory=None), modules={}, rows=rows)[
-        0
-    ]
+    context = t5.context(hidden, mask, modules={}, rows=rows, memory=None)
+    return t5.decode(decoder_ids, context, modules={}, rows=rows)[0]
 
 
 def inputs(lengths: Sequence[int] = (7, 3, 5)) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +98,7 @@ def test_untrained_fusion_changes_no_bit_of_the_encoder() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("owner", LAYOUTS)
-@pytest.mark.parametrize("method", ["tagi", "lora_only", "lora_concat", "fusion_only"])
+@pytest.mark.parametrize("method", ["tagi", "lora_only", "fusion_only", "hypter", "hypertuning_prefix", "hint"])
 def test_batch_of_different_tasks_equals_each_task_alone(method: str, owner: list[int]) -> None:
     """Logits and greedy tokens, instructions and inputs of different lengths padded together."""
     model = trained(small_tagi(method))

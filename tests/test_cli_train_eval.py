@@ -250,8 +250,8 @@ def test_methods_are_the_rows_of_table_1(tagi: Run) -> None:
     columns = ("pretrained", "fuses_instruction", "low_inference_cost")
     published = {  # Table 1: T0 / Tk-Instruct, HyperTuning, HINT, TAGI
         "metatrain": (False, True, False),
-        "lora_only": (True, False, True),
-        "lora_concat": (True, False, True),
+        "hypertuning_lora": (True, False, True),
+        "hint": (True, False, True),
         "tagi": (True, True, True),
     }
     assert {name: tuple(found[name][column] for column in columns) for name in published} == published

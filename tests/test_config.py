@@ -188,26 +188,41 @@ def test_exact_gated_gelu_is_refused_because_its_files_would_read_as_another() -
         configs.parse(T5Shape, {"vocab_size": 9, "gated": True, "activation": "gelu"}, source="shape")
 
 
-def test_methods_have_the_properties_of_table_1() -> None:
-    """(fuses the instruction, cheap at inference, reads the instruction once)."""
-    found = {
-        method.name: (method.fuses_instruction, method.low_inference_cost, method.reads_instruction_once)
-        for method in methods.METHODS
-    }
-    assert found == {
-        "no_ft": (True, False, False),
-        "metatrain": (True, False, False),
-        "no_instruction": (False, True, False),
-        "lora_only": (False, True, True),
-        "lora_concat": (False, True, True),
-        "fusion_only": (True, True, True),
-        "tagi": (True, True, True),
-    }
+PUBLISHED = {
+    # Table 8: meta-train, pre-train, concat., fusion, low update parameters, low inference cost, unseen tasks
+    "full_ft": (False, False, True, True, False, False, 0),
+    "metatrain": (True, False, True, True, False, False, 3),
+    "hypter": (True, False, False, False, True, True, 1),
+    "hypertuning_prefix": (True, True, False, False, True, True, 1),
+    "hypertuning_lora": (True, True, False, False, True, True, 1),
+    "hint": (True, True, True, False, True, True, 2),
+    "tagi": (True, True, True, True, True, True, 3),
+}
+
+
+def test_methods_are_the_rows_of_tables_1_and_8() -> None:
+    columns = (
+        "meta_trained",
+        "pretrained",
+        "concatenates_instruction",
+        "fuses_instruction",
+        "low_update_parameters",
+        "low_inference_cost",
+        "unseen_tasks",
+    )
+    found = {name: tuple(getattr(methods.get(name), column) for column in columns) for name in PUBLISHED}
+    assert found == PUBLISHED
+
+
+def test_only_tagi_and_its_ablations_learn_from_teachers() -> None:
+    """Table 1, "Instr. Learning"; Table 8 has a cross there for TAGI too, against Table 1 and the text."""
+    learned = {method.name for method in methods.METHODS if method.distilled}
+    assert learned == {"tagi", "lora_only", "lora_concat", "lora_fusion", "fusion_only"}
 
 
 def test_method_by_name_or_the_nearest() -> None:
     assert methods.get("tagi").title == "TAGI"
     with pytest.raises(ConfigError, match=r"method: 'lora_olny' is unknown, did you mean lora_only\?"):
         methods.get("lora_olny")
-    with pytest.raises(ConfigError, match="method: 'xyz' is unknown; there are no_ft, metatrain, "):
+    with pytest.raises(ConfigError, match="method: 'xyz' is unknown; there are no_ft, full_ft, metatrain, "):
         methods.get("xyz")

@@ -24,7 +24,7 @@ GENERATORS = {
     "flat ends": HypernetworkConfig(rank=3, hidden=8, generator="flat", pool="first_last", share="kind"),
 }
 FUSIONS = {"each": FusionConfig(width=8, heads=2), "second": FusionConfig(heads=2, every=2, norm="post")}
-METHODS = ("tagi", "metatrain", "lora_only", "lora_concat", "fusion_only")
+METHODS = ("tagi", "metatrain", "lora_only", "lora_concat", "fusion_only", "hypter", "hypertuning_prefix", "hint")
 
 
 def respond(model: TagiModel, lengths: Lengths) -> Output:

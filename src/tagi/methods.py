@@ -82,7 +82,7 @@ class Method:
     def unseen_tasks(self) -> int:
         """Tables 1 and 8, "Unseen Task", ticks out of three: one for learning from other tasks than the target, and one
         each for seeing the instruction's tokens in the decoder and in the encoder. The rule gives the paper's ticks."""
-        if not self.meta_trained:
+        if not (self.meta_trained and (self.prompt or self.reads_instruction_once)):
             return 0
         return 1 + self.concatenates_instruction + self.fuses_instruction
 

@@ -1,4 +1,4 @@
-"""`tagi methods`: every system as one point in one design space; the paper's Table 1."""
+"""`tagi methods`: every system as one point in one design space; the paper's Tables 1 and 8."""
 
 from __future__ import annotations
 
@@ -14,24 +14,35 @@ if TYPE_CHECKING:
     from tagi.methods import Method
 
 EXAMPLE = "Example: tagi methods --json"
-PAPER = {
+TABLE_1 = {
     "pretrained": "Pre-Train",
     "fuses_instruction": "Instr. Fus.",
     "low_inference_cost": "Low Infer. Cost",
+    "distilled": "Instr. Learning",
+    "unseen_tasks": "Unseen Task",
+}
+TABLE_8 = {
+    "meta_trained": "Meta-Train",
+    "pretrained": "Pre-Train",
+    "concatenates_instruction": "Instr. Concat.",
+    "fuses_instruction": "Instr. Fus.",
+    "low_update_parameters": "Low Up. Params",
+    "low_inference_cost": "Low Infer. Cost",
+    "distilled": "Instr. Learning",
+    "unseen_tasks": "Unseen Task",
 }
 DESIGN = {
     "prompt": "prompt",
-    "lora": "LoRA",
     "fuses_encoder": "encoder fusion",
     "fuses_decoder": "decoder concat.",
+    "decoder_only": "decoder only",
+    "on_target": "on the target",
 }
-
-
 SIGN_WIDTH = 10
 
 
 def methods(as_json: Json = False) -> None:
-    """Show the systems that a config can name: Table 1 of the paper, and what each is made of."""
+    """Show the systems that a config can name: Tables 1 and 8 of the paper, and what each is made of."""
     from tagi.methods import METHODS
 
     described = [_describe(method) for method in METHODS]
@@ -39,14 +50,24 @@ def methods(as_json: Json = False) -> None:
         print_json({"methods": described})
         return
     console = stdout()
-    console.print(_table(console, "Table 1", described, ("name", "title"), PAPER))
-    parts = [method | {"trained": ", ".join(method["trainable"]) or "nothing"} for method in described]
-    console.print(_table(console, "Design space", parts, ("name", "trained"), DESIGN))
+    console.print(_table(console, "Table 1", described, ("name", "title"), TABLE_1))
+    console.print(_table(console, "Table 8", described, ("name",), TABLE_8))
+    parts = [method | _in_words(method) for method in described]
+    console.print(_table(console, "Design space", parts, ("name", "writes", "demos", "trained"), DESIGN))
 
 
 def _describe(method: Method) -> dict[str, Any]:
-    answers = {name: getattr(method, name) for name in (*PAPER, *DESIGN)}
-    return {"name": method.name, "title": method.title, **answers, "trainable": list(method.trainable)}
+    answers = {name: getattr(method, name) for name in {**TABLE_1, **TABLE_8, **DESIGN}}
+    made_of = {"writes": list(method.writes), "demonstrations": method.demonstrations}
+    return {"name": method.name, "title": method.title, **answers, **made_of, "trainable": list(method.trainable)}
+
+
+def _in_words(method: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "writes": ", ".join(method["writes"]) or "nothing",
+        "demos": method["demonstrations"] or "if given",
+        "trained": ", ".join(method["trainable"]) or "nothing",
+    }
 
 
 def _table(
@@ -58,10 +79,15 @@ def _table(
 ) -> Table:
     made = table(title, [*texts, *answers.values()], justify="center")
     made.columns[0].no_wrap = True
-    made.columns[1].justify = "left"
+    for column in made.columns[1 : len(texts)]:
+        column.justify = "left"
     for column in made.columns[len(texts) :]:
         column.max_width = SIGN_WIDTH
     for method in described:
-        signs = [mark(console, method[name]) for name in answers]
-        made.add_row(*(method[name] for name in texts), *signs)
+        made.add_row(*(method[name] for name in texts), *(_sign(console, method[name]) for name in answers))
     return made
+
+
+def _sign(console: Console, answer: bool | int) -> str:
+    """A tick or a cross; of a count, as many ticks."""
+    return mark(console, good=True) * answer if answer else mark(console, good=False)
