@@ -20,7 +20,11 @@ Rate = Annotated[float, Field(ge=0.0)]
 Part = Literal["backbone", "hypernetwork", "fusion"]
 ModuleKind = Literal["lora", "prefix", "bottleneck"]
 """What a hypernetwork can write into a language model."""
+P3Instruction = Literal["template", "full"]
+"""What a hypernetwork reads of P3: the template by itself, or a row's whole prompt, which makes every row a task."""
 PromptStyle = Literal["tk", "plain", "t0"]
+RankNorm = Literal["mean", "sum"]
+"""Log-likelihood of a choice by target token, or of all of them together."""
 
 
 class Frozen(BaseModel):
@@ -150,10 +154,13 @@ class DataConfig(Frozen):
     path: str | None = None
     """Folder of the data set (sni, c4, p3)."""
     split: str = "default"
+    """A folder of `splits/` (sni); 5, 10, 20, 36 (the default) or all (p3)."""
+    instruction: P3Instruction = "template"
+    """What a hypernetwork reads (p3)."""
     max_instances: Positive | None = 100
-    """Instances per training task (sni)."""
+    """Instances per training task (sni) or template (p3)."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
-    """Meta-valid tasks held out of training."""
+    """Meta-valid tasks held out of training; data sets (p3)."""
     valid_instances: Positive = 10
     """Instances of each meta-valid task that a checkpoint is scored on."""
     compositions: Positive = 2500
@@ -292,6 +299,8 @@ class RunConfig(Frozen):
     def _one_start(self) -> Self:
         if (self.start_from is None) == (self.backbone is None):
             raise ValueError("give either backbone (a fresh start) or start_from (an earlier stage)")
+        if self.data.instruction == "full" and self.training.rows_per_task > 1:
+            raise ValueError("data.instruction: with full every row is a task of its own; set training.rows_per_task=1")
         if self.objective.lambda_ins and self.bank is None:
             raise ValueError("objective.lambda_ins needs a teacher bank (bank)")
         return self

@@ -16,6 +16,7 @@ from tagi.cli.common import (
     Checkpoint,
     Json,
     bar,
+    note,
     open_tagi,
     print_json,
     stderr,
@@ -24,6 +25,7 @@ from tagi.cli.common import (
 )
 from tagi.cli.compare import EXAMPLE as COMPARE_EXAMPLE
 from tagi.cli.compare import compare
+from tagi.config import P3Instruction, RankNorm
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,6 +140,40 @@ def micro(
         )
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
     _score(tagi, drawn, partners, setting, asked | {"data_seed": data.seed, "checkpoint": checkpoint})
+
+
+@app.command("p3", epilog="Example: tagi eval p3 --data p3 --checkpoint runs/p3/final --instances 60 -o scores")
+def p3(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="P3: eval/ and templates/.")],
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Only this held-out task; may be given several times.")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each task.")] = None,
+    instances: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task.")] = None,
+    norm: Annotated[RankNorm, typer.Option(help="Score of a choice: by token, or of the whole.")] = "mean",
+    reads: Annotated[
+        P3Instruction, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
+    ] = "template",
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    instruction: InstructionOption = "aligned",
+    seed: Seed = 0,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Score the held-out tasks of P3 by rank classification: accuracy by prompt, task and on average."""
+    from tagi.cli import ranks
+
+    free = _free(output)
+    with waiting("rendering prompts"):
+        found, missing = ranks.held_out(data, tasks, reads=reads, prompts=prompts, instances=instances)
+    for name, reason in missing.items():
+        note(f"{name}: {reason}")
+    tagi = open_tagi(checkpoint, backbone)
+    shown = ranks.with_shots(found, tagi.config.prompt.positives, seed)
+    asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
+    asked |= {"reads": reads, "checkpoint": checkpoint, "seed": seed}
+    ranks.score(tagi, shown, instruction, norm, asked, output=free, as_json=as_json)
 
 
 def _score(

@@ -121,7 +121,6 @@ def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
 
 def _run_stage(run: Mapping[str, RunConfig], key: str, resume: bool, *, skip: bool) -> Path:
     """Train one stage; with `skip`, only if it is not finished."""
-    from tagi.train.start import check_readable
     from tagi.train.trainer import FINAL, check_output
 
     config = run[key]
@@ -129,7 +128,6 @@ def _run_stage(run: Mapping[str, RunConfig], key: str, resume: bool, *, skip: bo
     if skip and (output / FINAL).exists():
         note(f"{key}: {output / FINAL} is there already")
         return output / FINAL
-    check_readable(config.data)
     if config.stage == "teachers":
         return _train_bank(config, resume)
     check_output(output, resume=resume)

@@ -1,20 +1,18 @@
 """Plain text in C4's format, and the three segments that hypernetwork pretraining cuts each document into."""
 
-import gzip
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tagi.data.mixture import epoch_order
-from tagi.data.records import Record, parse_json
+from tagi.data.records import Record, parse_json, read_lines
 from tagi.errors import DataError
 
 SEGMENTS = 3
@@ -50,7 +48,7 @@ def documents(files: Iterable[Path]) -> Iterator[str]:
         DataError: If a file cannot be read or unpacked, or a line is no JSON object with a string `text`.
     """
     for path in files:
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in read_lines(path):
             yield parse_json(_Document, line, path, f"line {number}").text
 
 
@@ -122,17 +120,3 @@ def _tokenized(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iter
     while chunk := list(islice(texts, _CHUNK)):
         encoded = tokenizer(chunk, add_special_tokens=False, truncation=True, max_length=MAX_LENGTH)
         yield from encoded["input_ids"]
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with _open(path) as file:
-            yield from file
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(path, "", f"is a damaged gzip file ({error})") from error
-    except OSError as error:
-        raise DataError(path, "", f"cannot be read ({error.strerror})") from error
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

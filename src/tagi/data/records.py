@@ -1,5 +1,8 @@
 """Reading JSON that other people wrote: a checked record, or one sentence about what is wrong with it."""
 
+import gzip
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +40,21 @@ def read_text(path: Path) -> str:
         raise DataError(path, "", f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(path, "", f"is not UTF-8 (byte {error.start})") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, unpacked if its name ends in `.gz`, one at a time with their numbers from 1.
+
+    Raises:
+        DataError: If the file cannot be read or unpacked.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from enumerate(file, start=1)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(path, "", f"is a damaged gzip file ({error})") from error
+    except OSError as error:
+        raise DataError(path, "", f"cannot be read ({error.strerror})") from error
 
 
 def parse_json(kind: type[R], text: str | bytes, path: Path, within: str = "") -> R:

@@ -1,13 +1,15 @@
-"""The one decoding loop. Inference, evaluation and the server all use it."""
+"""The one decoding loop, and the scoring of given answers. Inference, evaluation and the server all use them."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tagi.losses import valid_positions
 from tagi.model.backbone import Past
 from tagi.model.rows import Rows
-from tagi.model.tagi import Prepared, TagiModel
+from tagi.model.tagi import Prepared, TagiModel, shift_right
 
 
 @torch.inference_mode()
@@ -38,6 +40,40 @@ def greedy(
         done |= last == shape.eos_token_id
         produced.append(last)
     return torch.cat(produced, dim=1)
+
+
+class Likelihood(NamedTuple):
+    """Of given answers under the model, in nats."""
+
+    total: Tensor  # (C,) log-likelihood of all tokens
+    tokens: Tensor  # (C,) how many there are
+
+
+@torch.inference_mode()
+def score_answers(
+    model: TagiModel,
+    input_ids: Tensor,
+    input_mask: Tensor,
+    labels: Tensor,
+    owner: Tensor,
+    *,
+    prepared: Prepared,
+    rows: Rows,
+) -> Likelihood:
+    """Log-likelihood of C answers to R inputs, one encoder pass for all answers of an input.
+
+    Args:
+        input_ids: (R, N), as `input_mask`.
+        labels: (C, O) tokens of the answers, -100 where padded.
+        owner: (C,) the input that each answer belongs to.
+    """
+    shape, modules = model.backbone.shape, prepared.adapter.modules
+    context = model.encode_input(input_ids, input_mask, prepared, rows).select(owner)
+    decoder_ids = shift_right(labels, shape.decoder_start_token_id, shape.pad_token_id)
+    logits, _ = model.backbone.decode(decoder_ids, context, modules=modules, rows=rows.select(owner))
+    valid = valid_positions(labels)
+    chosen = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return Likelihood((chosen * valid).sum(1), valid.sum(1))
 
 
 def averaged(logits: Tensor, members: int) -> Tensor:

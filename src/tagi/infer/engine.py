@@ -107,14 +107,19 @@ class Tagi:
 
     def solve(self, instruction: Instruction, inputs: Sequence[str], *, max_tokens: int | None = None) -> list[str]:
         """Inputs of one task by whatever this method does with an instruction: adapter or prompt."""
-        method = self.model.method
-        adapter = self.adapt(instruction) if method.reads_instruction_once else self.neutral()
-        return self._answer([self.prompts(instruction, text) for text in inputs], adapter, None, max_tokens)
+        prompts = [self.prompts(instruction, text) for text in inputs]
+        return self._answer(prompts, self.told(instruction), None, max_tokens)
 
-    def prompts(self, instruction: Instruction, text: str) -> list[list[int]]:
+    def told(self, instruction: Instruction | None) -> TaskAdapter:
+        """The adapter of a task, neutral where the method writes none or nothing is told."""
+        if instruction is None or not self.model.method.reads_instruction_once:
+            return self.neutral()
+        return self.adapt(instruction)
+
+    def prompts(self, instruction: Instruction | None, text: str) -> list[list[int]]:
         """Token ids of everything that the language model reads to answer one input: one prompt, or one for each
         demonstration where predictions are averaged."""
-        if self.model.method.demonstrations == "averaged":
+        if instruction is not None and self.model.method.demonstrations == "averaged":
             return self.collator.members(instruction, text)
         return [self.collator.input(instruction, text)]
 

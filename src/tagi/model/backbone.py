@@ -73,6 +73,11 @@ class DecoderContext:
     bias: Tensor  # (R, 1, 1, N)
     memory: DecoderMemory | None
 
+    def select(self, index: Tensor) -> "DecoderContext":
+        """The context of some rows, in the order of `index`; the memory is shared as before."""
+        layers = tuple(KeyValue(own.k[index], own.v[index]) for own in self.layers)
+        return DecoderContext(layers, self.bias[index], self.memory)
+
 
 Past = tuple[KeyValue, ...]
 AfterSelfAttention = Callable[[int, Tensor], Tensor]

@@ -36,6 +36,14 @@ class Rows:
                 return Rows(tasks, count)
         return Rows(tasks, count, index)
 
+    def select(self, chosen: Tensor) -> "Rows":
+        """The rows `chosen` (C,), in that order, some perhaps more than once."""
+        if self.tasks == 1:
+            return Rows(1, chosen.numel())
+        each = self.count // self.tasks
+        owner = self.index if self.index is not None else torch.arange(self.count, device=chosen.device) // each
+        return Rows.of(owner[chosen], self.tasks)
+
     def pick(self, x_T: Tensor) -> Tensor:
         """Each row's entry of a per-task tensor (T, ...) -> (R, ...)."""
         if self.index is not None:

@@ -11,6 +11,7 @@ from tagi.data.collate import Batch, Collator
 from tagi.data.micro_splits import Split, splits
 from tagi.data.microtasks import MicroTask
 from tagi.data.mixture import FixedTasks, Mixture, TaskSource
+from tagi.data.p3 import P3Dataset, TrainSet, with_demonstrations
 from tagi.data.sni import SniDataset, meta_split
 from tagi.data.types import Task
 from tagi.errors import ConfigError
@@ -56,6 +57,53 @@ def sni_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]
     return task_batches(_mixture(config, FixedTasks(sni_tasks(config.data))), collator)
 
 
+@dataclass(frozen=True, slots=True)
+class P3Source:
+    """P3's templates; demonstrations, where they are shown, are other rows of the template on every visit."""
+
+    tasks: tuple[Task, ...]
+    positives: int
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def task(self, number: int, visit: int) -> Task:
+        task = self.tasks[number]
+        count = min(self.positives, len(task.examples) - 1)
+        return with_demonstrations(task, count, visit) if count else task
+
+
+def p3_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
+    """Batches of the templates of P3's training sets, without those of the held-out data sets."""
+    return task_batches(_mixture(config, P3Source(tuple(p3_tasks(config.data)), config.prompt.positives)), collator)
+
+
+def p3_tasks(data: DataConfig) -> list[Task]:
+    """The tasks of P3's meta-train data sets; templates of which no row asks and answers something are left out."""
+    dataset, sets, (names, _) = _p3_sets(data)
+    chosen = [one for one in sets if one.data_set in names]
+    tasks = [task for one in chosen for task in dataset.train_tasks(one, limit=data.max_instances, seed=data.seed)]
+    return [task for task in tasks if task.examples]
+
+
+def _p3_sets(data: DataConfig) -> tuple[P3Dataset, list[TrainSet], tuple[list[str], list[str]]]:
+    """The data set, its row files, and the names of its meta-train and meta-valid data sets."""
+    split = "36" if data.split == "default" else data.split
+    dataset = P3Dataset(Path(data.path or ""), split, data.instruction)
+    sets = dataset.train_sets()
+    return dataset, sets, meta_split(sorted({one.data_set for one in sets}), data.valid_tasks, data.seed)
+
+
+def _p3_valid(config: RunConfig) -> list[Task]:
+    """The first template of every held-out data set."""
+    data = config.data
+    dataset, sets, (_, names) = _p3_sets(data)
+    first = {one.data_set: one for one in reversed(sets) if one.data_set in names}
+    tasks = [task for one in first.values() for task in dataset.train_tasks(one, limit=data.valid_instances)]
+    source = P3Source(tuple(task for task in tasks if task.examples), config.prompt.positives)
+    return [source.task(number, 0) for number in range(len(source))]
+
+
 def grouped_sources(config: RunConfig) -> dict[str, TaskSource]:
     """The meta-train tasks by category or each by itself, in a fixed order: what teachers are trained on.
 
@@ -70,6 +118,9 @@ def grouped_sources(config: RunConfig) -> dict[str, TaskSource]:
     if data.source == "sni":
         sni = _grouped(sni_tasks(data), lambda t: t.name if by_task else t.categories[0])
         return {name: FixedTasks(tasks) for name, tasks in sni.items()}
+    if data.source == "p3":
+        p3 = _grouped(p3_tasks(data), lambda t: t.name if by_task else t.categories[0])
+        return {name: P3Source(tuple(tasks), config.prompt.positives) for name, tasks in p3.items()}
     raise ConfigError(f"data.source: {data.source} has no tasks to train teachers on")
 
 
@@ -94,6 +145,8 @@ def valid_tasks(config: RunConfig) -> list[Task]:
     if data.source == "sni":
         dataset, (_, names) = _sni_names(data)
         return [dataset.load(name, limit=data.valid_instances) for name in names]
+    if data.source == "p3":
+        return _p3_valid(config)
     return []
 
 

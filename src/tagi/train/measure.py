@@ -14,7 +14,7 @@ from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
 from tagi.model.flops import Lengths
-from tagi.train.sources import READABLE, batches
+from tagi.train.sources import batches
 from tagi.train.start import random_tokenizer
 
 MEASURED_STEPS = 4
@@ -50,7 +50,7 @@ def tokenizer_at_hand(config: RunConfig, shape: T5Shape) -> PreTrainedTokenizerB
 def data_at_hand(config: RunConfig) -> bool:
     """Whether the run's data can be read here."""
     data = config.data
-    return data.source == "micro" or (data.source in READABLE and Path(data.path or "").is_dir())
+    return data.source == "micro" or Path(data.path or "").is_dir()
 
 
 def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None]) -> Measured:

@@ -6,12 +6,10 @@ from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.errors import ConfigError
 from tagi.methods import Method
-from tagi.train.finetune import micro_batches, sni_batches
+from tagi.train.finetune import micro_batches, p3_batches, sni_batches
 from tagi.train.pretrain import text_batches
 
-_TASKS = {"micro": micro_batches, "sni": sni_batches}
-READABLE = (*_TASKS, "c4")
-"""Data sources that can be read."""
+_TASKS = {"micro": micro_batches, "sni": sni_batches, "p3": p3_batches}
 
 
 def batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:

@@ -22,7 +22,7 @@ from tagi.model.t5 import initialise as initialise_t5
 from tagi.model.t5_hf import load_t5, locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
-from tagi.train.finetune import sni_tasks
+from tagi.train.finetune import p3_tasks, sni_tasks
 
 _CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon")
 TOKENIZER_DOCUMENTS = 20_000
@@ -44,7 +44,6 @@ def start(config: RunConfig) -> Start:
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
     """
-    check_readable(config.data)
     if config.start_from is not None:
         return _go_on(config, Path(config.start_from))
     assert config.backbone is not None
@@ -81,16 +80,6 @@ def check_shape(found: T5Shape, expected: T5Shape, path: str) -> None:
             raise ConfigError(f"backbone.shape.{field}: is {ours}, but the checkpoint {path} has {theirs}")
 
 
-def check_readable(data: DataConfig) -> None:
-    """Refuse data that no reader exists for.
-
-    Raises:
-        ConfigError: `data.source` cannot be read.
-    """
-    if data.source == "p3":
-        raise ConfigError("data.source: P3 data cannot be read yet; --dry-run works without it")
-
-
 def random_tokenizer(config: BackboneConfig, shape: T5Shape, data: DataConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
@@ -104,7 +93,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
         files = list_files(Path(data.path or ""), "train")
         yield from (text for _, text in zip(range(TOKENIZER_DOCUMENTS), documents(files), strict=False))
         return
-    for task in sni_tasks(data):
+    for task in sni_tasks(data) if data.source == "sni" else p3_tasks(data):
         yield task.instruction.definition
         for example in task.examples:
             yield example.input

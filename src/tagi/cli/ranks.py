@@ -1,0 +1,157 @@
+"""`tagi eval p3`: the held-out tasks, their rank classification, and its scores as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from tagi.cli.common import bar, print_json, stderr, stdout, table
+from tagi.cli.scores import percent, with_interval
+from tagi.config import P3Instruction, RankNorm
+from tagi.data.p3 import EVALUATION, P3Dataset, with_demonstrations
+from tagi.data.types import Task
+from tagi.eval.evaluate import InstructionControl
+from tagi.eval.rank import Accuracy, Ranking, accuracy, chance, majority, rank
+from tagi.eval.report import markdown_table, write_predictions
+from tagi.files import write_text
+
+if TYPE_CHECKING:
+    from tagi.infer.engine import Tagi
+
+HEADER = ("", "prompts", "accuracy", "worst prompt", "best prompt")
+NOT_REDISTRIBUTABLE = "story_cloze"
+
+
+def held_out(
+    data: Path,
+    names: Sequence[str] | None,
+    *,
+    reads: P3Instruction,
+    prompts: int | None,
+    instances: int | None,
+) -> tuple[list[Task], dict[str, str]]:
+    """The held-out tasks under their prompts, and what is not here with the reason.
+
+    Raises:
+        TagiError: an unknown task, or data that is missing or damaged.
+    """
+    dataset = P3Dataset(data, instruction=reads)
+    here = list(names) if names else dataset.eval_names()
+    tasks = [task for name in here for task in _first_prompts(dataset.eval_tasks(name, limit=instances), prompts)]
+    absent = [] if names else [name for name in EVALUATION if name not in here]
+    return tasks, {name: _why(name, data) for name in absent}
+
+
+def with_shots(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
+    """Every task with demonstrations from its own rows, where the model is shown any.
+
+    Raises:
+        ConfigError: there are too few rows.
+    """
+    return [with_demonstrations(task, count, seed) if count else task for task in tasks]
+
+
+def score(
+    tagi: Tagi,
+    tasks: Sequence[Task],
+    instruction: InstructionControl,
+    norm: RankNorm,
+    asked: Mapping[str, Any],
+    *,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Rank, print and write."""
+    import tagi as package
+
+    began = time.perf_counter()
+    with bar("ranking") as report:
+        ranking = rank(tagi, tasks, instruction=instruction, norm=norm, seed=asked["seed"], progress=report)
+    seconds = time.perf_counter() - began
+    scores = collect(ranking, tasks, asked["seed"])
+    made = {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
+    scores["control"] = {"instruction": instruction}
+    scores["command"] = {**asked, "solve_seconds": seconds, **made}
+    title = f"p3, {len(scores['by_task'])} held-out tasks, {tagi.config.method} (instruction {instruction})"
+    if output is not None:
+        _write(output, ranking, scores, title)
+    print_json(scores) if as_json else stdout().print(score_table(scores, title))
+
+
+def collect(ranking: Ranking, tasks: Sequence[Task], seed: int) -> dict[str, Any]:
+    """Every figure of a rank classification, as fractions; the interval is 95 % bootstrap over held-out tasks."""
+    found: Accuracy = accuracy(ranking, seed=seed)
+    interval = found.interval
+    return {
+        "accuracy": found.mtest11,
+        "mtest11": found.mtest11,
+        "hypert5": found.hypert5,
+        "n": len(ranking.predictions),
+        "interval": {"accuracy": [interval.low, interval.high] if interval is not None else None},
+        "by_task": found.by_task,
+        "by_prompt": found.by_prompt,
+        "reference": {"chance": chance(tasks), "majority": majority(tasks)},
+    }
+
+
+def score_table(scores: Mapping[str, Any], title: str) -> Table:
+    """The scores for a terminal."""
+    shown = table(title, HEADER)
+    for group, style in ((_task_rows(scores), None), (_averages(scores), "bold"), (_references(scores), "dim")):
+        for row in group:
+            shown.add_row(*row, style=style)
+        shown.add_section()
+    return shown
+
+
+def markdown(scores: Mapping[str, Any], title: str) -> str:
+    """The scores for a document."""
+    rows = [*_task_rows(scores), *_averages(scores), *_references(scores)]
+    said = (
+        "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
+    )
+    return f"# {title}\n\n{markdown_table(HEADER, rows)}\n{said}\n"
+
+
+def _first_prompts(tasks: Sequence[Task], count: int | None) -> list[Task]:
+    """The tasks of the first prompts; where every row is a task, they share their prompt's name."""
+    names = list(dict.fromkeys(task.name for task in tasks))[:count]
+    return [task for task in tasks if task.name in names]
+
+
+def _why(name: str, data: Path) -> str:
+    if name == NOT_REDISTRIBUTABLE:
+        return "is not scored: StoryCloze may not be redistributed; `tagi data fetch p3 --help` says how to obtain it"
+    return f"is not scored: there is no {data / 'eval' / name}.jsonl"
+
+
+def _task_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for task, value in scores["by_task"].items():
+        each = [one for prompt, one in scores["by_prompt"].items() if prompt.startswith(f"{task}/")]
+        rows.append([task, f"{len(each)}", percent(value), percent(min(each)), percent(max(each))])
+    return rows
+
+
+def _averages(scores: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["MTest11 average", "", with_interval(scores["mtest11"], scores["interval"]["accuracy"]), "", ""]]
+    if scores["hypert5"] is not None:
+        rows.append(["HyperT5 average", "", percent(scores["hypert5"]), "", ""])
+    return rows
+
+
+def _references(scores: Mapping[str, Any]) -> list[list[str]]:
+    names = {"chance": "choosing at random", "majority": "the place that is right most often"}
+    return [[names[name], "", percent(value), "", ""] for name, value in scores["reference"].items()]
+
+
+def _write(folder: Path, ranking: Ranking, scores: Mapping[str, Any], title: str) -> None:
+    write_predictions(folder / "predictions.jsonl", ranking.predictions)
+    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(folder / "scores.md", markdown(scores, title))
+    stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)

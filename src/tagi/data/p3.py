@@ -1,0 +1,255 @@
+"""P3 as T0 uses it (Sanh et al., 2022): training rows by template, and held-out tasks with their evaluation prompts.
+
+A folder holds `train/<data set>_<template>.jsonl[.gz]` (rows rendered already), `templates/` (PromptSource's YAML) and
+`eval/<task>.jsonl` (raw rows of the held-out tasks). Listing opens no row file.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tagi.config import P3Instruction
+from tagi.data.promptsource import Template, file_name, masked, read_templates, render
+from tagi.data.records import Record, parse_json, read_lines
+from tagi.data.types import Demonstration, Example, Instruction, Task
+from tagi.errors import ConfigError, DataError
+
+MAX_ROWS = 1_000
+"""Rows of a template (A.2)."""
+SPLITS = {
+    "5": ("cosmos_qa", "kilt_tasks/hotpotqa", "amazon_polarity", "cnn_dailymail/3.0.0", "common_gen"),
+    "10": ("glue/mrpc", "adversarial_qa/dbert", "ag_news", "dream", "gigaword"),
+    "20": (
+        "paws/labeled_final",
+        "wiki_qa",
+        "ropes",
+        "quoref",
+        "dbpedia_14",
+        "multi_news",
+        "imdb",
+        "quail",
+        "quartz",
+        "wiki_bio",
+    ),
+    "36": (
+        "adversarial_qa/dbidaf",
+        "adversarial_qa/droberta",
+        "duorc/SelfRC",
+        "duorc/ParaphraseRC",
+        "cos_e/v1.11",
+        "qasc",
+        "sciq",
+        "glue/qqp",
+        "social_i_qa",
+        "wiki_hop/original",
+        "wiqa",
+        "app_reviews",
+        "rotten_tomatoes",
+        "yelp_review_full",
+        "samsum",
+        "xsum",
+    ),
+}
+"""T0's 36 training sets; each split holds those before it too (Table 11)."""
+EVALUATION = {
+    "anli-r1": "anli",
+    "anli-r2": "anli",
+    "anli-r3": "anli",
+    "hellaswag": "hellaswag",
+    "super_glue_cb": "super_glue/cb",
+    "super_glue_copa": "super_glue/copa",
+    "super_glue_rte": "super_glue/rte",
+    "super_glue_wic": "super_glue/wic",
+    "super_glue_wsc.fixed": "super_glue/wsc.fixed",
+    "winogrande_winogrande_xl": "winogrande/winogrande_xl",
+    "story_cloze": "story_cloze/2016",
+}
+"""The held-out tasks, and where their templates lie."""
+_SUFFIXES = (".jsonl.gz", ".jsonl")
+
+
+class _Row(Record):
+    """A row of P3's training part."""
+
+    inputs_pretokenized: str
+    targets_pretokenized: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSet:
+    """The rows of one template in one data set."""
+
+    name: str
+    data_set: str
+    template: Template
+    path: Path
+
+
+@dataclass(frozen=True)
+class P3Dataset:
+    """A folder of P3, whole or in part."""
+
+    root: Path
+    split: str = "36"
+    instruction: P3Instruction = "template"
+
+    @cached_property
+    def templates(self) -> dict[str, list[Template]]:
+        """Templates by data set (`super_glue/copa`).
+
+        Raises:
+            DataError: there are none, or a file is damaged.
+        """
+        folder = self.root / "templates"
+        files = sorted(folder.rglob("templates.yaml"))
+        if not files:
+            raise DataError(folder, "", "holds no templates.yaml")
+        return {path.parent.relative_to(folder).as_posix(): read_templates(path) for path in files}
+
+    def train_sets(self) -> list[TrainSet]:
+        """The row files of the split, each with its template, by name.
+
+        Raises:
+            ConfigError: an unknown split.
+            DataError: there is no row file, or one whose template is not there.
+        """
+        wanted, resolved = data_sets(self.split), self._by_file_name()
+        files = sorted(path for path in (self.root / "train").glob("*") if path.name.endswith(_SUFFIXES))
+        found = [_train_set(path, resolved) for path in files]
+        chosen = [one for one in found if wanted is None or one.data_set in wanted]
+        if not chosen:
+            raise DataError(self.root / "train", "", f"holds no rows of split {self.split} (*.jsonl or *.jsonl.gz)")
+        return chosen
+
+    def missing(self) -> list[str]:
+        """Data sets of the split of which no rows are here."""
+        here = {one.data_set for one in self.train_sets()}
+        return sorted(set(data_sets(self.split) or ()) - here)
+
+    def train_tasks(self, one: TrainSet, *, limit: int | None = MAX_ROWS, seed: int | None = None) -> list[Task]:
+        """The task of one template, or with `instruction="full"` one task for each of its rows.
+
+        Without a seed these are the first `limit` rows; with one, that many drawn by seed and name.
+
+        Raises:
+            DataError: a row that is not JSON or lacks a field, or a template that cannot be rendered.
+        """
+        examples = _take(list(_train_rows(one.path)), limit, None if seed is None else f"{seed} {one.name}")
+        return self._tasks(one.name, one.data_set, one.template, examples)
+
+    def eval_tasks(self, name: str, *, limit: int | None = None) -> list[Task]:
+        """One held-out task under each of T0's evaluation prompts: those that ask for the original task.
+
+        A task is named `held-out task/prompt`, its category is the held-out task. Rows to which a prompt does not apply
+        are left out, and prompts that apply to none.
+
+        Raises:
+            ConfigError: no such task.
+            DataError: its rows are not there, a row is damaged, or a template cannot be rendered with it.
+        """
+        if name not in EVALUATION:
+            raise ConfigError(f"p3: {name!r} is no held-out task; there are {', '.join(EVALUATION)}")
+        rows = list(islice(_raw_rows(self.root / "eval" / f"{name}.jsonl"), limit))
+        tasks: list[Task] = []
+        for template in self.templates.get(EVALUATION[name], []):
+            if template.original_task and (examples := _rendered(template, rows)):
+                tasks += self._tasks(f"{name}/{template.name}", name, template, examples)
+        return tasks
+
+    def eval_names(self) -> list[str]:
+        """The held-out tasks whose rows are here; see `EVALUATION` for all of them.
+
+        Raises:
+            DataError: there is none.
+        """
+        here = [name for name in EVALUATION if (self.root / "eval" / f"{name}.jsonl").exists()]
+        if not here:
+            raise DataError(self.root / "eval", "", "holds no held-out task (such as super_glue_rte.jsonl)")
+        return here
+
+    def _tasks(self, name: str, category: str, template: Template, examples: list[Example]) -> list[Task]:
+        if self.instruction == "template":
+            return [Task(name, Instruction(masked(template)), (category,), examples)]
+        return [Task(name, Instruction(one.input), (category,), [one]) for one in examples]
+
+    def _by_file_name(self) -> dict[str, tuple[str, Template]]:
+        return {
+            file_name(data_set, one.name): (data_set, one) for data_set, each in self.templates.items() for one in each
+        }
+
+
+def data_sets(split: str) -> set[str] | None:
+    """The data sets of a split, those of the smaller ones included; None for `all`, whatever is there.
+
+    Raises:
+        ConfigError: no such split.
+    """
+    if split == "all":
+        return None
+    if split not in SPLITS:
+        raise ConfigError(f"data.split: P3 has no split {split!r}; there are {', '.join(SPLITS)} and all")
+    upto = list(SPLITS).index(split) + 1
+    return {name for one in list(SPLITS)[:upto] for name in SPLITS[one]}
+
+
+def with_demonstrations(task: Task, count: int, seed: int) -> Task:
+    """The task with `count` of its own rows as demonstrations, which are then no longer among its examples.
+
+    Raises:
+        ConfigError: it has no more than `count` rows.
+    """
+    examples = list(task.examples)
+    if count >= len(examples):
+        raise ConfigError(
+            f"prompt.positives: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
+        )
+    support = set(Random(f"{seed} {task.name}").sample(range(len(examples)), count))
+    shown = tuple(Demonstration(examples[i].input, examples[i].targets[0]) for i in sorted(support))
+    kept = [one for i, one in enumerate(examples) if i not in support]
+    return replace(task, instruction=replace(task.instruction, positives=shown), examples=kept)
+
+
+def _train_set(path: Path, resolved: Mapping[str, tuple[str, Template]]) -> TrainSet:
+    name = next(path.name.removesuffix(suffix) for suffix in _SUFFIXES if path.name.endswith(suffix))
+    if name not in resolved:
+        raise DataError(path, "", "belongs to no template of templates/")
+    return TrainSet(name, *resolved[name], path)
+
+
+def _train_rows(path: Path) -> Iterator[Example]:
+    """The rows that ask and answer something; some published rows are empty on one side."""
+    for number, line in read_lines(path):
+        row = parse_json(_Row, line, path, f"line {number}")
+        source, target = row.inputs_pretokenized.strip(), row.targets_pretokenized.strip()
+        if source and target:
+            yield Example(f"{number}", source, (target,))
+
+
+def _raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(path, f"line {number}", f"is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(path, f"line {number}", "must be a JSON object")
+        yield f"{number}", row
+
+
+def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]]) -> list[Example]:
+    made = [(number, render(template, row, seed=number)) for number, row in rows]
+    found = [(number, one) for number, one in made if one is not None]
+    for number, one in found:
+        if not one.choices:
+            raise DataError(template.source, f"{template.name}: answer_choices", f"row {number} has no choices to rank")
+    return [Example(number, one.input, (one.target,), one.choices) for number, one in found]
+
+
+def _take(examples: list[Example], limit: int | None, seed: str | None) -> list[Example]:
+    count = len(examples) if limit is None else min(limit, len(examples))
+    return examples[:count] if seed is None else Random(seed).sample(examples, count)

@@ -1,0 +1,196 @@
+"""PromptSource templates (Bach et al., 2022): read from their published YAML, rendered in a sandbox with limits.
+
+A template's Jinja body is `input ||| target`; its answer choices, where it has any, are separated by `|||` too.
+Templates are other people's programs: they see the row and nothing else, and may neither run long nor grow large.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import TemplateError
+from jinja2.environment import Template as Compiled
+
+from tagi.data.records import read_text
+from tagi.data.sandbox import LIMITED, Limits, Mask, environment, generate
+from tagi.errors import DataError
+
+SEPARATOR = "|||"
+_PROTECTED = "3ed2dface8203c4c9dfb1a5dc58e41e0"
+"""Stands for a separator inside a field while a row is rendered; PromptSource's own token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One prompt of a data set."""
+
+    source: Path
+    name: str
+    jinja: str
+    answer_choices: str | None
+    original_task: bool
+    """Whether it asks for what the data set was made for; T0 evaluates with these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One row as a prompt: what is read, what is answered, and what is chosen from."""
+
+    input: str
+    target: str
+    choices: tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values and the two tags of PromptSource, both as mappings."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+for _tag in ("!Template", "!TemplateMetadata"):
+    _Loader.add_constructor(_tag, _mapping)
+
+
+def read_templates(path: Path) -> list[Template]:
+    """Every template of a `templates.yaml`, in the file's order.
+
+    Raises:
+        DataError: the file cannot be read, is no YAML, has another tag, lacks a field or names a template twice.
+    """
+    try:
+        content = yaml.load(read_text(path), _Loader)
+    except yaml.YAMLError as error:
+        raise DataError(path, "", f"is no YAML of PromptSource ({' '.join(str(error).split())})") from error
+    entries = content.get("templates") if isinstance(content, dict) else None
+    if not isinstance(entries, dict):
+        raise DataError(path, "templates", "must map ids to templates")
+    templates = [_template(path, key, entry) for key, entry in entries.items()]
+    names: set[str] = set()
+    for one in templates:
+        if one.name in names:
+            raise DataError(path, one.name, "is the name of two templates")
+        names.add(one.name)
+    return templates
+
+
+def _template(path: Path, key: Any, entry: Any) -> Template:
+    if not isinstance(entry, dict):
+        raise DataError(path, f"templates.{key}", "must be a !Template")
+    for field in ("name", "jinja"):
+        if not isinstance(entry.get(field), str):
+            raise DataError(path, f"templates.{key}.{field}", "must be a string")
+    choices, metadata = entry.get("answer_choices"), entry.get("metadata")
+    if choices is not None and not isinstance(choices, str):
+        raise DataError(path, f"templates.{key}.answer_choices", "must be a string")
+    original = isinstance(metadata, dict) and bool(metadata.get("original_task"))
+    return Template(path, entry["name"], entry["jinja"], choices or None, original)
+
+
+def file_name(data_set: str, template: str) -> str:
+    """What P3 calls the rows of a template: every run of other characters than letters, digits and `_` is one `_`."""
+    return re.sub(r"\W+", "_", f"{data_set}_{template}")
+
+
+def render(template: Template, row: Mapping[str, Any], *, seed: str = "", limits: Limits = LIMITED) -> Rendered | None:
+    """One row through a template; None where the template leaves a part empty, which says that it does not apply.
+
+    Args:
+        seed: of the templates that choose at random, so that the same row is always rendered alike.
+
+    Raises:
+        DataError: the template raises, reaches for what it must not, or runs or grows past its limits; its choices
+            are empty or not all different, or the target is none of them.
+    """
+    protected = _protect(row)
+    choices = _choices(template, protected, seed, limits)
+    parts = _parts(template, template.jinja, protected | {"answer_choices": list(choices)}, seed, limits)
+    if len(parts) < 2 or not parts[0] or not parts[1]:
+        return None
+    if choices and parts[1] not in choices:
+        raise _refused(template, "jinja", f"the target {parts[1]!r} is none of the choices {list(choices)}")
+    return Rendered(parts[0], parts[1], choices)
+
+
+def masked(template: Template) -> str:
+    """The template by itself: its own words, with the name of a field in place of every field (`<premise>`).
+
+    This is P3's instruction where a hypernetwork reads "only the template" (§4.3). Every condition on a field holds, so
+    the first branch is kept; a loop over a field runs once.
+
+    Raises:
+        DataError: the template cannot be rendered without a row.
+    """
+    choices = _Choices(_masked_parts(template, template.answer_choices or ""))
+    return _masked_parts(template, template.jinja, answer_choices=choices)[0]
+
+
+class _Choices(list[str]):
+    """Answer choices of which nothing but the fields' names may be known: any place in them has a text."""
+
+    def __getitem__(self, index: Any) -> Any:
+        known = isinstance(index, int) and -len(self) <= index < len(self)
+        return list.__getitem__(self, index) if known else f"<{index if isinstance(index, Mask) else 'choice'}>"
+
+
+def _masked_parts(template: Template, body: str, **known: Any) -> list[str]:
+    return _run(template, "jinja", _compiled(body, masks=True), known, "", LIMITED).split(SEPARATOR)
+
+
+def _choices(template: Template, row: Mapping[str, Any], seed: str, limits: Limits) -> tuple[str, ...]:
+    if template.answer_choices is None:
+        return ()
+    choices = _parts(template, template.answer_choices, row, seed, limits, field="answer_choices")
+    if not all(choices):
+        raise _refused(template, "answer_choices", "a choice is empty")
+    if len(set(choices)) < len(choices):
+        raise _refused(template, "answer_choices", f"two choices are the same in {choices}")
+    return tuple(choices)
+
+
+def _parts(
+    template: Template, body: str, values: Mapping[str, Any], seed: str, limits: Limits, field: str = "jinja"
+) -> list[str]:
+    text = _run(template, field, _compiled(body, masks=False), values, seed, limits)
+    return [part.replace(_PROTECTED, SEPARATOR).strip() for part in text.split(SEPARATOR)]
+
+
+def _run(
+    template: Template, field: str, compiled: Compiled | str, values: Mapping[str, Any], seed: str, limits: Limits
+) -> str:
+    """The rendered body.
+
+    Whatever a template's program raises is the template's fault, and is said in one sentence.
+    """
+    if isinstance(compiled, str):
+        raise _refused(template, field, compiled)
+    try:
+        return generate(compiled, values, seed=seed, limits=limits)
+    except (Exception, RecursionError) as error:
+        raise _refused(template, field, f"cannot be rendered ({type(error).__name__}: {error})") from error
+
+
+@cache
+def _compiled(body: str, *, masks: bool) -> Compiled | str:
+    """A body ready to run, or why it is none."""
+    try:
+        return environment(masks=masks).from_string(body)
+    except TemplateError as error:
+        return f"is no Jinja ({error})"
+
+
+def _protect(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace(SEPARATOR, _PROTECTED)
+    if isinstance(value, Mapping):
+        return {name: _protect(one) for name, one in value.items()}
+    return [_protect(one) for one in value] if isinstance(value, Sequence) else value
+
+
+def _refused(template: Template, field: str, reason: str) -> DataError:
+    return DataError(template.source, f"{template.name}: {field}", reason)

@@ -1,0 +1,88 @@
+"""Given answers, scored: what rank classification chooses by (§4.1, P3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tagi.config import RankNorm
+from tagi.data.collate import IGNORE, pad
+from tagi.data.types import Instruction
+from tagi.errors import InputError
+from tagi.infer.decode import score_answers
+from tagi.infer.engine import Tagi
+from tagi.model.rows import Rows
+from tagi.model.tagi import Prepared
+
+ROWS = 64
+"""Encoded inputs of a batch, at most, unless a single input has more prompts."""
+
+
+@torch.inference_mode()
+def score_choices(
+    tagi: Tagi,
+    instruction: Instruction | None,
+    inputs: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    *,
+    norm: RankNorm = "mean",
+) -> list[list[float]]:
+    """Log-likelihood of every choice of every input of one task, in nats; without an instruction, by the bare model.
+
+    All choices of an input share one encoder pass. Where a method averages predictions, scores are the mean over its
+    prompts.
+
+    Raises:
+        InputError: an input is empty or has no choices, or a choice has no tokens.
+    """
+    _check(choices)
+    prepared = tagi.model.prepare(tagi.told(instruction))
+    prompts = [tagi.prompts(instruction, text) for text in inputs]
+    answers = [[tagi.collator.target(choice) for choice in each] for each in choices]
+    scores: list[list[float]] = [[] for _ in inputs]
+    for batch in _batches(prompts):
+        found = _score(tagi, prepared, [prompts[i] for i in batch], [answers[i] for i in batch], norm)
+        for i, values in zip(batch, found, strict=True):
+            scores[i] = values
+    return scores
+
+
+def _check(choices: Sequence[Sequence[str]]) -> None:
+    for number, each in enumerate(choices, start=1):
+        if not each:
+            raise InputError(f"input {number} has no choices to rank")
+        if not all(choice.strip() for choice in each):
+            raise InputError(f"input {number} has an empty choice")
+
+
+def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+    """Numbers of inputs of similar length."""
+    order = sorted(range(len(prompts)), key=lambda i: max(map(len, prompts[i])))
+    size = max(ROWS // max((len(each) for each in prompts), default=1), 1)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _score(
+    tagi: Tagi,
+    prepared: Prepared,
+    prompts: Sequence[Sequence[Sequence[int]]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    norm: RankNorm,
+) -> list[list[float]]:
+    """Scores of one batch: of every input, of every choice, the mean over the input's prompts."""
+    ids, mask = pad([one for each in prompts for one in each])
+    pairs = [(member, answer) for each, its in zip(prompts, answers, strict=True) for member in each for answer in its]
+    counts = torch.tensor([len(its) for each, its in zip(prompts, answers, strict=True) for _ in each])
+    owner = torch.arange(len(counts)).repeat_interleave(counts)
+    labels, tokens = pad([answer for _, answer in pairs])
+    labels = labels.masked_fill(tokens == 0, IGNORE)
+    rows = Rows(1, len(ids))
+    moved = (x.to(tagi.device) for x in (ids, mask, labels, owner))
+    found = score_answers(tagi.model, *moved, prepared=prepared, rows=rows)
+    values = (found.total / found.tokens if norm == "mean" else found.total).cpu()
+    return _by_input(values, [len(each) for each in prompts], [len(its) for its in answers])
+
+
+def _by_input(values: Tensor, members: Sequence[int], choices: Sequence[int]) -> list[list[float]]:
+    parts = values.split([m * c for m, c in zip(members, choices, strict=True)])
+    return [part.view(m, -1).mean(0).tolist() for part, m in zip(parts, members, strict=True)]
