@@ -1,7 +1,9 @@
 """Prefixes and bottleneck adapters: equal to PEFT and to their formulas on the same weights."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +36,8 @@ def theirs(folder: Path) -> tuple[T5ForConditionalGeneration, T5]:
         num_heads=4,
         relative_attention_num_buckets=8,
         relative_attention_max_distance=16,
-        decoder_start_token_id=0,
     )
+    config.decoder_start_token_id = 0
     model = T5ForConditionalGeneration(config).eval()
     model.save_pretrained(folder)
     return model, load_t5(folder).eval()
@@ -70,16 +72,24 @@ def test_a_decoder_s_prefix_equals_peft_s(tmp_path: Path) -> None:
     assert worst(logits_of(ours, ids, mask, decoder_ids, modules, Rows(1, 2)), expected) < PARITY
 
 
+def keep(kept: list[Tensor], _module: object, _inputs: object, out: Tensor) -> None:
+    kept.append(out[:, :PREFIX])
+
+
+def adapted(adapter: Factors, _module: object, _inputs: object, h: Any) -> Tensor:
+    return h + adapter.scale * F.linear(F.relu(F.linear(h, adapter.a[0])), adapter.b[0])
+
+
 @torch.no_grad()
 def test_an_encoder_s_prefix_of_real_tokens_equals_those_tokens(tmp_path: Path) -> None:
     """The keys and values that `transformers` computes for tokens, as a prefix of the tokens that stand behind them."""
     reference, ours = theirs(tmp_path)
     ids, _ = token_batch([PREFIX + 5], seed=3)
     kept: dict[str, list[Tensor]] = {"k": [], "v": []}
-    for block in reference.encoder.block:
-        for name in kept:
-            projection = getattr(block.layer[0].SelfAttention, name)
-            projection.register_forward_hook(lambda _m, _i, out, name=name: kept[name].append(out[:, :PREFIX]))
+    for name in kept:
+        for i in range(2):
+            projection = reference.get_submodule(f"encoder.block.{i}.layer.0.SelfAttention.{name}")
+            projection.register_forward_hook(partial(keep, kept[name]))
     expected = reference.encoder(input_ids=ids).last_hidden_state[:, PREFIX:]
     modules = {
         Site("encoder.self", i, "prefix"): Factors(k, v.transpose(1, 2), 1.0)
@@ -95,12 +105,14 @@ def test_a_bottleneck_equals_its_formula_in_transformers(tmp_path: Path) -> None
     """h + W_up relu(W_down h) of what the feed-forward layer gives, before the residual (Houlsby et al. 2019)."""
     reference, ours = theirs(tmp_path)
     modules = random_modules(ours, tasks=1, places=("bottleneck",))
-    for stack, kind in ((reference.encoder, "encoder.feed_forward"), (reference.decoder, "decoder.feed_forward")):
-        for i, block in enumerate(stack.block):
-            adapter = modules[Site(kind, i, "bottleneck")]  # type: ignore[arg-type]
-            block.layer[-1].DenseReluDense.register_forward_hook(
-                lambda _m, _i, h, f=adapter: h + 2.0 * F.linear(F.relu(F.linear(h, f.a[0])), f.b[0])
-            )
+    for site, adapter in modules.items():
+        stack, _, _ = site.kind.partition(".")
+        layer = reference.get_submodule(
+            f"{stack}.block.{site.layer}.layer.{1 if stack == 'encoder' else 2}.DenseReluDense"
+        )
+        layer.register_forward_hook(
+            lambda _m, _i, h, f=adapter: h + 2.0 * F.linear(F.relu(F.linear(h, f.a[0])), f.b[0])
+        )
     ids, mask = token_batch([6, 4], seed=1)
     decoder_ids, _ = token_batch([5, 5], seed=2)
     expected = reference(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits

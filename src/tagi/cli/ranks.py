@@ -112,9 +112,7 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
 def markdown(scores: Mapping[str, Any], title: str) -> str:
     """The scores for a document."""
     rows = [*_task_rows(scores), *_averages(scores), *_references(scores)]
-    said = (
-        "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
-    )
+    said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
     return f"# {title}\n\n{markdown_table(HEADER, rows)}\n{said}\n"
 
 

@@ -223,7 +223,7 @@ def _train_set(path: Path, resolved: Mapping[str, tuple[str, Template]]) -> Trai
 
 def _train_rows(path: Path) -> Iterator[Example]:
     """The rows that ask and answer something; some published rows are empty on one side."""
-    for number, line in read_lines(path):
+    for number, line in _written(path):
         row = parse_json(_Row, line, path, f"line {number}")
         source, target = row.inputs_pretokenized.strip(), row.targets_pretokenized.strip()
         if source and target:
@@ -231,7 +231,7 @@ def _train_rows(path: Path) -> Iterator[Example]:
 
 
 def _raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in read_lines(path):
+    for number, line in _written(path):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -253,3 +253,8 @@ def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]]) -> lis
 def _take(examples: list[Example], limit: int | None, seed: str | None) -> list[Example]:
     count = len(examples) if limit is None else min(limit, len(examples))
     return examples[:count] if seed is None else Random(seed).sample(examples, count)
+
+
+def _written(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank."""
+    return ((number, line) for number, line in read_lines(path) if line.strip())

@@ -109,7 +109,7 @@ def render(template: Template, row: Mapping[str, Any], *, seed: str = "", limits
     """
     protected = _protect(row)
     choices = _choices(template, protected, seed, limits)
-    parts = _parts(template, template.jinja, protected | {"answer_choices": list(choices)}, seed, limits)
+    parts = _parts(template, template.jinja, protected | {"answer_choices": _Labels(_protect(choices))}, seed, limits)
     if len(parts) < 2 or not parts[0] or not parts[1]:
         return None
     if choices and parts[1] not in choices:
@@ -130,6 +130,16 @@ def masked(template: Template) -> str:
     return _masked_parts(template, template.jinja, answer_choices=choices)[0]
 
 
+class _Labels(list[str]):
+    """Answer choices of a row, where a label that is outside of them is an error and not, as Jinja has it, nothing."""
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return list.__getitem__(self, index)
+        except (IndexError, TypeError):
+            raise ValueError(f"label {index!r} is outside of the {len(self)} choices") from None
+
+
 class _Choices(list[str]):
     """Answer choices of which nothing but the fields' names may be known: any place in them has a text."""
 
@@ -139,7 +149,8 @@ class _Choices(list[str]):
 
 
 def _masked_parts(template: Template, body: str, **known: Any) -> list[str]:
-    return _run(template, "jinja", _compiled(body, masks=True), known, "", LIMITED).split(SEPARATOR)
+    text = _run(template, "jinja", _compiled(body, masks=True), known, "", LIMITED)
+    return [part.strip() for part in text.split(SEPARATOR)]
 
 
 def _choices(template: Template, row: Mapping[str, Any], seed: str, limits: Limits) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ _FILTERS = (
     *("unique", "upper"),
 )
 """Jinja's own filters that give no more than they are given."""
-_GROWING = {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"}
+_GROWING = {"center", "expandtabs", "ljust", "rjust", "translate", "zfill"}
 """Methods of a string that can make it as long as one likes."""
 
 
@@ -126,6 +126,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(obj, str) and attr in _GROWING:
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> None:
+        if getattr(value, "__name__", "") in ("format", "format_map") and isinstance(
+            getattr(value, "__self__", None), str
+        ):
+            raise SecurityError("formatting by format is not allowed")
 
     def call(self, context: Context, obj: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         budget: Budget = context[_BUDGET]

@@ -1,7 +1,7 @@
 """Rank classification: the most likely of an example's choices is its answer; accuracy by prompt, then task (§4.1)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -101,7 +101,7 @@ def accuracy(ranking: Ranking, *, seed: int = 0) -> Accuracy:
     return Accuracy(each, means, fmean(means.values()), hypert5_average(means), interval)
 
 
-def hypert5_average(by_task: dict[str, float]) -> float | None:
+def hypert5_average(by_task: Mapping[str, float]) -> float | None:
     """Mean over tasks without StoryCloze, ANLI's rounds counted as one task by their mean (Table 9)."""
     rest = [value for task, value in by_task.items() if task not in (*ANLI, "story_cloze")]
     anli = [value for task, value in by_task.items() if task in ANLI]

@@ -81,6 +81,8 @@ class TagiModel(nn.Module):
 
         Given as pieces (T, E, S) it is encoded piece by piece, and I is their concatenation (T, E·S, D).
         """
+        if ids_TS.dim() == 3 and not ids_TS.shape[1]:
+            return neutral(self.backbone, ids_TS.shape[0]).memory
         if ids_TS.dim() == 3:
             pieces = self.encode_instruction(ids_TS.flatten(0, 1), mask_TS.flatten(0, 1))
             return pieces.unflatten(0, ids_TS.shape[:2]).flatten(1, 2)

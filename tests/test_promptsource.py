@@ -1,0 +1,195 @@
+"""PromptSource templates: read safely, rendered as published, and stopped where they misbehave."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tagi.data.promptsource import Template, file_name, masked, read_templates, render
+from tagi.data.sandbox import Limits
+from tagi.errors import DataError
+
+ROW = {"premise": "It rains.", "choices": ["dry", "wet"], "label": 1, "meta": {"kind": "cause"}}
+SMALL = Limits(steps=2_000, size=5_000, seconds=5.0)
+
+
+def template(jinja: str, choices: str | None = None) -> Template:
+    return Template(Path("templates.yaml"), "named", jinja, choices, original_task=True)
+
+
+def body(jinja: str, choices: str | None = None, row: Mapping[str, Any] = ROW) -> tuple[str, str, tuple[str, ...]]:
+    made = render(template(jinja, choices), row)
+    assert made is not None
+    return made.input, made.target, made.choices
+
+
+# --- rendering --------------------------------------------------------------------------------------------
+
+
+def test_input_target_and_choices() -> None:
+    jinja = "{{ premise }} {% if meta.kind == 'cause' %}Why?{% else %}So?{% endif %} ||| {{ answer_choices[label] }}"
+    assert body(jinja, '{{ choices | join(" ||| ") }}') == ("It rains. Why?", "wet", ("dry", "wet"))
+    assert body("{{ premise }} ||| {{ choices[0] }}") == ("It rains.", "dry", ())
+
+
+def test_separators_in_the_data_do_not_split() -> None:
+    row = {"text": "a ||| b", "options": ["x ||| y", "z"]}
+    found = body("{{ text }} ||| {{ answer_choices[0] }}", "{{ options[0] }} ||| {{ options[1] }}", row)
+    assert found == ("a ||| b", "x ||| y", ("x ||| y", "z"))
+
+
+def test_a_template_that_leaves_a_part_empty_does_not_apply() -> None:
+    jinja = "{% if meta.kind == 'effect' %}{{ premise }} ||| {{ answer_choices[label] }}{% endif %}"
+    assert render(template(jinja, "a ||| b"), ROW) is None
+    assert render(template("{{ premise }}"), ROW) is None
+    assert render(template("{{ premise }} ||| {{ nothing }}"), ROW) is None
+
+
+def test_random_choices_depend_on_the_seed_only() -> None:
+    one = template("{{ premise }} ||| {{ range(1000) | choice }}")
+    drawn = {seed: render(one, ROW, seed=seed) for seed in ("1", "2", "3")}
+    assert drawn == {seed: render(one, ROW, seed=seed) for seed in drawn}
+    assert len(set(drawn.values())) == 3
+
+
+def test_promptsource_s_own_filters() -> None:
+    assert body("{{ zip([1, 2], choices) | list }} ||| {{ ['a', 'b', 'a'] | most_frequent | join }}")[:2] == (
+        "[(1, 'dry'), (2, 'wet')]",
+        "a",
+    )
+
+
+def test_file_names_are_the_published_ones() -> None:
+    assert file_name("cnn_dailymail/3.0.0", "tldr_summary:") == "cnn_dailymail_3_0_0_tldr_summary_"
+    assert file_name("wiki_qa", "Topic Prediction - Answer Only") == "wiki_qa_Topic_Prediction_Answer_Only"
+
+
+# --- the template by itself -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("jinja", "choices", "words"),
+    [
+        ("{{ premise }} Yes or no? ||| {{ answer_choices[label] }}", "Yes ||| No", "<premise> Yes or no?"),
+        ("Is it {{ answer_choices | join(' or ') }}? ||| x", "Yes ||| No", "Is it Yes or No?"),
+        ("{{ answer_choices[1] }}, {{ a.b.lower() }} ||| x", "{{ one }} ||| {{ two }}", "<two>, <a>"),
+        ("{% if q == 'x' %}Why{% else %}So{% endif %} {{ t[: n + 1] | replace('a', b) }} ||| x", None, "Why <t>"),
+        ("{% for o in options %}- {{ o }}\n{% endfor %} ||| x", None, "- <options>"),
+        ("{{ answer_choices[3] }} ||| x", '{{ endings | join(" ||| ") }}', "<choice>"),
+    ],
+)
+def test_fields_are_masked(jinja: str, choices: str | None, words: str) -> None:
+    assert masked(template(jinja, choices)) == words
+
+
+# --- what misbehaves --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("jinja", "reason"),
+    [
+        ("{{ 1 / 0 }} ||| x", "division by zero"),
+        ("{{ premise.nothing.deeper }} ||| x", "cannot be rendered"),
+        ("{{ premise | shout }} ||| x", "is no Jinja"),
+        ("{% if %} ||| x", "is no Jinja"),
+        ("{% for i in range(900) %}{% for j in range(900) %}{% endfor %}{% endfor %} ||| x", "2,000 turns"),
+        ("{% for i in range(100000000) %}{% endfor %} ||| x", "Range too big"),
+        ("{% for i in range(1000) recursive %}{{ loop([i]) }}{% endfor %} ||| x", "cannot be rendered"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }} ||| x", "macros are not allowed"),
+        ("{% for i in range(999) %}{{ premise }}{{ premise }}{% endfor %} ||| x", "more than 5,000"),
+        ("{{ 'a' * 1000000 }} ||| x", "more than 5,000"),
+        ("{{ [1] * 1000000 }} ||| x", "more than 5,000"),
+        ("{{ 9 ** 9999999 }} ||| x", "more than 5,000"),
+        ("{{ '%9999999d' % 1 }} ||| x", "formatting by % is not allowed"),
+        ("{{ 'a'.ljust(9999999) }} ||| x", "unsafe"),
+        ("{{ '{:9999999}'.format(1) }} ||| x", "formatting by format is not allowed"),
+        ("{{ ('a' * 4000).replace('a', 'aaaa') }} ||| x", "more than 5,000"),
+        ("{{ 'a'.join(range(4000)) }} ||| x", "more than 5,000"),
+        ("{{ ('a' * 4000) ~ ('a' * 4000) }} ||| x", "more than 5,000"),
+        ("{{ ''.__class__.__mro__ }} ||| x", "unsafe"),
+        ("{{ premise.__init__.__globals__ }} ||| x", "unsafe"),
+        ("{{ choices.append('x') }} ||| x", "unsafe"),
+        ("{% include '/etc/passwd' %} ||| x", "cannot be rendered"),
+    ],
+)
+def test_a_template_that_misbehaves_is_named(jinja: str, reason: str) -> None:
+    with pytest.raises(DataError) as stopped:
+        render(template(jinja), ROW, limits=SMALL)
+    assert str(stopped.value).startswith("templates.yaml: named: jinja: ")
+    assert reason in str(stopped.value)
+
+
+def test_a_template_cannot_run_longer_than_its_time() -> None:
+    slow = "{% for i in range(90000) %}{{ i }}{% endfor %} ||| x"
+    with pytest.raises(DataError, match="runs for more than 0 seconds"):
+        render(template(slow), ROW, limits=Limits(seconds=0.0))
+
+
+@pytest.mark.parametrize(
+    ("jinja", "choices", "reason"),
+    [
+        ("{{ premise }} ||| wet", "dry ||| dry", "two choices are the same"),
+        ("{{ premise }} ||| wet", "dry ||| {{ nothing }}", "a choice is empty"),
+        ("{{ premise }} ||| wet", "{{ nothing }}", "a choice is empty"),
+        ("{{ premise }} ||| damp", "dry ||| wet", "the target 'damp' is none of the choices"),
+    ],
+)
+def test_choices_that_cannot_be_ranked(jinja: str, choices: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        render(template(jinja, choices), ROW)
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+WRITTEN = """
+dataset: d
+templates:
+  1: !Template
+    answer_choices: null
+    id: 1
+    jinja: "{{ a }} ||| {{ b }}"
+    metadata: !TemplateMetadata {original_task: true}
+    name: one
+"""
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "templates.yaml"
+    path.write_text(WRITTEN, encoding="utf-8")
+    assert read_templates(path) == [Template(path, "one", "{{ a }} ||| {{ b }}", None, original_task=True)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ("templates: [", "is no YAML"),
+        ("a: !!python/object/apply:os.system [echo]", "could not determine a constructor"),
+        (WRITTEN.replace("!TemplateMetadata", "!Other"), "could not determine a constructor"),
+        ("[]", "templates: must map ids to templates"),
+        (WRITTEN.replace("!Template\n", "!Template []\n").split("    answer")[0], "is no YAML"),
+        (WRITTEN.replace("name: one", "title: one"), "templates.1.name: must be a string"),
+        (
+            WRITTEN.replace("answer_choices: null", "answer_choices: [a]"),
+            "templates.1.answer_choices: must be a string",
+        ),
+        (WRITTEN + WRITTEN.partition("templates:")[2].replace("1:", "2:", 1), "one: is the name of two templates"),
+    ],
+)
+def test_a_damaged_file_is_named(changed: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "templates.yaml"
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(words)) as stopped:
+        read_templates(path)
+    assert str(stopped.value).startswith(str(path))
+
+
+def test_published_files_hold_nothing_but_templates(shared_data: Path) -> None:
+    """All 556 templates are read, and each says something without a row."""
+    files = sorted((shared_data / "p3/templates").rglob("templates.yaml"))
+    templates = [one for path in files for one in read_templates(path)]
+    assert len(templates) == 556
+    assert [one.name for one in templates if not masked(one)] == []
+    assert sum(len(yaml.safe_load(re.sub(r"!\w+", "", path.read_text("utf-8")))["templates"]) for path in files) == 556
