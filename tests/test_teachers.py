@@ -270,7 +270,7 @@ def test_requests_that_cannot_be_are_refused(base: Path, tmp_path: Path) -> None
         ("needs a teacher", {"lambda_kl": 1.0}),
         ("needs a teacher bank", {"lambda_ins": 1.0}),
         ("every term is switched off", {"labels": False}),
-        ("fid is not available", {"lambda_kl": 1.0, "teacher": {"kind": "fid", "checkpoint": str(base)}}),
+        ("does not read", {"lambda_kl": 1.0, "teacher": {"kind": "fid", "checkpoint": str(base)}}),
     ):
         with pytest.raises(ConfigError, match=field):
             build_stage(student_config(tmp_path / "d", objective=values))

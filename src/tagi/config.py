@@ -218,7 +218,9 @@ class TeacherConfig(Frozen):
     kind: Literal["instruct", "lora", "fid"]
     """A model trained with the instruction in the prompt; the bank's LM + Δ_i; FiD-ICL over demonstrations."""
     checkpoint: str
-    """The instruct model, or the language model that the bank's LoRAs were trained on."""
+    """The instruct model, FiD-ICL, or the language model that the bank's LoRAs were trained on."""
+    shots: Positive = 16
+    """Demonstrations that FiD-ICL reads, drawn anew on every visit of a task; a cache keeps the first visit's (fid)."""
     cache: str | None = None
     """Folder in which the teacher's logits are kept; None computes them in every step."""
     top_k: Positive | None = None
@@ -245,6 +247,11 @@ class ObjectiveConfig(Frozen):
     """λ2, of alignment with the bank's LoRAs (Eq. 4)."""
     align: Literal["delta", "factors"] = "delta"
     """Compare the products ΔW, or A with A and B with B."""
+
+    @property
+    def shots(self) -> int:
+        """Demonstrations that the teacher reads beside the prompt."""
+        return self.teacher.shots if self.lambda_kl and self.teacher is not None and self.teacher.kind == "fid" else 0
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -294,6 +301,11 @@ class RunConfig(Frozen):
     bank_base: str | None = None
     """The checkpoint that the bank was trained on, where that is not the language model this run starts from."""
     output: str
+
+    @property
+    def demonstrations(self) -> int:
+        """Demonstrations that a training task brings along, for the student or its teacher."""
+        return max(self.prompt.positives, self.objective.shots)
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

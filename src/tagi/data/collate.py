@@ -30,6 +30,7 @@ class Batch:
     names: tuple[str, ...] = ()  # of the T tasks
     prompt_ids: Tensor | None = None  # (R, P), instruction and input in one text, for a teacher that reads (a; b)
     prompt_mask: Tensor | None = None  # (R, P)
+    shots: tuple[Tensor, Tensor] | None = None  # (T, E, S) each: demonstrations for a teacher, and their mask
 
     @property
     def tokens(self) -> int:
@@ -44,7 +45,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)})
+        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+        if self.shots is not None:
+            moved["shots"] = (self.shots[0].to(device), self.shots[1].to(device))
+        return replace(self, **moved)
 
     def as_prompt(self) -> "Batch":
         """The same rows as a model reads them that takes the instruction with every input.
@@ -54,7 +58,10 @@ class Batch:
         """
         if self.prompt_ids is None or self.prompt_mask is None:
             raise ValueError("this batch was collated without prompts")
-        return replace(self, input_ids=self.prompt_ids, input_mask=self.prompt_mask)
+        ids, mask = self.shots or (self.instruction_ids, self.instruction_mask)
+        return replace(
+            self, instruction_ids=ids, instruction_mask=mask, input_ids=self.prompt_ids, input_mask=self.prompt_mask
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class Collator:
     method: Method
     prompts: bool = False
     """Whether every row is also rendered with its instruction in the prompt, for a teacher."""
+    shots: int = 0
+    """Demonstrations that a teacher reads apart from the prompt (FiD)."""
 
     def __call__(self, groups: Sequence[TaskGroup]) -> Batch:
         rows = [(g.task.instruction, e.input) for g in groups for e in g.examples]
@@ -78,18 +87,22 @@ class Collator:
         batch = replace(batch, instruction_ids=ids, instruction_mask=mask, names=names)
         if not self.prompts:
             return batch
-        prompt_ids, prompt_mask = pad([self.prompted(*row) for row in rows])
-        return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask)
+        if not self.shots:
+            prompt_ids, prompt_mask = pad([self.prompted(*row) for row in rows])
+            return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask)
+        prompt_ids, prompt_mask = pad([self.prompted(replace(told, positives=()), text) for told, text in rows])
+        shots = pad_pieces([self.pieces(group.task.instruction, self.shots) for group in groups])
+        return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask, shots=shots)
 
     def instructions(self, each: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
         """What a method reads once per task: (T, S), or in pieces (T, E, S), and nothing where it reads none."""
         if self.method.apart:
-            return pad_pieces([self.pieces(one) for one in each])
+            return pad_pieces([self.pieces(one, self.prompt.positives) for one in each])
         return pad([self.instruction(one) if self.method.reads_instruction_once else [] for one in each])
 
-    def pieces(self, instruction: Instruction) -> list[list[int]]:
-        """Token ids of every demonstration, to be encoded apart (FiD)."""
-        shown = instruction.positives[: self.prompt.positives]
+    def pieces(self, instruction: Instruction, count: int) -> list[list[int]]:
+        """Token ids of every demonstration up to `count`, to be encoded apart (FiD)."""
+        shown = instruction.positives[:count]
         texts = [render_demonstration(item, style=self.prompt.style) for item in shown]
         return [self._cut(text, self.prompt.max_input) for text in texts]
 

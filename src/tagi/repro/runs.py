@@ -125,15 +125,15 @@ def p3(size: P3Size, family: Family, output: str) -> Run:
     """
     backbone = language_model(size) if family == "t5lm" else _published(T0[size], size)
     data = DataConfig(source="p3", path=P3, max_instances=1000)
-    whole = PromptConfig(style="plain", max_instruction=512, max_input=512)
-    bank = BankConfig(group="task", wave=4 if size == "base" else 1)
+    whole = PromptConfig(style="t0", max_instruction=512, max_input=512)
+    bank = BankConfig(group="category", wave=4 if size == "base" else 1)
     run: dict[str, RunConfig] = {}
     run["teachers"] = teacher_loras("no_instruction", whole, data, bank, f"{output}/teachers", backbone=backbone)
     run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", backbone)
     run["finetune"] = finetuning(
         size,
         P3_BATCHES[size],
-        PromptConfig(style="plain", max_instruction=512, max_input=512, max_target=64),
+        PromptConfig(style="t0", max_instruction=512, max_input=512, max_target=64),
         data,
         TeacherConfig(kind="fid", checkpoint=fid_icl(size, family)),
         _bank(run),

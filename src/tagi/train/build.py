@@ -34,7 +34,7 @@ def build_stage(config: RunConfig) -> ModelStage:
     _check_parts(config, model)
     objective = build_objective(config, model, tokenizer)
     distils = config.objective.lambda_kl > 0
-    collator = Collator(tokenizer, config.prompt, method, prompts=distils)
+    collator = Collator(tokenizer, config.prompt, method, prompts=distils, shots=config.objective.shots)
     outside = None if settings.backbone == BACKBONE else settings.backbone
 
     def write(folder: Path) -> None:

@@ -46,7 +46,7 @@ def distillation_term(
 
 
 def instruct_teacher(model: TagiModel, temperature: float) -> Teacher:
-    """The instruct model reading (a; b)."""
+    """The instruct model reading (a; b), or FiD-ICL reading the prompt and, apart from it, demonstrations."""
     model = _at_rest(model)
 
     @torch.no_grad()
@@ -86,13 +86,18 @@ def build_teacher(config: RunConfig, tokenizer: PreTrainedTokenizerBase, bank: B
     """
     settings = config.objective.teacher
     assert settings is not None
-    if settings.kind == "fid":
-        raise ConfigError("objective.teacher.kind: fid is not available yet; use instruct or lora")
     model = load_reader(settings.checkpoint, config.prompt, bare=settings.kind == "lora")
+    if model.method.apart != (settings.kind == "fid"):
+        raise ConfigError(
+            f"objective.teacher.kind: {settings.checkpoint} was trained as {model.method.name}; "
+            "fid needs fid_icl, and fid_icl is no other teacher"
+        )
     _check_tokens(settings.checkpoint, tokenizer)
     temperature, identity = config.objective.temperature, checkpoint.fingerprint(model)
     if settings.kind == "instruct":
         return instruct_teacher(model, temperature), identity
+    if settings.kind == "fid":
+        return instruct_teacher(model, temperature), f"{identity}+{settings.shots} shots"
     if bank is None:
         raise ConfigError("objective.teacher.kind: lora needs a teacher bank (bank)")
     if bank.manifest.base_fingerprint != checkpoint.fingerprint(model.backbone):

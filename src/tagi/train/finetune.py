@@ -43,7 +43,7 @@ def micro_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batc
     """Batches of microtasks: compositions once an epoch, single operations as often as the config says."""
     split = micro_split(config.data)
     tasks = repeated_singles(split.singles, config.data.single_visits) + split.compositions
-    return task_batches(_mixture(config, MicroSource(tasks, config.prompt.positives)), collator)
+    return task_batches(_mixture(config, MicroSource(tasks, config.demonstrations)), collator)
 
 
 def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[MicroTask, ...]:
@@ -75,7 +75,7 @@ class P3Source:
 
 def p3_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
     """Batches of the templates of P3's training sets, without those of the held-out data sets."""
-    return task_batches(_mixture(config, P3Source(tuple(p3_tasks(config.data)), config.prompt.positives)), collator)
+    return task_batches(_mixture(config, P3Source(tuple(p3_tasks(config.data)), config.demonstrations)), collator)
 
 
 def p3_tasks(data: DataConfig) -> list[Task]:

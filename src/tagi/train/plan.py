@@ -30,7 +30,7 @@ from tagi.train.trainer import FINAL
 
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a remark."""
-GROUPS = {("sni", "category"): 60, ("sni", "task"): 757, ("p3", "task"): 36}
+GROUPS = {("sni", "category"): 60, ("sni", "task"): 757, ("p3", "category"): 36}
 """Teacher LoRAs of a whole benchmark (the paper's A.3; Wang et al., 2022), where the config does not name them."""
 Report = Callable[[int, int], None]
 
