@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cli_runs import Run, mistake, write_config
+from tagi.cli.common import default_checkpoint
 from tagi.data.types import Example, Instruction
 from tagi.eval.report import Prediction, write_predictions
 
@@ -69,3 +70,28 @@ def test_bench_logits(tagi: Run, metatrained: Path, tmp_path: Path) -> None:
     assert lines[-1]["error"] == 0.0 and lines[-1]["loss"] > 0
     assert all(line["error"] <= 1e-6 for line in lines)
     assert [line["k"] for line in lines] == sorted(line["k"] for line in lines)
+
+
+def test_bench_flops(tagi: Run, shared_data: Path) -> None:
+    """Every system at the lengths of the 17 test tasks, with the bundled tokenizer."""
+    asked = ("--data", shared_data / "sni", "--tokenizer", default_checkpoint(), "--shape", "t5-base")
+    found = tagi("bench", "flops", *asked, "--positives", 2, "--json").json
+    systems = {one["name"]: one for one in found["systems"]}
+    assert (found["lengths"]["tasks"], found["lengths"]["shots"]) == (17, 2)
+    assert systems["metatrain"]["ratio_of_sums"] == systems["metatrain"]["mean_of_ratios"] == 1.0
+    assert systems["no_instruction"]["over_floor"] == 1.0
+    assert 1.0 < systems["tagi"]["over_floor"] < 1.2
+    assert systems["tagi"]["ratio_of_sums"] < systems["tagi"]["mean_of_ratios"] + 0.2 < 1.0
+    narrow = tagi("bench", "flops", *asked, "--positives", 2, "--width", 64, "--json").json
+    assert {one["name"]: one for one in narrow["systems"]}["tagi"]["over_floor"] < systems["tagi"]["over_floor"]
+    assert "over the floor" in tagi("bench", "flops", *asked).out
+
+
+def test_bench_inference(tagi: Run, shared_data: Path) -> None:
+    asked = ("--data", shared_data / "sni", "--tokenizer", default_checkpoint(), "--shape", "micro")
+    found = tagi("bench", "inference", *asked, "--rounds", 1, "--batch", 2, "--positives", 1, "--json").json
+    answering, adapting = found["comparisons"]
+    assert [case["name"] for case in answering["cases"]][0] == "metatrain"
+    assert {"hint", "fid_icl", "ensemble_icl", "tagi", "hypter"} < {case["name"] for case in answering["cases"]}
+    assert [case["name"] for case in adapting["cases"]][0] == "encoder pass"
+    assert "metatrain" not in {case["name"] for case in adapting["cases"]}

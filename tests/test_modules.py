@@ -54,6 +54,7 @@ def flat(x_RHLK: Tensor) -> Tensor:
     return x_RHLK.transpose(1, 2).flatten(-2)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 @torch.no_grad()
 def test_a_decoder_s_prefix_equals_peft_s(tmp_path: Path) -> None:
     """PEFT puts prefixes before the decoder's self-attention only."""

@@ -127,7 +127,7 @@ def test_overrides_go_to_every_stage_or_to_the_one_they_name() -> None:
         (["metatrain", "--config", "sni-xl-def"], ["no stage metatrain", "teachers, pretrain, finetune"]),
         (["all", "--config", "sni-xl-def", "data.path=/x"], ["read different data", "pretrain.data.path=/x"]),
         (["all", "--config", "sni-xl-def", "finetune.training.stepz=1"], ["finetune", "did you mean steps?"]),
-        (["finetune", "--config", "p3-xl-t0"], ["data/p3/templates", "holds no templates.yaml"]),
+        (["finetune", "--config", "p3-xl-t0"], ["runs/p3-xl-t0/pretrain/final", "tagi.json is missing"]),
     ],
 )
 def test_mistakes(arguments: list[str], words: list[str], tagi: Run, alone: Path) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tagi.cli.common import Json, bar, print_json, stdout, table
+from tagi.cli.common import Json, bar, print_json, stdout, table, waiting
 from tagi.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from transformers import PreTrainedTokenizerBase
 
+    from tagi.bench.tasks import SystemCost
     from tagi.bench.timing import Comparison
     from tagi.config import T5Shape
+    from tagi.model.costs import TaskLengths
 
 EXAMPLE = "Example: tagi bench train --shape micro --rounds 5 --json-file train.json"
 app = typer.Typer(help="Measure what things cost, as ratios of alternating runs.", no_args_is_help=True)
@@ -24,6 +28,8 @@ CASES = ("teachers", "step", "t5")
 
 MICRO = {"vocab_size": 4000, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4}
 """The shape `micro`: 3 + 3 blocks of width 128."""
+SAME_AS_METATRAIN = ("no_ft", "full_ft")
+"""Systems that do at inference what metatraining does."""
 
 
 @app.command("train", epilog=EXAMPLE)
@@ -106,3 +112,112 @@ def _table(comparison: Comparison) -> Table:
         low, high = case["ratio_range"]
         made.add_row(case["name"], f"{case['median_s'] * 1000:,.1f}", f"{case['ratio']:.2f}", f"{low:.2f}-{high:.2f}")
     return made
+
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")]
+ShapeName = Annotated[str, typer.Option("--shape", help="micro, or a named T5 such as t5-small.")]
+Shots = Annotated[
+    int, typer.Option("--positives", min=0, help="Demonstrations of every task: 0 is Def, 2 is Def+2Pos.")
+]
+Rank = Annotated[int, typer.Option("--rank", min=1, help="LoRA rank.")]
+Width = Annotated[int | None, typer.Option("--width", min=4, help="Width of fusion (default: d_model / 4).")]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="DIR", help="A tokenizer, folder or hub name (default: trained on the tasks)."),
+]
+
+
+@app.command("flops", epilog="Example: tagi bench flops --data natural-instructions --shape t5-base --positives 2")
+def flops(
+    data: Data,
+    shape: ShapeName = "t5-base",
+    positives: Shots = 0,
+    rank: Rank = 32,
+    width: Width = None,
+    tokenizer: TokenizerOption = None,
+    as_json: Json = False,
+) -> None:
+    """Count what every system spends on a task of 100 examples, at the lengths of the benchmark's test tasks."""
+    from dataclasses import asdict
+
+    from tagi.bench.tasks import mean_lengths, system_costs
+    from tagi.config import FusionConfig, HypernetworkConfig
+
+    lengths = _lengths(data, positives, tokenizer)
+    found = system_costs(_shape(shape), HypernetworkConfig(rank=rank), FusionConfig(width=width), lengths)
+    if as_json:
+        asked = {"data": str(data), "shape": shape, "positives": positives, "rank": rank, "width": width}
+        print_json({"systems": [asdict(one) for one in found], "lengths": mean_lengths(lengths), "command": asked})
+        return
+    stdout().print(_flops_table(found, f"100 examples of a task, {shape}, {positives} demonstrations"))
+
+
+@app.command("inference", epilog="Example: tagi bench inference --data natural-instructions --shape t5-small")
+def inference(
+    data: Data,
+    shape: ShapeName = "t5-small",
+    positives: Shots = 0,
+    rank: Rank = 32,
+    width: Width = None,
+    tokenizer: TokenizerOption = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Examples at a time (default: 1 and 16).")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the systems take turns.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time every system at the benchmark's mean lengths, on random weights: answering, and apart from it adapting."""
+    from tagi.bench import inference as cases
+    from tagi.bench.tasks import mean_task
+    from tagi.config import FusionConfig, HypernetworkConfig
+    from tagi.methods import METHODS
+
+    task = mean_task(_lengths(data, positives, tokenizer))
+    systems = [method for method in METHODS if not method.decoder_only and method.name not in SAME_AS_METATRAIN]
+    systems.sort(key=lambda method: method.name != "metatrain")
+    made = _shape(shape), systems, HypernetworkConfig(rank=rank), FusionConfig(width=width), task
+    found = []
+    for size in batch or (1, 16):
+        with bar(f"batch {size}") as report:
+            found.append(cases.answering(*made, size, rounds, report))
+    with bar("adapting") as report:
+        found.append(cases.adapting(*made, rounds, report))
+    if as_json:
+        print_json({"shape": shape, "rounds": rounds, "comparisons": [one.as_json() for one in found]})
+        return
+    for one in found:
+        stdout().print(_table(one))
+
+
+def _lengths(data: Path, positives: int, tokenizer: str | None) -> list[TaskLengths]:
+    """Token lengths of the benchmark's English test tasks."""
+    from tagi.bench.tasks import lengths_of
+    from tagi.config import PromptConfig
+    from tagi.data.sni import SniDataset
+
+    dataset, prompt = SniDataset(data), PromptConfig(positives=positives)
+    with waiting("reading tasks"):
+        chosen = _tokenizer(tokenizer, data)
+        names = dataset.english(dataset.names("test"))
+        return [lengths_of(dataset.load(name, limit=100), chosen, prompt) for name in names]
+
+
+def _tokenizer(source: str | None, data: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer at hand, or one trained on the benchmark's training tasks."""
+    from tagi.config import BackboneConfig, DataConfig
+    from tagi.infer.engine import load_tokenizer
+    from tagi.model.t5_hf import locate
+    from tagi.train.start import random_tokenizer
+
+    if source is not None:
+        return load_tokenizer(locate(source))
+    shape = _shape("micro").model_copy(update={"vocab_size": 8000})
+    config = BackboneConfig(shape=shape, tokenizer="unigram")
+    return random_tokenizer(config, shape, DataConfig(source="sni", path=str(data)))
+
+
+def _flops_table(found: Sequence[SystemCost], title: str) -> Table:
+    shown = table(title, ("", "once, GFLOPs", "answers, GFLOPs", "mean of ratios", "ratio of sums", "over the floor"))
+    for one in found:
+        once, answers = f"{one.adaptation / 1e9:,.1f}", f"{one.answering / 1e9:,.1f}"
+        ratios = (f"{ratio:.2f}" for ratio in (one.mean_of_ratios, one.ratio_of_sums, one.over_floor))
+        shown.add_row(one.name, once, answers, *ratios)
+    return shown

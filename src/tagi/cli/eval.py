@@ -25,7 +25,6 @@ from tagi.cli.common import (
 )
 from tagi.cli.compare import EXAMPLE as COMPARE_EXAMPLE
 from tagi.cli.compare import compare
-from tagi.config import P3Instruction, RankNorm
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 InstructionControl = Literal["aligned", "shuffled", "random", "empty"]
 AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]
 Phrasings = Literal["seen", "new"]
+Norm = Literal["mean", "sum"]
+Reads = Literal["template", "full"]
 
 InstructionOption = Annotated[
     InstructionControl,
@@ -150,9 +151,9 @@ def p3(
     ] = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each task.")] = None,
     instances: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task.")] = None,
-    norm: Annotated[RankNorm, typer.Option(help="Score of a choice: by token, or of the whole.")] = "mean",
+    norm: Annotated[Norm, typer.Option(help="Score of a choice: by token, or of the whole.")] = "mean",
     reads: Annotated[
-        P3Instruction, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
+        Reads, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
     ] = "template",
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,

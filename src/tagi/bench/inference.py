@@ -1,0 +1,98 @@
+"""Seconds to answer, system by system, on random weights of a given shape: alternating runs in one process."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from tagi.bench.timing import Comparison, Progress, alternate
+from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
+from tagi.methods import Method
+from tagi.model import t5, tagi
+from tagi.model.costs import Reading, TaskLengths, reading
+from tagi.model.rows import Rows
+from tagi.model.t5 import T5
+from tagi.model.tagi import Prepared, TagiModel
+
+SEED = 0
+
+
+def answering(
+    shape: T5Shape,
+    systems: Iterable[Method],
+    generator: HypernetworkConfig,
+    fused: FusionConfig,
+    task: TaskLengths,
+    batch: int,
+    rounds: int,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Answering `batch` examples with the task prepared: encoder, then every target token with a cache."""
+    cases = {}
+    for model in _models(shape, systems, generator, fused):
+        prepared = _adapt(model, task)()
+        cases[model.method.name] = _answer(model, prepared, reading(model.method, task), batch, task.target)
+    return alternate(f"answering {batch} examples", cases, rounds, progress)
+
+
+def adapting(
+    shape: T5Shape,
+    systems: Iterable[Method],
+    generator: HypernetworkConfig,
+    fused: FusionConfig,
+    task: TaskLengths,
+    rounds: int,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Preparing one task, against one encoder pass over its instruction, which stands first."""
+    models = [model for model in _models(shape, systems, generator, fused) if model.method.reads_instruction_once]
+    told = torch.full((1, task.instruction), 2)
+
+    @torch.inference_mode()
+    def encode() -> Tensor:
+        return models[0].encode_instruction(told, torch.ones_like(told))
+
+    cases: dict[str, Callable[[], object]] = {"encoder pass": encode}
+    cases |= {model.method.name: _adapt(model, task) for model in models}
+    return alternate("preparing a task", cases, rounds, progress)
+
+
+def _models(
+    shape: T5Shape, systems: Iterable[Method], generator: HypernetworkConfig, fused: FusionConfig
+) -> list[TagiModel]:
+    """Every system around one and the same backbone."""
+    seed = torch.Generator().manual_seed(SEED)
+    backbone = T5(shape)
+    t5.initialise(backbone, seed)
+    models = [TagiModel(backbone, method, generator, fused).eval() for method in systems]
+    for model in models:
+        tagi.initialise(model, seed)
+    return models
+
+
+def _adapt(model: TagiModel, task: TaskLengths) -> Callable[[], Prepared]:
+    reads = reading(model.method, task)
+    told = torch.full((1, reads.once), 2)
+    if model.method.apart:
+        told = told.unflatten(1, (reads.pieces, -1))
+
+    @torch.inference_mode()
+    def case() -> Prepared:
+        return model.prepare(model.adapt(told, torch.ones_like(told)))
+
+    return case
+
+
+def _answer(model: TagiModel, prepared: Prepared, reads: Reading, batch: int, steps: int) -> Callable[[], None]:
+    prompts = torch.full((batch * reads.prompts, reads.prompt), 2)
+    rows, modules = Rows(1, len(prompts)), prepared.adapter.modules
+
+    @torch.inference_mode()
+    def case() -> None:
+        context = model.encode_input(prompts, torch.ones_like(prompts), prepared, rows)
+        past, token = None, prompts[:, :1]
+        for _ in range(steps):  # the same number for every system, whatever its random weights would say
+            logits, past = model.backbone.decode(token, context, modules=modules, rows=rows, past=past)
+            token = logits.argmax(-1)
+
+    return case
