@@ -84,7 +84,7 @@ def test_bench_flops(tagi: Run, shared_data: Path) -> None:
     assert systems["tagi"]["ratio_of_sums"] < systems["tagi"]["mean_of_ratios"] + 0.2 < 1.0
     narrow = tagi("bench", "flops", *asked, "--positives", 2, "--width", 64, "--json").json
     assert {one["name"]: one for one in narrow["systems"]}["tagi"]["over_floor"] < systems["tagi"]["over_floor"]
-    assert "hypertuning_prefix" in tagi("bench", "flops", *asked).out
+    assert "ensemble_icl" in tagi("bench", "flops", *asked).out
 
 
 def test_bench_inference(tagi: Run, shared_data: Path) -> None:
