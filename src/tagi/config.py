@@ -155,6 +155,12 @@ class DataConfig(Frozen):
     """Folder of the data set (sni, c4, p3)."""
     split: str = "default"
     """A folder of `splits/` (sni); 5, 10, 20, 36 (the default) or all (p3)."""
+    part: Literal["train", "test"] = "train"
+    """Whose tasks: `test` are the target tasks themselves, for Full FT."""
+    only: tuple[str, ...] = ()
+    """Only these tasks of that part; empty means all."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Instances at the beginning of every task that are left out, since it is scored on them (part=test)."""
     instruction: P3Instruction = "template"
     """What a hypernetwork reads (p3)."""
     max_instances: Positive | None = 100
@@ -176,6 +182,10 @@ class DataConfig(Frozen):
     def _has_folder(self) -> Self:
         if self.source != "micro" and self.path is None:
             raise ValueError(f"data.path is required for source={self.source}")
+        if self.part == "test" and not self.skip:
+            raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
+        if self.part == "test" and self.valid_tasks:
+            raise ValueError("valid_tasks: no meta-valid tasks are held out of the target tasks (part=test)")
         return self
 
 

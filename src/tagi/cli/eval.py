@@ -51,6 +51,7 @@ AdapterOption = Annotated[
     typer.Option(help="All of it, LoRA alone, memory and fusion alone, or with another task's LoRA."),
 ]
 Instances = Annotated[int, typer.Option(min=1, help="Instances of each task, the first ones.")]
+Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
 Seed = Annotated[int, typer.Option(help="Seed of the controls and the bootstrap.")]
 Output = Annotated[
     Path | None,
@@ -82,6 +83,7 @@ def sni(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")],
     split: Annotated[str, typer.Option(help="A folder of splits/.")] = "default",
     limit_tasks: Annotated[int | None, typer.Option(min=1, help="Only the first tasks of the split.")] = None,
+    only: Only = None,
     instances: Instances = 100,
     drop_seen: Annotated[
         bool, typer.Option("--drop-seen", help="Leave out rows whose input a training task has.")
@@ -96,11 +98,12 @@ def sni(
 ) -> None:
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
     from tagi.data.sni import SniDataset, without_overlap
+    from tagi.data.types import named
 
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
-        names = dataset.english(dataset.names("test"))[:limit_tasks]
+        names = named(dataset.english(dataset.names("test")), str, only or ())[:limit_tasks]
         tasks = [dataset.load(name, limit=instances) for name in names]
         if drop_seen:
             tasks = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train")))
@@ -112,6 +115,7 @@ def sni(
 @app.command("micro", epilog="Example: tagi eval micro --tasks 100 --instruction shuffled")
 def micro(
     tasks: Annotated[int, typer.Option(min=1, help="Unseen tasks, the first ones.")] = 500,
+    only: Only = None,
     instances: Instances = 20,
     phrasings: Annotated[
         Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
@@ -131,10 +135,11 @@ def micro(
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
     tagi = open_tagi(checkpoint, backbone)
     from tagi.cli import micro as micro_cli
+    from tagi.data.types import named
 
     data = micro_cli.trained_on(checkpoint, data_seed)
     with waiting("drawing tasks"):
-        chosen = micro_cli.unseen(data, tasks)
+        chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
         partners = micro_cli.strangers(chosen, seed) if setting.needs_partners else None
         drawn = micro_cli.with_instances(
             chosen, instances, positives=tagi.config.prompt.positives, held_out=phrasings == "new"
@@ -146,9 +151,7 @@ def micro(
 @app.command("p3", epilog="Example: tagi eval p3 --data p3 --checkpoint runs/p3/final --instances 60 -o scores")
 def p3(
     data: Annotated[Path, typer.Option(metavar="DIR", help="P3: eval/ and templates/.")],
-    tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Only this held-out task; may be given several times.")
-    ] = None,
+    tasks: Only = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each task.")] = None,
     instances: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task.")] = None,
     norm: Annotated[Norm, typer.Option(help="Score of a choice: by token, or of the whole.")] = "mean",

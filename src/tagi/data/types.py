@@ -1,7 +1,13 @@
 """The values that every data source produces and every consumer reads."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from tagi.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +49,17 @@ class Task:
     instruction: Instruction
     categories: tuple[str, ...]
     examples: Sequence[Example]
+
+
+def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) -> list[T]:
+    """Those of some tasks whose names are wanted, in that order; all where none is.
+
+    Raises:
+        ConfigError: one that is not there; names the nearest.
+    """
+    every = list(things)
+    by_name = {name(thing): thing for thing in every}
+    if unknown := [one for one in wanted if one not in by_name]:
+        near = difflib.get_close_matches(unknown[0], by_name, n=1)
+        raise ConfigError(f"there is no task {unknown[0]!r} here" + (f", did you mean {near[0]}?" if near else ""))
+    return [by_name[one] for one in wanted] or every

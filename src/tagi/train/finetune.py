@@ -1,10 +1,10 @@
 """Learning from tasks: hypernetwork finetuning, and metatraining where the instruction is in the prompt (§3.2.4)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from tagi.config import DataConfig, RunConfig
 from tagi.data.collate import Batch, Collator
@@ -13,11 +13,31 @@ from tagi.data.microtasks import MicroTask
 from tagi.data.mixture import FixedTasks, Mixture, TaskSource
 from tagi.data.p3 import P3Dataset, TrainSet, with_demonstrations
 from tagi.data.sni import SniDataset, meta_split
-from tagi.data.types import Task
+from tagi.data.types import Example, Task, named
 from tagi.errors import ConfigError
 from tagi.train.stage import task_batches
 
 G = TypeVar("G")
+
+
+@dataclass(frozen=True, slots=True)
+class Later(Sequence[Example]):
+    """Examples without the first ones, read or generated on demand like the whole."""
+
+    examples: Sequence[Example]
+    first: int
+
+    def __len__(self) -> int:
+        return max(len(self.examples) - self.first, 0)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.examples[self.first + range(len(self))[index]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +46,14 @@ class MicroSource:
 
     tasks: tuple[MicroTask, ...]
     positives: int
+    skip: int = 0
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     def task(self, number: int, visit: int) -> Task:
-        return self.tasks[number].task(wording_seed=visit, positives=self.positives)
+        task = self.tasks[number].task(wording_seed=visit, positives=self.positives)
+        return replace(task, examples=Later(task.examples, self.skip)) if self.skip else task
 
 
 def micro_split(data: DataConfig) -> Split:
@@ -41,9 +63,13 @@ def micro_split(data: DataConfig) -> Split:
 
 def micro_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
     """Batches of microtasks: compositions once an epoch, single operations as often as the config says."""
-    split = micro_split(config.data)
-    tasks = repeated_singles(split.singles, config.data.single_visits) + split.compositions
-    return task_batches(_mixture(config, MicroSource(tasks, config.demonstrations)), collator)
+    data, split = config.data, micro_split(config.data)
+    if data.part == "test":
+        targets = named(split.test, lambda task: task.name, data.only)
+        return task_batches(_mixture(config, MicroSource(tuple(targets), config.demonstrations, data.skip)), collator)
+    tasks = repeated_singles(split.singles, data.single_visits) + split.compositions
+    chosen = named(tasks, lambda task: task.name, data.only)
+    return task_batches(_mixture(config, MicroSource(tuple(chosen), config.demonstrations)), collator)
 
 
 def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[MicroTask, ...]:
@@ -80,8 +106,12 @@ def p3_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
 
 def p3_tasks(data: DataConfig) -> list[Task]:
     """The tasks of P3's meta-train data sets; templates of which no row asks and answers something are left out."""
+    if data.part == "test":
+        held_out = P3Dataset(Path(data.path or ""), instruction=data.instruction)
+        names = named(held_out.eval_names(), str, data.only)
+        return [_later(task, data.skip) for name in names for task in held_out.eval_tasks(name)]
     dataset, sets, (names, _) = _p3_sets(data)
-    chosen = [one for one in sets if one.data_set in names]
+    chosen = named([one for one in sets if one.data_set in names], lambda one: one.name, data.only)
     tasks = [task for one in chosen for task in dataset.train_tasks(one, limit=data.max_instances, seed=data.seed)]
     return [task for task in tasks if task.examples]
 
@@ -152,8 +182,27 @@ def valid_tasks(config: RunConfig) -> list[Task]:
 
 def sni_tasks(data: DataConfig) -> list[Task]:
     """The meta-train tasks of the split, without the meta-valid ones."""
+    if data.part == "test":
+        return _target_tasks(data)
     dataset, (names, _) = _sni_names(data)
-    return [dataset.load(name, limit=data.max_instances, seed=data.seed) for name in names]
+    return [dataset.load(name, limit=data.max_instances, seed=data.seed) for name in named(names, str, data.only)]
+
+
+def _target_tasks(data: DataConfig) -> list[Task]:
+    """The test tasks without the instances that they are scored on.
+
+    Raises:
+        ConfigError: a task has no others.
+    """
+    dataset = SniDataset(Path(data.path or ""), data.split)
+    names = named(dataset.english(dataset.names("test")), str, data.only)
+    return [_later(dataset.load(name), data.skip) for name in names]
+
+
+def _later(task: Task, skip: int) -> Task:
+    if len(task.examples) <= skip:
+        raise ConfigError(f"data.skip: {task.name} has no more than {skip} instances; none is left to train on")
+    return replace(task, examples=Later(task.examples, skip))
 
 
 def _sni_names(data: DataConfig) -> tuple[SniDataset, tuple[list[str], list[str]]]:
