@@ -44,9 +44,9 @@ def adapting(
     rounds: int,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Preparing one task, against one encoder pass over its instruction, which stands first."""
+    """Preparing one task, against one encoder pass over its instruction and demonstrations, which stands first."""
     models = [model for model in _models(shape, systems, generator, fused) if model.method.reads_instruction_once]
-    told = torch.full((1, task.instruction), 2)
+    told = torch.full((1, task.instruction + task.shots * task.demonstration), 2)
 
     @torch.inference_mode()
     def encode() -> Tensor:
