@@ -9,9 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tagi.data.sni import SniDataset, load_task, meta_split, overlapping_inputs, without_overlap
+from tagi.config import DataConfig
+from tagi.data.sni import (
+    SniDataset,
+    largest_categories,
+    load_task,
+    meta_split,
+    overlapping_inputs,
+    without_overlap,
+)
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
+from tagi.train.finetune import sni_tasks
 
 on_disk = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -340,3 +349,38 @@ def test_real_files_survive_truncation(shared_data: Path, tmp_path: Path) -> Non
             load_task(path)
     path.write_bytes(raw.rstrip(string.whitespace.encode()))
     assert len(load_task(path).examples) == 100
+
+
+# --- category splits --------------------------------------------------------------------------------------
+
+TABLE_10 = (
+    *(("Question Answering", 157), ("Program Execution", 90), ("Question Generation", 51)),
+    *(("Sentiment Analysis", 42), ("Misc.", 36), ("Toxic Language Detection", 32)),
+    *(("Text Categorization", 28), ("Commonsense Classification", 23), ("Text Matching", 17)),
+    *(("Named Entity Recognition", 17), ("Information Extraction", 17), ("Wrong Candidate Generation", 15)),
+    *(("Text Completion", 14), ("Question Understanding", 13), ("Text to Code", 12)),
+)
+
+
+def of_categories(*sizes: tuple[str, int]) -> list[Task]:
+    return [Task(f"{name} {i}", Instruction("x"), (name, "Other"), []) for name, size in sizes for i in range(size)]
+
+
+def test_category_splits_are_those_of_table_10() -> None:
+    """The first and second split, from tasks in another order; ties within a split are ordered by name."""
+    tasks = of_categories(*reversed(TABLE_10), ("Summarization", 12 - 1))
+    assert largest_categories(tasks, 6) == [name for name, _ in TABLE_10[:6]]
+    assert set(largest_categories(tasks, 15)) == {name for name, _ in TABLE_10}
+    assert largest_categories(tasks, 10)[8:] == ["Information Extraction", "Named Entity Recognition"]
+    with pytest.raises(ConfigError, match=r"data.categories: 60 are asked for, the training tasks have 16"):
+        largest_categories(tasks, 60)
+
+
+def test_training_on_the_largest_categories(shared_data: Path) -> None:
+    data = DataConfig(source="sni", path=str(shared_data / "sni"), max_instances=1)
+    found = {count: sni_tasks(data.model_copy(update={"categories": count})) for count in (6, 15, 30, 33, None)}
+    assert [len({task.categories[0] for task in tasks}) for tasks in found.values()] == [6, 15, 30, 33, 33]
+    names = [{task.name for task in tasks} for tasks in found.values()]
+    assert names[0] < names[1] < names[2] < names[3] == names[4]
+    with pytest.raises(ConfigError, match="60 are asked for, the training tasks have 33"):
+        sni_tasks(data.model_copy(update={"categories": 60}))

@@ -165,6 +165,8 @@ class DataConfig(Frozen):
     """What a hypernetwork reads (p3)."""
     max_instances: Positive | None = 100
     """Instances per training task (sni) or template (p3)."""
+    categories: Positive | None = None
+    """Only the training tasks of so many categories, those with the most tasks (sni; Table 10: 6, 15, 30, 60)."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
     """Meta-valid tasks held out of training; data sets (p3)."""
     valid_instances: Positive = 10

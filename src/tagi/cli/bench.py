@@ -215,7 +215,8 @@ def _tokenizer(source: str | None, data: Path) -> PreTrainedTokenizerBase:
 
 
 def _flops_table(found: Sequence[SystemCost], title: str) -> Table:
-    shown = table(title, ("", "once, GFLOPs", "answers, GFLOPs", "mean of ratios", "ratio of sums", "over the floor"))
+    shown = table(f"{title}, GFLOPs", ("", "once", "answers", "mean ratio", "sum ratio", "to the floor"))
+    shown.columns[0].no_wrap = True
     for one in found:
         once, answers = f"{one.adaptation / 1e9:,.1f}", f"{one.answering / 1e9:,.1f}"
         ratios = (f"{ratio:.2f}" for ratio in (one.mean_of_ratios, one.ratio_of_sums, one.over_floor))

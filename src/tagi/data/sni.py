@@ -5,6 +5,7 @@ are kept.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,6 +166,20 @@ def meta_split(names: Sequence[str], valid: int, seed: int) -> tuple[list[str], 
     Random(seed).shuffle(shuffled)
     held_out = set(shuffled[:valid])
     return [name for name in names if name not in held_out], [name for name in names if name in held_out]
+
+
+def largest_categories(tasks: Iterable[Task], count: int) -> list[str]:
+    """The `count` categories with the most tasks, in that order, ties by name (A.3, Table 10).
+
+    A task counts in its first category.
+
+    Raises:
+        ConfigError: If there are fewer categories.
+    """
+    sizes = Counter(task.categories[0] for task in tasks)
+    if count > len(sizes):
+        raise ConfigError(f"data.categories: {count} are asked for, the training tasks have {len(sizes)}")
+    return sorted(sizes, key=lambda name: (-sizes[name], name))[:count]
 
 
 def overlapping_inputs(train: Iterable[Task], test: Iterable[Task]) -> dict[str, list[str]]:

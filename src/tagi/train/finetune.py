@@ -12,7 +12,7 @@ from tagi.data.micro_splits import Split, splits
 from tagi.data.microtasks import MicroTask
 from tagi.data.mixture import FixedTasks, Mixture, TaskSource
 from tagi.data.p3 import P3Dataset, TrainSet, with_demonstrations
-from tagi.data.sni import SniDataset, meta_split
+from tagi.data.sni import SniDataset, largest_categories, meta_split
 from tagi.data.types import Example, Task, named
 from tagi.errors import ConfigError
 from tagi.train.stage import task_batches
@@ -181,11 +181,16 @@ def valid_tasks(config: RunConfig) -> list[Task]:
 
 
 def sni_tasks(data: DataConfig) -> list[Task]:
-    """The meta-train tasks of the split, without the meta-valid ones."""
+    """The meta-train tasks of the split, without the meta-valid ones, the same for any number of categories."""
     if data.part == "test":
         return _target_tasks(data)
     dataset, (names, _) = _sni_names(data)
-    return [dataset.load(name, limit=data.max_instances, seed=data.seed) for name in named(names, str, data.only)]
+    chosen = named(names, str, data.only)
+    tasks = [dataset.load(name, limit=data.max_instances, seed=data.seed) for name in chosen]
+    if data.categories is None:
+        return tasks
+    kept = set(largest_categories(tasks, data.categories))
+    return [task for task in tasks if task.categories[0] in kept]
 
 
 def _target_tasks(data: DataConfig) -> list[Task]:
