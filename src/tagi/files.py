@@ -24,7 +24,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         DiskError: no space, no permission, or another error of the file system.
     """
-    with _explained(target):
+    with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -71,7 +71,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Raises:
         DiskError: see `atomic_folder`.
     """
-    with _explained(target):
+    with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         os.close(handle)
@@ -90,7 +90,7 @@ def append_line(target: Path, line: str) -> None:
     Raises:
         DiskError: see `atomic_folder`; the line may then stand there in part.
     """
-    with _explained(target), target.open("a", encoding="utf-8") as file:
+    with explained(target), target.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -109,7 +109,7 @@ def sweep(folder: Path, *patterns: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

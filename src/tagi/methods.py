@@ -54,6 +54,11 @@ class Method:
         return bool(self.writes) or self.fuses_encoder or self.fuses_decoder
 
     @property
+    def adapts(self) -> bool:
+        """All that the method does with an instruction is done once per task: an adapter holds it."""
+        return self.reads_instruction_once and not self.prompt
+
+    @property
     def meta_trained(self) -> bool:
         """Table 8, "Meta-Train": something is trained, on other tasks than those it is scored on."""
         return bool(self.trainable) and not self.on_target

@@ -90,7 +90,7 @@ def _solver(tagi: Tagi, source: Instruction | Path) -> Solve:
     """The function from inputs to answers; whatever can be done once per task is done here."""
     if isinstance(source, Path):
         adapter = tagi.load_adapter(source)
-    elif tagi.model.method.reads_instruction_once:
+    elif tagi.model.method.adapts:
         adapter = tagi.adapt(source)
     else:
         return lambda inputs: tagi.solve(source, inputs)

@@ -84,8 +84,11 @@ class Tagi:
     @torch.inference_mode()
     def adapt_all(self, instructions: Sequence[Instruction]) -> TaskAdapter:
         """The adapters of several tasks, stacked."""
-        if not self.model.method.reads_instruction_once:
+        if not self.model.method.adapts:
             raise InputError(f"method {self.model.method.name} reads the instruction with every input: no adapter")
+        return self._adapt(instructions)
+
+    def _adapt(self, instructions: Sequence[Instruction]) -> TaskAdapter:
         ids, mask = self.collator.instructions(instructions)
         return self.model.adapt(ids.to(self.device), mask.to(self.device))
 
@@ -110,11 +113,12 @@ class Tagi:
         prompts = [self.prompts(instruction, text) for text in inputs]
         return self._answer(prompts, self.told(instruction), None, max_tokens)
 
+    @torch.inference_mode()
     def told(self, instruction: Instruction | None) -> TaskAdapter:
         """The adapter of a task, neutral where the method writes none or nothing is told."""
         if instruction is None or not self.model.method.reads_instruction_once:
             return self.neutral()
-        return self.adapt(instruction)
+        return self._adapt([instruction])
 
     def prompts(self, instruction: Instruction | None, text: str) -> list[list[int]]:
         """Token ids of everything that the language model reads to answer one input: one prompt, or one for each

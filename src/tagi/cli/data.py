@@ -1,0 +1,65 @@
+"""`tagi data`: getting the data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tagi.cli.common import bar, note
+
+if TYPE_CHECKING:
+    from tagi.data.fetch import Source
+
+EXAMPLE = "Example: tagi data fetch sni -o data/sni"
+STORY_CLOZE = (
+    "StoryCloze may not be redistributed: ask for it at https://cs.rochester.edu/nlp/rocstories, and write its rows to "
+    "eval/story_cloze.jsonl, one JSON object a line with the fields of its templates (input_sentence_1 to _4, "
+    "sentence_quiz1, sentence_quiz2, answer_right_ending)."
+)
+P3_ROWS = (
+    "P3's rows are not downloaded yet: write them to train/<data set>_<template>.jsonl with inputs_pretokenized and "
+    "targets_pretokenized, from https://huggingface.co/datasets/bigscience/P3."
+)
+app = typer.Typer(help="Get the data sets.", no_args_is_help=True)
+
+
+@app.callback()
+def _data() -> None:
+    """Get the data sets."""
+
+
+@app.command("fetch", epilog=f"{EXAMPLE}\n\n{STORY_CLOZE}")
+def fetch(
+    name: Annotated[Literal["sni", "p3", "c4"], typer.Argument(help="Super-NaturalInstructions, P3 or C4.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where it lies afterwards.")],
+    shards: Annotated[int, typer.Option(min=1, max=1024, help="Training shards of C4, 350,000 documents each.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be downloaded.")] = False,
+) -> None:
+    """Download a data set, going on where an earlier download broke off.
+
+    A file's SHA-256 is recorded at its first download and compared from then on.
+    """
+    from tagi.data import fetch as fetching
+
+    sources = {"sni": fetching.SNI, "p3": fetching.P3, "c4": fetching.c4(shards)}[name]
+    for source in sources:
+        if dry_run:
+            typer.echo(f"{source.url} -> {output / source.path}")
+        else:
+            _one(source, output)
+    for remark in (P3_ROWS, STORY_CLOZE) if name == "p3" else ():
+        note(remark)
+
+
+def _one(source: Source, output: Path) -> None:
+    from tagi.data import fetch as fetching
+
+    with bar(source.path) as report:
+        archive = fetching.fetch(source, output, report)
+    if source.unpack:
+        count = fetching.unpack(archive, output, source.unpack)
+        typer.echo(f"{archive}: {count:,} files unpacked to {output}")
+    else:
+        typer.echo(f"{archive}")
