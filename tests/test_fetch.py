@@ -27,23 +27,22 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
-
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
+        server, wanted = self.server, self.headers.get("Range")
+        assert isinstance(server, Server)
+        server.asked.append(wanted)
         if self.path != "/file":
             self.send_error(404, "not here")
             return
-        first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.knows_ranges else 0
-        rest = self.server.content[first:]
-        if wanted and self.server.knows_ranges and not rest:
+        first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.knows_ranges else 0
+        rest = server.content[first:]
+        if wanted and server.knows_ranges and not rest:
             self.send_error(416)
             return
         self.send_response(206 if first else 200)
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
-        self.wfile.write(rest[: self.server.breaks_after])
+        self.wfile.write(rest[: server.breaks_after])
 
     def log_message(self, format: str, *args: object) -> None:
         del format, args
