@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from tagi import methods
-from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
+from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.model import tagi
 from tagi.model.backbone import Factors, Site
+from tagi.model.causal import CausalLM
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
+from tagi.model.language_model import LanguageModel
 from tagi.model.t5 import T5, RMSNorm, initialise
 from tagi.model.tagi import TagiModel
 
@@ -57,16 +59,25 @@ def small_t5(seed: int = 0, **overrides: Any) -> T5:
     return model.eval()
 
 
+def small_causal(seed: int = 0, architecture: str = "gpt2", **overrides: Any) -> CausalLM:
+    """A random decoder-only model of a few thousand parameters, ready for inference."""
+    values: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 24, "d_ff": 40, "num_layers": 2, "max_positions": 64}
+    shape = CausalShape.model_validate(values | {"architecture": architecture} | overrides)
+    return CausalLM.of_shape(shape, seed).eval()
+
+
 def small_tagi(
     method: str = "tagi",
     *,
     seed: int = 0,
     hypernetwork: HypernetworkConfig = SMALL_HYPERNETWORK,
     fusion: FusionConfig = SMALL_FUSION,
-    backbone: T5 | None = None,
+    backbone: LanguageModel | None = None,
 ) -> TagiModel:
     """An untrained model: its LoRA and its fusion change nothing yet."""
-    model = TagiModel(backbone or small_t5(seed), methods.get(method), hypernetwork, fusion)
+    found = methods.get(method)
+    base = backbone or (small_causal(seed) if found.decoder_only else small_t5(seed))
+    model = TagiModel(base, found, hypernetwork, fusion)
     tagi.initialise(model, seeded(seed + 1))
     return model.eval()
 

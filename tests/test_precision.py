@@ -11,6 +11,7 @@ from builders import small_t5, small_tagi, token_batch, trained
 from tagi import Tagi
 from tagi.config import TrainingConfig, parse
 from tagi.model import checkpoint, t5
+from tagi.model.language_model import as_t5
 from tagi.model.rows import Rows
 from tagi.model.tagi import TagiModel
 from tagi.train import optim, precision
@@ -97,7 +98,7 @@ def gradients(model: TagiModel, recompute: bool) -> tuple[Tensor, dict[str, Tens
     """Loss and gradients of one batch, with the same dropout whatever is kept."""
     ids, mask = token_batch((5, 3), seed=1)
     inputs, input_mask = token_batch((7, 4, 6, 2), seed=2)
-    model.backbone.recompute = recompute
+    as_t5(model.backbone).recompute = recompute
     torch.manual_seed(7)
     output = model.train()(ids, mask, inputs, input_mask, inputs[:, :3], Rows(2, 4))
     loss = output.logits.float().pow(2).mean()

@@ -69,6 +69,40 @@ class T5Shape(Frozen):
         return self.num_heads * self.d_kv
 
 
+class CausalShape(Frozen):
+    """Architecture of a decoder-only language model, as `transformers` builds it."""
+
+    architecture: Literal["gpt2", "opt"]
+    vocab_size: Positive
+    d_model: Positive = 128
+    d_ff: Positive = 512
+    num_layers: Positive = 6
+    num_heads: Positive = 4
+    max_positions: Positive = 1024
+    """Tokens of prompt and answer together, at most."""
+    d_embedding: Positive | None = None
+    """Width of the token embeddings where it is not `d_model` (OPT 350M)."""
+    dropout_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+    """Stands between prompt and answer."""
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of all heads together."""
+        return self.d_model
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """Layers that a token of an answer passes: all."""
+        return self.num_layers
+
+
+Shape = T5Shape | CausalShape
+"""Of a language model of any family."""
+
+
 class HypernetworkConfig(Frozen):
     """The adapter generator of Eq. 2."""
 
@@ -135,13 +169,17 @@ class BackboneConfig(Frozen):
     path: str | None = None
     shape: NamedShape | None = None
     """Of random initialisation; beside `path`, what its weights are expected to be: a dry run needs no more."""
+    causal: CausalShape | None = None
+    """A decoder-only model from random initialisation instead."""
     tokenizer: Literal["micro", "unigram"] | None = None
     """Built with a random backbone: the closed microtask vocabulary, or unigram over training text."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.path is None and self.shape is None:
-            raise ValueError("give either path (a checkpoint) or shape (random initialisation)")
+        if self.path is None and self.shape is None and self.causal is None:
+            raise ValueError("give either path (a checkpoint) or shape or causal (random initialisation)")
+        if self.causal is not None and (self.path is not None or self.shape is not None):
+            raise ValueError("causal is the shape of random initialisation; leave path and shape out")
         if self.path is None and self.tokenizer is None:
             raise ValueError("a backbone from random initialisation needs a tokenizer: micro or unigram")
         return self

@@ -9,7 +9,8 @@ from tagi.bench.timing import Comparison, Progress, alternate
 from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
 from tagi.methods import Method
 from tagi.model import t5, tagi
-from tagi.model.costs import Reading, TaskLengths, reading
+from tagi.model.costs import Reading, TaskLengths, as_deep, reading
+from tagi.model.language_model import build
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
 from tagi.model.tagi import Prepared, TagiModel
@@ -60,11 +61,13 @@ def adapting(
 def _models(
     shape: T5Shape, systems: Iterable[Method], generator: HypernetworkConfig, fused: FusionConfig
 ) -> list[TagiModel]:
-    """Every system around one and the same backbone."""
+    """Every system around one and the same backbone; a decoder-only one of the same widths and as many blocks."""
     seed = torch.Generator().manual_seed(SEED)
     backbone = T5(shape)
     t5.initialise(backbone, seed)
-    models = [TagiModel(backbone, method, generator, fused).eval() for method in systems]
+    deep = build(as_deep(shape), SEED)
+    bases = [(deep if method.decoder_only else backbone, method) for method in systems]
+    models = [TagiModel(base, method, generator, fused).eval() for base, method in bases]
     for model in models:
         tagi.initialise(model, seed)
     return models

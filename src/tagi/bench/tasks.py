@@ -57,12 +57,14 @@ def system_costs(
     tasks: Sequence[TaskLengths],
     systems: Iterable[Method] = METHODS,
 ) -> list[SystemCost]:
-    """Every encoder-decoder system on the same tasks."""
+    """Every system on the same tasks; a decoder-only one of the same widths and as many blocks."""
     floors = [costs.floor(shape, task) for task in tasks]
     spent = {
-        method.name: [costs.task_flops(shape, method, generator, fused, task) for task in tasks]
+        method.name: [
+            costs.task_flops(costs.as_deep(shape) if method.decoder_only else shape, method, generator, fused, task)
+            for task in tasks
+        ]
         for method in systems
-        if not method.decoder_only
     }
     base = [one.total for one in spent[REFERENCE]]
     return [

@@ -20,6 +20,7 @@ from tagi.errors import ConfigError
 from tagi.losses import IGNORE
 from tagi.model import tagi as tagi_module
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
+from tagi.model.language_model import as_t5
 from tagi.model.t5 import T5, initialise
 from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import TagiModel
@@ -55,7 +56,7 @@ def bank_against_peft(shape: T5Shape, teachers: int, rows: int, rank: int, round
     lengths = Lengths(instruction=0, tasks=teachers, rows=rows)
     base = _model("no_instruction", shape, rank)
     stage = _bank_stage(base, teachers, rank, lengths)
-    one_by_one = _peft_steps(base.backbone, teachers, rank, _batch(lengths, shape))
+    one_by_one = _peft_steps(as_t5(base.backbone), teachers, rank, _batch(lengths, shape))
     cases = {"peft, one after another": one_by_one, "bank in lock-step": _step(stage, _TEACHER_TRAINING)}
     return alternate(f"{teachers} teachers of {rows} rows", cases, rounds, report)
 
@@ -102,7 +103,7 @@ def t5_against_transformers(shape: T5Shape, lengths: Lengths, rounds: int, repor
     batch = _batch(lengths, shape).as_prompt()
     ours = _model("metatrain", shape, 1)
     with tempfile.TemporaryDirectory() as folder:
-        save_t5(ours.backbone, Path(folder))
+        save_t5(as_t5(ours.backbone), Path(folder))
         theirs: Any = T5ForConditionalGeneration.from_pretrained(folder)
     theirs.train()
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=_PLAIN.lr, betas=optim.BETAS, weight_decay=0.0)
@@ -194,7 +195,7 @@ def _repeated(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def _bank_stage(base: TagiModel, teachers: int, rank: int, lengths: Lengths) -> BankStage:
-    backbone = base.backbone
+    backbone = as_t5(base.backbone)
     a0 = draw_a0(backbone.sites(), rank, backbone.d_model, torch.Generator().manual_seed(2))
     bank = LoraBank(a0, backbone.shape.inner_dim, teachers, 1.0)
     batch = _batch(lengths, backbone.shape)
@@ -238,7 +239,7 @@ def _peft_step(model: Any, batch: Batch, own: Tensor) -> Callable[[], None]:
 
 def _bank(student: TagiModel, batch: Batch) -> Bank:
     """A random bank with a teacher for every task of the batch."""
-    hypernetwork, backbone = student.hypernetwork, student.backbone
+    hypernetwork, backbone = student.hypernetwork, as_t5(student.backbone)
     assert hypernetwork is not None
     generator = torch.Generator().manual_seed(3)
     rank, scale = hypernetwork.config.rank, hypernetwork.config.scale

@@ -171,7 +171,7 @@ def inference(
     from tagi.methods import METHODS
 
     task = mean_task(_lengths(data, positives, tokenizer))
-    systems = [method for method in METHODS if not method.decoder_only and method.name not in SAME_AS_METATRAIN]
+    systems = [method for method in METHODS if method.name not in SAME_AS_METATRAIN]
     systems.sort(key=lambda method: method.name != "metatrain")
     made = _shape(shape), systems, HypernetworkConfig(rank=rank), FusionConfig(width=width), task
     found = []

@@ -152,7 +152,9 @@ class Collator:
 
     def target(self, text: str) -> list[int]:
         """Token ids of a target, end of sequence included."""
-        return self._cut(text, self.prompt.max_target)
+        limit = self.prompt.max_target - 1
+        ids = self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]  # type: ignore[list-item]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]  # type: ignore[return-value]

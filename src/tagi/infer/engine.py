@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tagi.config import T5Shape
+from tagi.config import Shape
 from tagi.data.collate import Batch, Collator, pad
 from tagi.data.prompts import render_instruction
 from tagi.data.tokenizers import unknown_words
@@ -226,7 +226,7 @@ class Tagi:
         return checkpoint.fingerprint(self.model)
 
 
-def teacher_forced(model: nn.Module, shape: T5Shape, batch: Batch, memory: Tensor | None = None) -> Output:
+def teacher_forced(model: nn.Module, shape: Shape, batch: Batch, memory: Tensor | None = None) -> Output:
     """A TagiModel's forward pass on a collated batch, the decoder reading the labels shifted right.
 
     `model` may be wrapped, as a trainer does where several processes share the work; `shape` is its backbone's,

@@ -2,7 +2,7 @@
 
 A folder holds `tagi.json`, `model.safetensors` (hypernetwork, fusion and, if separate, the instruction
 encoder) and `tokenizer*`. A backbone that was trained along lies beside them in `backbone/`, a Hugging Face
-T5 folder; a frozen one is only referred to, by path or hub name and fingerprint.
+folder; a frozen one is only referred to, by path or hub name and fingerprint.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from tagi import methods
 from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig, parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
-from tagi.model.t5_hf import load_t5, locate, read_safetensors, save_t5
+from tagi.model.language_model import load_language_model, save_language_model
+from tagi.model.t5_hf import locate, read_safetensors
 from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
@@ -84,7 +85,7 @@ def write(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.d
     save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
     if config.backbone == BACKBONE:
-        save_t5(model.backbone, folder / BACKBONE, dtype)
+        save_language_model(model.backbone, folder / BACKBONE, dtype)
 
 
 def own_tensors(model: TagiModel) -> dict[str, Tensor]:
@@ -112,7 +113,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def base_source(source: str | Path) -> str:
-    """Where `transformers` finds the language model of a checkpoint of ours; a T5 folder is its own.
+    """Where `transformers` finds the language model of a checkpoint of ours; a Hugging Face folder is its own.
 
     Raises:
         CheckpointError: no such folder or hub name, or a damaged checkpoint.
@@ -132,14 +133,14 @@ def load(folder: Path, *, backbone: str | None = None) -> Loaded:
     """
     config = read_config(folder)
     inside = config.backbone == BACKBONE and backbone is None
-    t5 = load_t5(backbone or base_source(folder))
-    if not inside and (found := fingerprint(t5)) != config.backbone_fingerprint:
+    base = load_language_model(backbone or base_source(folder))
+    if not inside and (found := fingerprint(base)) != config.backbone_fingerprint:
         raise CheckpointError(
             f"{folder}: belongs to another backbone (fingerprint {config.backbone_fingerprint}, "
             f"but {backbone or config.backbone} has {found})"
         )
     try:
-        model = TagiModel(t5, methods.get(config.method), config.hypernetwork, config.fusion)
+        model = TagiModel(base, methods.get(config.method), config.hypernetwork, config.fusion)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     _assign(model, read_safetensors(folder / WEIGHTS), folder / WEIGHTS)

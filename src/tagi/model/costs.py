@@ -6,7 +6,7 @@ with cached keys and values. As in `flops.py`, matrix products only, and to the 
 
 from dataclasses import dataclass
 
-from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
+from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, Shape, T5Shape
 from tagi.methods import Method
 from tagi.model import flops
 from tagi.model.flops import Lengths
@@ -58,16 +58,16 @@ class Reading:
 
 
 def task_flops(
-    shape: T5Shape, method: Method, generator: HypernetworkConfig, fused: FusionConfig, task: TaskLengths
+    shape: Shape, method: Method, generator: HypernetworkConfig, fused: FusionConfig, task: TaskLengths
 ) -> TaskFlops:
     """What a method spends on a task (Table 2: 100 examples)."""
     reads = reading(method, task)
     lengths = Lengths(1, task.examples * reads.prompts, reads.once, reads.prompt, task.target, reads.pieces)
     passes = flops.forward(shape, method, generator, fused, lengths)
     once = passes.instruction + passes.memory + passes.hypernetwork
-    if method.fuses_encoder:
+    if method.fuses_encoder and isinstance(shape, T5Shape):
         once += flops.fusion_keys(shape, fused, 1, reads.once)
-    if method.fuses_decoder and method.lora:
+    if method.fuses_decoder and method.lora and isinstance(shape, T5Shape):
         once += flops.cross_keys_lora(shape, generator.rank, 1, reads.once)
     whole = passes.total - _saved(shape, lengths)
     return TaskFlops(once.forward, whole - once.forward)
@@ -81,11 +81,24 @@ def floor(shape: T5Shape, task: TaskLengths) -> float:
     return (read + flops.decoder(shape, rows, task.target, n)).forward - _saved(shape, lengths)
 
 
-def _saved(shape: T5Shape, lengths: Lengths) -> float:
+def _saved(shape: Shape, lengths: Lengths) -> float:
     """Self-attention to later tokens, which a whole sequence computes and token by token does not."""
     o = lengths.target
     later = o * o - o * (o + 1) // 2
     return flops.attention(lengths.rows, later, 1, shape.inner_dim).forward * shape.num_decoder_layers
+
+
+def as_deep(shape: T5Shape, max_positions: int = 4096) -> CausalShape:
+    """A decoder-only model of the same widths with as many blocks as encoder and decoder have together."""
+    return CausalShape(
+        architecture="gpt2",
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        d_ff=shape.d_ff,
+        num_layers=shape.num_layers + shape.num_decoder_layers,
+        num_heads=shape.num_heads,
+        max_positions=max_positions,
+    )
 
 
 def reading(method: Method, task: TaskLengths) -> Reading:

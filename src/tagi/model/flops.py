@@ -7,7 +7,7 @@ last digit. Shape suffixes as in `rows.py`: T tasks, R rows, S instruction, N in
 from collections.abc import Set
 from dataclasses import dataclass
 
-from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape
+from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, ModuleKind, Part, Shape, T5Shape
 from tagi.methods import Method
 
 PROJECTIONS = 2
@@ -86,6 +86,15 @@ def decoder(shape: T5Shape, rows: int, length: int, context: int, past: int = 0)
     cross = attention(rows, length, context, shape.inner_dim)
     blocks = (projections + own + cross + feed_forward(shape, rows * length)) * shape.num_decoder_layers
     return blocks + linear(rows * length, shape.d_model, shape.vocab_size)
+
+
+def decoder_only(shape: CausalShape, rows: int, prompt: int, answer: int) -> Flops:
+    """A decoder-only model on prompts, then on answers that attend to them; logits for the answers."""
+    tokens, width = rows * (prompt + answer), shape.d_embedding or shape.d_model
+    blocks = linear(tokens, shape.d_model, shape.d_model) * 4 + linear(tokens, shape.d_model, shape.d_ff) * 2
+    blocks += attention(rows, prompt, prompt, shape.d_model) + attention(rows, answer, prompt + answer, shape.d_model)
+    around = linear(tokens, width, shape.d_model) * 2 if width != shape.d_model else Flops()
+    return blocks * shape.num_layers + around + linear(rows * answer, width, shape.vocab_size)
 
 
 def lora(shape: T5Shape, rank: int, tokens: int, projections: int) -> Flops:
@@ -205,7 +214,7 @@ class ForwardFlops:
 
 
 def forward(
-    shape: T5Shape, method: Method, generator: HypernetworkConfig, fused: FusionConfig, lengths: Lengths
+    shape: Shape, method: Method, generator: HypernetworkConfig, fused: FusionConfig, lengths: Lengths
 ) -> ForwardFlops:
     """A student's forward pass on one batch.
 
@@ -213,6 +222,8 @@ def forward(
     """
     none, once = Flops(), method.reads_instruction_once
     tasks, rows, s, n, o = lengths.tasks, lengths.rows, lengths.instruction, lengths.input, lengths.target
+    if isinstance(shape, CausalShape):
+        return ForwardFlops(none, decoder_only(shape, rows, n, o), none, none, none, none)
     seen = n + (s if method.fuses_decoder else 0)
     backbone = encoder(shape, rows, n) + cross_keys(shape, rows, n) + decoder(shape, rows, o, seen)
     return ForwardFlops(

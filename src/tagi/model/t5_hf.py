@@ -54,7 +54,7 @@ def load_t5(source: str | Path) -> T5:
         CheckpointError: not a T5, no safetensors weights, tensors missing or of another shape.
     """
     folder = locate(source)
-    config = _read_config(folder)
+    config = read_hf_config(folder)
     if config.model_type not in ("t5", "mt5"):
         raise CheckpointError(f"{folder}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
     tensors = _read_weights(folder)
@@ -92,7 +92,7 @@ def read_shape(source: str) -> T5Shape:
     Raises:
         CheckpointError: no folder or hub model of that name can be reached, or it is no T5.
     """
-    config = _read_config(Path(source))
+    config = read_hf_config(Path(source))
     if config.model_type not in ("t5", "mt5"):
         raise CheckpointError(f"{source}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
     return shape_of(config, tied=bool(config.tie_word_embeddings))
@@ -158,7 +158,12 @@ def _block_names(shape: T5Shape, stack: str, layer: int) -> dict[str, str]:
     return names
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
+def read_hf_config(folder: Path) -> PretrainedConfig:
+    """A folder's `config.json`.
+
+    Raises:
+        CheckpointError: missing, or no model's.
+    """
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, StrictDataclassError) as error:

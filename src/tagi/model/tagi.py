@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
+from tagi.errors import ConfigError
 from tagi.methods import Method
 from tagi.model import fusion as fusion_module
 from tagi.model import hypernetwork as hypernetwork_module
 from tagi.model.adapter import TaskAdapter
 from tagi.model.backbone import DecoderContext, DecoderMemory, Factors, Site
+from tagi.model.causal import CausalLM
 from tagi.model.fusion import Fusion, FusionMemory
 from tagi.model.hypernetwork import Hypernetwork
+from tagi.model.language_model import LanguageModel
 from tagi.model.rows import Rows
-from tagi.model.t5 import T5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,15 @@ class Output(NamedTuple):
 class TagiModel(nn.Module):
     """LLM + Hypernetwork(a): the student of Eqs. 3 to 6, and, with parts left out, its relatives."""
 
-    def __init__(self, backbone: T5, method: Method, hypernetwork: HypernetworkConfig, fusion: FusionConfig) -> None:
+    def __init__(
+        self, backbone: LanguageModel, method: Method, hypernetwork: HypernetworkConfig, fusion: FusionConfig
+    ) -> None:
+        """
+        Raises:
+            ConfigError: a method for another kind of language model.
+        """
         super().__init__()
+        _check_kind(backbone, method)
         self.backbone, self.method = backbone, method
         shape = backbone.shape
         self.fusion = self.instruction_encoder = None
@@ -154,11 +163,19 @@ class TagiModel(nn.Module):
         return Output(logits, adapter)
 
 
-def neutral(backbone: T5, tasks: int) -> TaskAdapter:
+def neutral(backbone: LanguageModel, tasks: int) -> TaskAdapter:
     """The adapter that changes nothing: no modules and an empty memory."""
     weight = backbone.embedding.weight
     mask = torch.zeros(tasks, 0, dtype=torch.long, device=weight.device)
     return TaskAdapter({}, weight.new_zeros(tasks, 0, backbone.d_model), mask)
+
+
+def _check_kind(backbone: LanguageModel, method: Method) -> None:
+    if method.decoder_only and not isinstance(backbone, CausalLM):
+        raise ConfigError(f"method: {method.name} needs GPT-2 or OPT, but the language model is a T5")
+    if isinstance(backbone, CausalLM) and not method.decoder_only:
+        family = backbone.shape.architecture
+        raise ConfigError(f"method: {method.name} needs an encoder-decoder; {family} is for decoder_only")
 
 
 def initialise(model: TagiModel, generator: torch.Generator) -> None:

@@ -16,9 +16,9 @@ from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_pos
 from tagi.model import checkpoint
 from tagi.model.backbone import Factors
 from tagi.model.bank import Bank
+from tagi.model.language_model import LanguageModel, load_language_model
 from tagi.model.rows import Rows
-from tagi.model.t5 import T5
-from tagi.model.t5_hf import load_t5, locate
+from tagi.model.t5_hf import locate
 from tagi.model.tagi import Output, TagiModel, neutral, shift_right
 from tagi.train.align import lane_of
 from tagi.train.stage import Term
@@ -127,15 +127,15 @@ def load_reader(source: str, prompt: PromptConfig, *, bare: bool) -> TagiModel:
     return loaded.model
 
 
-def load_base(source: str) -> T5:
-    """The language model of a checkpoint of ours, or a Hugging Face T5.
+def load_base(source: str) -> LanguageModel:
+    """The language model of a checkpoint of ours, or a Hugging Face folder.
 
     Raises:
         CheckpointError: it cannot be loaded.
     """
     folder = locate(source)
     ours = (folder / checkpoint.CONFIG).exists()
-    return checkpoint.load(folder).model.backbone if ours else load_t5(folder)
+    return checkpoint.load(folder).model.backbone if ours else load_language_model(folder)
 
 
 def _check_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
-from tagi.config import RunConfig, T5Shape
+from tagi.config import RunConfig, Shape
 from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
@@ -35,7 +35,7 @@ class Measured:
     from_data: bool
 
 
-def tokenizer_at_hand(config: RunConfig, shape: T5Shape) -> PreTrainedTokenizerBase | None:
+def tokenizer_at_hand(config: RunConfig, shape: Shape) -> PreTrainedTokenizerBase | None:
     """The run's tokenizer if it lies on this machine; nothing is downloaded."""
     source, backbone = config.start_from, config.backbone
     if backbone is not None and backbone.path is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Size
 
-from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape, TrainingConfig
+from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape, TrainingConfig
 from tagi.methods import Method
 from tagi.model.flops import Lengths, generated_sites, site_widths
 
@@ -163,6 +163,20 @@ def activations(
         kept += extra * len(range(0, shape.num_layers, fused.every))
     kept += sum(generator(shape, hypernetwork, keep.size, lengths, kind) for kind in method.writes)
     return kept + instruction(keep, method, lengths) + temporaries(keep, lengths, seen)
+
+
+def causal_activations(shape: CausalShape, training: TrainingConfig, lengths: Lengths) -> int:
+    """The same of a decoder-only model of `transformers`, all of it trained, prompts and answers."""
+    size, prompt, answer = value_bytes(training), lengths.input, lengths.target
+    drops = shape.dropout_rate > 0
+    gelus = 6 if shape.architecture == "gpt2" else 1  # `transformers` spells GPT-2's GELU out, operation by operation
+    masks = 3 * shape.d_model if drops else 0
+    per_token = (10 * shape.d_model + gelus * shape.d_ff) * size + masks
+    keys = prompt + answer  # joined anew for the answer
+    scores = shape.num_heads * (prompt * prompt + answer * keys) if drops else 0
+    block = (prompt + answer) * per_token + 2 * keys * shape.d_model * size + scores * (2 * size + 1)
+    logits = answer * shape.vocab_size * (size + LOSS_COPIES * WIDE)
+    return lengths.rows * (block * shape.num_layers + logits)
 
 
 def instruction(keep: Keeping, method: Method, lengths: Lengths) -> int:

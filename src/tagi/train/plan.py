@@ -14,12 +14,20 @@ import torch
 from torch import nn
 
 from tagi import methods
-from tagi.config import BackboneConfig, FusionConfig, HypernetworkConfig, Part, RunConfig, T5Shape
+from tagi.config import (
+    BackboneConfig,
+    CausalShape,
+    FusionConfig,
+    HypernetworkConfig,
+    Part,
+    RunConfig,
+    Shape,
+    T5Shape,
+)
 from tagi.errors import CheckpointError, ConfigError
 from tagi.model import checkpoint, flops
 from tagi.model.hypernetwork import parameter_count
-from tagi.model.t5 import T5
-from tagi.model.t5_hf import read_shape
+from tagi.model.language_model import build, read_language_model_shape
 from tagi.model.tagi import TagiModel
 from tagi.train import measure, memory
 from tagi.train.measure import Measured
@@ -38,7 +46,7 @@ Report = Callable[[int, int], None]
 class Model(NamedTuple):
     """What a run's model is built from."""
 
-    shape: T5Shape
+    shape: Shape
     hypernetwork: HypernetworkConfig
     fusion: FusionConfig
 
@@ -91,7 +99,7 @@ def plan(
     tokenizer = measure.tokenizer_at_hand(config, parts.shape) if draw and measure.data_at_hand(config) else None
     found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report)
     with torch.device("meta"):
-        model = TagiModel(T5(parts.shape), method, parts.hypernetwork, parts.fusion)
+        model = TagiModel(build(parts.shape), method, parts.hypernetwork, parts.fusion)
     return (
         _teachers(config, parts, model, found) if config.stage == "teachers" else _student(config, parts, model, found)
     )
@@ -115,22 +123,22 @@ def resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
 
 def _resolve_folder(config: RunConfig, folder: Path) -> Model:
     found = checkpoint.read_config(folder)
-    shape = read_shape(checkpoint.base_source(folder))
+    shape = read_language_model_shape(checkpoint.base_source(folder))
     same = found.method == config.method
     return Model(shape, *((found.hypernetwork, found.fusion) if same else (config.hypernetwork, config.fusion)))
 
 
-def _fresh_shape(config: RunConfig, backbone: BackboneConfig) -> T5Shape:
+def _fresh_shape(config: RunConfig, backbone: BackboneConfig) -> Shape:
     """The config's shape or the checkpoint's; a micro tokenizer brings its own size."""
-    shape = backbone.shape or _shape_at(str(backbone.path))
+    shape = backbone.causal or backbone.shape or _shape_at(str(backbone.path))
     if backbone.path is None and backbone.tokenizer == "micro":
         return shape.model_copy(update={"vocab_size": len(random_tokenizer(backbone, shape, config.data))})
     return shape
 
 
-def _shape_at(path: str) -> T5Shape:
+def _shape_at(path: str) -> Shape:
     try:
-        return read_shape(path)
+        return read_language_model_shape(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; with backbone.shape a dry run works without it") from error
 
@@ -146,9 +154,7 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
     once = flops.training(passes, trained, separate_encoder=separate) + _teacher_flops(config, parts.shape, found)
     if config.training.gradient_checkpointing:
         once += flops.recomputed(passes)
-    kept = memory.activations(
-        parts.shape, model.method, parts.hypernetwork, parts.fusion, config.training, trained, found.batch
-    )
+    kept = _kept(config, parts, model, trained, found)
     tensors = [parameter for part in trained for module in model.part(part) for parameter in module.parameters()]
     weights = parameter_count(model) + (sizes["backbone"] if _online(config) else 0)
     share = sizes["hypernetwork"] / sizes["backbone"]
@@ -170,6 +176,14 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
     )
 
 
+def _kept(config: RunConfig, parts: Model, model: TagiModel, trained: set[Part], found: Measured) -> int:
+    """Bytes of the student's activations."""
+    if isinstance(parts.shape, CausalShape):
+        return memory.causal_activations(parts.shape, config.training, found.batch)
+    generator, fused = parts.hypernetwork, parts.fusion
+    return memory.activations(parts.shape, model.method, generator, fused, config.training, trained, found.batch)
+
+
 def _notes(config: RunConfig, share: float) -> list[str]:
     notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters"] if share > LARGE_SHARE else []
     teacher = config.objective.teacher
@@ -181,6 +195,7 @@ def _notes(config: RunConfig, share: float) -> list[str]:
 def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
     """Stage teachers: waves of LoRAs in lock-step, each with a batch of its own, on one frozen language model."""
     bank, shape = config.teachers, parts.shape
+    assert isinstance(shape, T5Shape)
     groups = len(bank.only) or GROUPS.get((config.data.source, bank.group))
     wave = min(bank.wave, groups or bank.wave)
     waves = -(-groups // wave) if groups else 1
@@ -221,7 +236,7 @@ def _online(config: RunConfig) -> bool:
     return bool(objective.lambda_kl and objective.teacher is not None and objective.teacher.cache is None)
 
 
-def _teacher_flops(config: RunConfig, shape: T5Shape, found: Measured) -> float:
+def _teacher_flops(config: RunConfig, shape: Shape, found: Measured) -> float:
     """An online teacher's forward pass on the same rows, instruction and input in one text; taken to be of the
     student's own shape."""
     if not _online(config):

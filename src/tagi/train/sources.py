@@ -25,11 +25,11 @@ def check_stage(config: RunConfig, method: Method) -> None:
         ConfigError: one sentence that names the field.
     """
     stage, name, once, source = config.stage, config.method, method.reads_instruction_once, config.data.source
-    if method.decoder_only:
-        raise ConfigError(f"method: {name} needs a decoder-only language model, which is not available yet")
+    if method.decoder_only and config.training.gradient_checkpointing:
+        raise ConfigError(f"training.gradient_checkpointing: {name} trains through cached keys, which it would drop")
     if method.on_target != (config.data.part == "test"):
         raise ConfigError(f"data.part: method {name} is trained on the part {'test' if method.on_target else 'train'}")
-    if stage == "teachers" and once:
+    if stage == "teachers" and (once or method.decoder_only):
         raise ConfigError(f"method: stage teachers needs no_instruction (b) or metatrain (a; b), not {name}")
     if stage == "metatrain" and once:
         raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tagi import methods
-from tagi.config import BackboneConfig, DataConfig, RunConfig, T5Shape
+from tagi.config import BackboneConfig, DataConfig, RunConfig, Shape, T5Shape
 from tagi.data import microtasks
 from tagi.data.c4 import documents, list_files
 from tagi.data.tokenizers import unigram, word_level
@@ -16,10 +16,12 @@ from tagi.errors import ConfigError
 from tagi.infer.engine import load_tokenizer
 from tagi.model import bank as banks
 from tagi.model import checkpoint
+from tagi.model.causal import CausalLM
 from tagi.model.checkpoint import BACKBONE, ModelConfig
+from tagi.model.language_model import LanguageModel, build, load_language_model
 from tagi.model.t5 import T5
 from tagi.model.t5 import initialise as initialise_t5
-from tagi.model.t5_hf import load_t5, locate
+from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
 from tagi.train.finetune import p3_tasks, sni_tasks
@@ -54,33 +56,41 @@ def start(config: RunConfig) -> Start:
 
 def _backbone(
     config: BackboneConfig, data: DataConfig, generator: torch.Generator
-) -> tuple[T5, PreTrainedTokenizerBase]:
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if config.path is not None:
         folder = locate(config.path)
-        backbone = load_t5(folder)
+        backbone = load_language_model(folder)
         if config.shape is not None:
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, load_tokenizer(folder)
-    assert config.shape is not None
-    tokenizer = random_tokenizer(config, config.shape, data)
-    backbone = T5(config.shape.model_copy(update={"vocab_size": len(tokenizer)}))
-    initialise_t5(backbone, generator)
+    shape = random_shape(config)
+    tokenizer = random_tokenizer(config, shape, data)
+    backbone = build(shape.model_copy(update={"vocab_size": len(tokenizer)}), generator.initial_seed())
+    if isinstance(backbone, T5):
+        initialise_t5(backbone, generator)
     return backbone, tokenizer
 
 
-def check_shape(found: T5Shape, expected: T5Shape, path: str) -> None:
+def random_shape(config: BackboneConfig) -> Shape:
+    """The shape of a language model that starts from random initialisation."""
+    shape = config.causal or config.shape
+    assert shape is not None
+    return shape
+
+
+def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
     """Refuse weights of another shape than the config expects; dropout is the checkpoint's to say.
 
     Raises:
         ConfigError: names the first field that differs.
     """
     for field in T5Shape.model_fields:
-        ours, theirs = getattr(expected, field), getattr(found, field)
+        ours, theirs = getattr(expected, field), getattr(found, field, None)
         if ours != theirs and field not in _CHECKPOINTS_OWN:
             raise ConfigError(f"backbone.shape.{field}: is {ours}, but the checkpoint {path} has {theirs}")
 
 
-def random_tokenizer(config: BackboneConfig, shape: T5Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+def random_tokenizer(config: BackboneConfig, shape: Shape, data: DataConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
         return word_level(microtasks.micro_vocabulary())
@@ -116,17 +126,29 @@ def _go_on(config: RunConfig, folder: Path) -> Start:
 
 def _with_parts(
     config: RunConfig,
-    backbone: T5,
+    backbone: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     reference: str | None,
     generator: torch.Generator,
 ) -> Start:
+    _check_positions(config, backbone)
     model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
     initialise_parts(model, generator)
     if config.bank is not None and model.hypernetwork is not None:
         bank = banks.load(Path(config.bank), backbone.sites())
         model.hypernetwork.start_from(bank.a0)
     return Start(model, tokenizer, _settings(config, model, reference))
+
+
+def _check_positions(config: RunConfig, backbone: LanguageModel) -> None:
+    """Refuse texts that a language model with a table of positions cannot hold."""
+    prompt = config.prompt
+    longest = prompt.max_instruction + prompt.max_input + prompt.max_target
+    if isinstance(backbone, CausalLM) and longest > (most := backbone.shape.max_positions):
+        raise ConfigError(
+            f"prompt: max_instruction + max_input + max_target is {longest}, "
+            f"but the language model has {most} positions"
+        )
 
 
 def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:
