@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from builders import SMALL_FUSION, SMALL_HYPERNETWORK, VOCABULARY, model_config, small_causal, small_tagi, token_batch
-from cli_runs import CONFIG, INSTRUCTION, Run, mistake, trained, write_config
+from cli_runs import CONFIG, INSTRUCTION, Run, mistake, write_config
 from tagi import methods
 from tagi.config import TrainingConfig
 from tagi.errors import CheckpointError, ConfigError, InputError
@@ -61,7 +61,7 @@ def whole(ids: Tensor, labels: Tensor, row: int, start: int) -> tuple[Tensor, in
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_rows_are_transformers_own_logits_and_gradients(family: dict[str, Any]) -> None:
-    """Worst case measured: logits 2.4e-7, gradients 4.8e-7."""
+    """Measured: logits equal to the bit, gradients within 9.5e-7."""
     model, backbone = wrapped(**family)
     ids, mask, labels = texts()
     ours = logits_of(model, ids, mask, labels)
@@ -176,7 +176,7 @@ def test_activations_are_about_what_autograd_keeps(architecture: str, lengths: L
     kept = sum(tensor.untyped_storage().nbytes() for pointer, tensor in seen.items() if pointer not in own)
     estimate = memory.causal_activations(backbone.shape, TrainingConfig(steps=1), lengths)
     logits = lengths.rows * lengths.target * 200 * 4 * (1 + memory.LOSS_COPIES)
-    assert 0.85 < (estimate - logits) / kept < 1.15
+    assert 0.9 < (estimate - logits) / kept < 1.1
 
 
 def test_more_tokens_than_positions_are_refused() -> None:
@@ -227,13 +227,14 @@ DECODER_ONLY = {
 
 
 def test_a_published_checkpoint_is_trained_scored_and_asked(gpt2: Path, tagi: Run, tmp_path: Path) -> None:
-    final = trained(tmp_path, **DECODER_ONLY | {"backbone": {"path": str(gpt2)}})
+    config = write_config(tmp_path, **DECODER_ONLY | {"backbone": {"path": str(gpt2)}})
+    final = tagi("train", "metatrain", "--config", config).out.strip()
     scored = tagi("eval", "micro", "--checkpoint", final, "--tasks", 2, "--instances", 2, "--json")
     assert scored.code == 0 and scored.json["instances"] == 4
     asked = tagi("run", "--checkpoint", final, "--instruction", INSTRUCTION, "red wolf saw dog plum")
     assert asked.code == 0
     again = tagi("train", "metatrain", "--config", write_config(tmp_path, **DECODER_ONLY | {
-        "backbone": None, "start_from": str(final), "output": str(tmp_path / "second")}), "--json")  # fmt: skip
+        "backbone": None, "start_from": final, "output": str(tmp_path / "second")}), "--json")  # fmt: skip
     assert again.code == 0 and again.json["parameters"]["backbone"] > 0
 
 

@@ -79,7 +79,6 @@ def test_sni(shared_data: Path, tmp_path: Path) -> None:
         ({"data": CONFIG["data"] | {"part": "test"}}, ["skip says how many instances"]),
         ({"data": CONFIG["data"] | {"part": "test", "skip": 5, "valid_tasks": 3}}, ["valid_tasks"]),
         ({"data": CONFIG["data"] | {"part": "test", "skip": 5, "only": ["no"]}}, ["there is no task 'no' here"]),
-        ({"method": "decoder_only", "data": CONFIG["data"]}, ["decoder_only", "not available yet"]),
     ],
 )
 def test_mistakes(changes: dict[str, Any], words: list[str], tagi: Run, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ training, decoding and choice scoring are the same code for both. Nothing is gen
 sites and no memory of an instruction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging
 
 from tagi.config import CausalShape, ModuleKind, parse
 from tagi.errors import CheckpointError, ConfigError, InputError
@@ -130,9 +132,10 @@ def load_causal(folder: Path) -> CausalLM:
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}/model.safetensors: is missing (weights are read from safetensors only)")
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with _quiet():
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
     except Exception as error:  # transformers passes on whatever its readers raise
         raise CheckpointError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from error
     model, report = opened
@@ -144,7 +147,8 @@ def load_causal(folder: Path) -> CausalLM:
 def save_causal(model: CausalLM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write config.json and model.safetensors so that `transformers` opens the folder."""
     tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.model.state_dict().items()}
-    model.model.save_pretrained(folder, state_dict=tensors)
+    with _quiet():
+        model.model.save_pretrained(folder, state_dict=tensors)
 
 
 def read_causal_shape(folder: Path) -> CausalShape:
@@ -186,7 +190,7 @@ def causal_shape_of(config: PretrainedConfig) -> CausalShape:
 def causal_config_of(shape: CausalShape) -> PretrainedConfig:
     """The Hugging Face config of a shape."""
     if shape.architecture == "opt":
-        config = OPTConfig(
+        return OPTConfig(
             vocab_size=shape.vocab_size,
             hidden_size=shape.d_model,
             ffn_dim=shape.d_ff,
@@ -195,22 +199,36 @@ def causal_config_of(shape: CausalShape) -> PretrainedConfig:
             max_position_embeddings=shape.max_positions,
             word_embed_proj_dim=shape.d_embedding,
             dropout=shape.dropout_rate,
+            bos_token_id=shape.decoder_start_token_id,
+            eos_token_id=shape.eos_token_id,
+            pad_token_id=shape.pad_token_id,
         )
-    else:
-        config = GPT2Config(
-            vocab_size=shape.vocab_size,
-            n_embd=shape.d_model,
-            n_inner=shape.d_ff,
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            n_positions=shape.max_positions,
-            resid_pdrop=shape.dropout_rate,
-            embd_pdrop=shape.dropout_rate,
-            attn_pdrop=shape.dropout_rate,
-        )
-    config.bos_token_id, config.eos_token_id = shape.decoder_start_token_id, shape.eos_token_id
-    config.pad_token_id = shape.pad_token_id
-    return config
+    return GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_embd=shape.d_model,
+        n_inner=shape.d_ff,
+        n_layer=shape.num_layers,
+        n_head=shape.num_heads,
+        n_positions=shape.max_positions,
+        resid_pdrop=shape.dropout_rate,
+        embd_pdrop=shape.dropout_rate,
+        attn_pdrop=shape.dropout_rate,
+        bos_token_id=shape.decoder_start_token_id,
+        eos_token_id=shape.eos_token_id,
+        pad_token_id=shape.pad_token_id,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a bar of `transformers`' own while it reads or writes weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tensor(value: Tensor | None) -> Tensor:

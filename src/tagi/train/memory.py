@@ -169,9 +169,10 @@ def causal_activations(shape: CausalShape, training: TrainingConfig, lengths: Le
     """The same of a decoder-only model of `transformers`, all of it trained, prompts and answers."""
     size, prompt, answer = value_bytes(training), lengths.input, lengths.target
     drops = shape.dropout_rate > 0
-    gelus = 6 if shape.architecture == "gpt2" else 1  # `transformers` spells GPT-2's GELU out, operation by operation
+    gpt2 = shape.architecture == "gpt2"  # `transformers` spells its GELU out, operation by operation
+    inside = (9 if gpt2 else 7) * shape.d_model + (5 if gpt2 else 1) * shape.d_ff
     masks = 3 * shape.d_model if drops else 0
-    per_token = (10 * shape.d_model + gelus * shape.d_ff) * size + masks
+    per_token = inside * size + masks
     keys = prompt + answer  # joined anew for the answer
     scores = shape.num_heads * (prompt * prompt + answer * keys) if drops else 0
     block = (prompt + answer) * per_token + 2 * keys * shape.d_model * size + scores * (2 * size + 1)

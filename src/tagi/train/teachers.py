@@ -28,6 +28,7 @@ from tagi.model.rows import Rows
 from tagi.model.t5_hf import read_safetensors
 from tagi.model.tagi import TagiModel, shift_right
 from tagi.train.finetune import grouped_sources
+from tagi.train.sources import check_stage
 from tagi.train.stage import Metrics, Parts
 from tagi.train.start import start
 from tagi.train.trainer import FINAL, check_output, train
@@ -97,8 +98,7 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
         ConfigError: a method that writes adapters, a group that does not exist, more processes than groups.
     """
     method = methods.get(config.method)
-    if method.reads_instruction_once:
-        raise ConfigError(f"method: {config.method} writes adapters; teachers are trained on no_instruction, metatrain")
+    check_stage(config, method)
     sources = grouped_sources(config)
     chosen = config.teachers.only or tuple(sources)
     if unknown := sorted(set(chosen) - sources.keys()):
