@@ -230,8 +230,8 @@ def test_a_published_checkpoint_is_trained_scored_and_asked(gpt2: Path, tagi: Ru
     config = write_config(tmp_path, **DECODER_ONLY | {"backbone": {"path": str(gpt2)}})
     final = tagi("train", "metatrain", "--config", config).out.strip()
     scored = tagi("eval", "micro", "--checkpoint", final, "--tasks", 2, "--instances", 2, "--json")
-    assert scored.code == 0 and scored.json["instances"] == 4
-    asked = tagi("run", "--checkpoint", final, "--instruction", INSTRUCTION, "red wolf saw dog plum")
+    assert scored.code == 0 and 0.0 <= scored.json["exact_match"] <= 1.0
+    asked = tagi("run", INSTRUCTION, "--checkpoint", final, "--input", "red wolf saw dog plum")
     assert asked.code == 0
     again = tagi("train", "metatrain", "--config", write_config(tmp_path, **DECODER_ONLY | {
         "backbone": None, "start_from": final, "output": str(tmp_path / "second")}), "--json")  # fmt: skip
