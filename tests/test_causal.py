@@ -1,8 +1,8 @@
 """GPT-2 and OPT behind the protocol, against `transformers` itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -91,7 +91,8 @@ def test_greedy_is_transformers_generate(family: dict[str, Any]) -> None:
     ours = greedy(model, ids, mask, prepared, Rows(1, 3), 9)
     for row in range(3):
         text = torch.cat([ids[row, : PROMPTS[row]], torch.tensor([shape.decoder_start_token_id])])[None]
-        theirs = backbone.model.generate(text, max_new_tokens=9, do_sample=False, attention_mask=torch.ones_like(text))
+        generate = cast(Callable[..., Tensor], backbone.model.generate)
+        theirs = generate(text, max_new_tokens=9, do_sample=False, attention_mask=torch.ones_like(text))
         answer = theirs[0, text.shape[1] :]
         assert ours[row, : len(answer)].tolist() == answer.tolist()
 

@@ -18,10 +18,6 @@ STORY_CLOZE = (
     "eval/story_cloze.jsonl, one JSON object a line with the fields of its templates (input_sentence_1 to _4, "
     "sentence_quiz1, sentence_quiz2, answer_right_ending)."
 )
-P3_ROWS = (
-    "P3's rows are not downloaded yet: write them to train/<data set>_<template>.jsonl with inputs_pretokenized and "
-    "targets_pretokenized, from https://huggingface.co/datasets/bigscience/P3."
-)
 app = typer.Typer(help="Get the data sets.", no_args_is_help=True)
 
 
@@ -35,6 +31,12 @@ def fetch(
     name: Annotated[Literal["sni", "p3", "c4"], typer.Argument(help="Super-NaturalInstructions, P3 or C4.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where it lies afterwards.")],
     shards: Annotated[int, typer.Option(min=1, max=1024, help="Training shards of C4, 350,000 documents each.")] = 1,
+    split: Annotated[str, typer.Option(help="Training sets of P3: 5, 10, 20, 36 or all.")] = "36",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each of P3's templates, at most.")] = 1000,
+    rows_from: Annotated[
+        str, typer.Option("--rows-from", metavar="NAME", help="P3's rows: a hub name or a copy on this machine.")
+    ] = "bigscience/P3",
+    held_out: Annotated[bool, typer.Option("--held-out/--no-held-out", help="Also the rows P3 is scored on.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be downloaded.")] = False,
 ) -> None:
     """Download a data set, going on where an earlier download broke off.
@@ -49,8 +51,28 @@ def fetch(
             typer.echo(f"{source.url} -> {output / source.path}")
         else:
             _one(source, output)
-    for remark in (P3_ROWS, STORY_CLOZE) if name == "p3" else ():
-        note(remark)
+    if name == "p3":
+        _p3_rows(output, rows_from, split, rows, held_out=held_out, dry_run=dry_run)
+        note(STORY_CLOZE)
+
+
+def _p3_rows(output: Path, source: str, split: str, rows: int, *, held_out: bool, dry_run: bool) -> None:
+    from tagi.data.fetch_p3 import HELD_OUT, fetch_held_out_rows, fetch_training_rows
+
+    if dry_run:
+        typer.echo(f"{source}, split {split}, up to {rows:,} rows a template -> {output / 'train'}")
+        for name, one in HELD_OUT.items() if held_out else ():
+            typer.echo(f"{one.repository}, {one.split} -> {output / 'eval' / name}.jsonl")
+        return
+    with bar("training rows") as report:
+        found = fetch_training_rows(output, repository=source, split=split, rows=rows, report=report)
+    typer.echo(f"{output / 'train'}: rows of {len(found.files):,} templates")
+    if found.missing:
+        note(f"{source} has no template of {', '.join(found.missing)}")
+    if held_out:
+        with bar("held-out rows") as report:
+            scored = fetch_held_out_rows(output, HELD_OUT, report=report)
+        typer.echo(f"{output / 'eval'}: rows of {len(scored.files):,} held-out tasks")
 
 
 def _one(source: Source, output: Path) -> None:

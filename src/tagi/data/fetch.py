@@ -64,7 +64,7 @@ def _fetch(source: Source, folder: Path, target: Path, report: Report | None) ->
         part.unlink()
         raise DataError(target, "", f"{source.url} now gives another file than the first time (SHA-256 {digest})")
     part.rename(target)
-    _record(folder, source.path, digest)
+    record(folder, source.path)
     return target
 
 
@@ -138,8 +138,9 @@ def _download(url: str, part: Path, report: Report | None) -> None:
         raise DataError(url, "", f"broke off after {size:,} of {total:,} bytes; run again to go on")
 
 
-def _record(folder: Path, path: str, digest: str) -> None:
-    sums = recorded(folder) | {path: digest}
+def record(folder: Path, path: str) -> None:
+    """Write a file's SHA-256 to `SHA256SUMS`."""
+    sums = recorded(folder) | {path: sha256(folder / path)}
     write_text(folder / SUMS, "".join(f"{value}  {name}\n" for name, value in sorted(sums.items())))
 
 

@@ -118,7 +118,7 @@ class P3Dataset:
             ConfigError: an unknown split.
             DataError: there is no row file, or one whose template is not there.
         """
-        wanted, resolved = data_sets(self.split), self._by_file_name()
+        wanted, resolved = data_sets(self.split), self.by_file_name()
         files = sorted(path for path in (self.root / "train").glob("*") if path.name.endswith(_SUFFIXES))
         found = [_train_set(path, resolved) for path in files]
         chosen = [one for one in found if wanted is None or one.data_set in wanted]
@@ -177,7 +177,8 @@ class P3Dataset:
             return [Task(name, Instruction(masked(template)), (category,), examples)]
         return [Task(name, Instruction(one.input), (category,), [one]) for one in examples]
 
-    def _by_file_name(self) -> dict[str, tuple[str, Template]]:
+    def by_file_name(self) -> dict[str, tuple[str, Template]]:
+        """Data set and template by the name that P3 gives to their rows."""
         return {
             file_name(data_set, one.name): (data_set, one) for data_set, each in self.templates.items() for one in each
         }
