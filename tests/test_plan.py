@@ -126,7 +126,7 @@ def test_an_unknown_backbone_needs_a_shape(monkeypatch: pytest.MonkeyPatch) -> N
 
 # --- activations ------------------------------------------------------------------------------------------
 
-GENERATOR, FUSED = HypernetworkConfig(rank=3, hidden=8), FusionConfig(width=8, heads=2)
+GENERATOR, FUSED = HypernetworkConfig(rank=3, prefix=9, bottleneck=12, hidden=8), FusionConfig(width=8, heads=2)
 LENGTHS = [Lengths(2, 4, 16, 64, 4), Lengths(2, 8, 16, 32, 24), Lengths(4, 4, 48, 32, 8)]
 
 
@@ -153,6 +153,9 @@ def kept(model: TagiModel, lengths: Lengths) -> int:
         ("tagi", ("backbone", "hypernetwork", "fusion")),
         ("lora_only", ("hypernetwork",)),
         ("metatrain", ("backbone",)),
+        ("hypter", ("hypernetwork",)),
+        ("hypertuning_prefix", ("hypernetwork",)),
+        ("hint", ("backbone", "hypernetwork")),
     ],
 )
 def test_activations_are_what_autograd_keeps(

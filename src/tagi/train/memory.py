@@ -6,7 +6,7 @@ Shape letters as in `rows.py`.
 """
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Size
 
@@ -64,6 +64,10 @@ class Keeping:
     """Whether the block's own weights are trained; a frozen one does not keep what its weight gradients would read."""
     rank: int
     """Of the LoRA that is worn; 0 for none."""
+    prefix: int = 0
+    """Length of the prefix that every row wears."""
+    bottleneck: int = 0
+    """Width of the bottleneck adapter that is worn."""
 
     @property
     def drops(self) -> bool:
@@ -82,7 +86,8 @@ def feed_forward(keep: Keeping) -> int:
     gated, inner = keep.shape.gated, keep.shape.d_ff
     values = (3 + keep.trained) if gated else (1 + (keep.trained and keep.drops))
     masks = (inner + keep.shape.d_model) if keep.drops else 0
-    return norm(keep, read=False) + values * inner * keep.size + masks
+    adapter = (keep.shape.d_model + keep.bottleneck) * keep.size if keep.bottleneck else 0
+    return norm(keep, read=False) + values * inner * keep.size + masks + adapter
 
 
 def projections(keep: Keeping, count: int, sites: int) -> int:
@@ -98,17 +103,22 @@ def scores(keep: Keeping, rows: int, queries: int, keys: int) -> int:
     return rows * keep.shape.num_heads * queries * keys * each
 
 
+def self_attention(keep: Keeping, rows: int, length: int) -> int:
+    """A self-attention with its norm, and each row's copy of the prefix that it sees as well."""
+    prefix = rows * keep.prefix * 2 * keep.shape.inner_dim * keep.size
+    return rows * length * projections(keep, 3, 2) + scores(keep, rows, length, length + keep.prefix) + prefix
+
+
 def encoder_block(keep: Keeping, rows: int, length: int) -> int:
     """One encoder block on (rows, length)."""
-    per_token = projections(keep, 3, 2) + feed_forward(keep)
-    return rows * length * per_token + scores(keep, rows, length, length)
+    return self_attention(keep, rows, length) + rows * length * feed_forward(keep)
 
 
 def decoder_block(keep: Keeping, rows: int, length: int, context: int, memory: int) -> int:
     """One decoder block, the keys and values of `context` tokens a row included; `memory` more tokens are seen."""
-    per_token = projections(keep, 3, 2) + projections(keep, 1, 1) + feed_forward(keep)
+    per_token = projections(keep, 1, 1) + feed_forward(keep)
     keys = rows * context * (2 * keep.shape.inner_dim + keep.rank) * keep.size
-    seen = scores(keep, rows, length, length) + scores(keep, rows, length, context + memory)
+    seen = self_attention(keep, rows, length) + scores(keep, rows, length, context + memory)
     return rows * length * per_token + keys + seen
 
 
@@ -122,6 +132,18 @@ def fusion_layer(shape: T5Shape, config: FusionConfig, size: int, lengths: Lengt
     return lengths.rows * lengths.input * (per_token + weights) + keys
 
 
+def before_the_first(keep: Keeping, method: Method, lengths: Lengths) -> int:
+    """What a frozen model does not keep after all, since no gradient passes what is before the first adapter."""
+    rows, n, o = lengths.rows, lengths.input, lengths.target
+    if keep.trained:
+        return 0
+    if method.writes == ("bottleneck",):
+        return encoder_block(replace(keep, bottleneck=0), rows, n) + self_attention(keep, rows, o)
+    if method.writes == ("prefix",):  # the queries' input, and the keys, which only queries would need
+        return rows * (n + o) * (norm(keep, read=False) + keep.shape.inner_dim * keep.size)
+    return 0
+
+
 def generator(
     shape: T5Shape, config: HypernetworkConfig, size: int, lengths: Lengths, kind: ModuleKind = "lora"
 ) -> int:
@@ -129,7 +151,7 @@ def generator(
     sites, rows = generated_sites(shape, kind), config.size(kind)
     vectors = rows if config.generator == "rankwise" else 1
     inner = vectors * (2 * shape.d_model + 2 * config.hidden + 2 * lengths.instruction)
-    factors = 2 * rows * sum(site_widths(shape, kind))
+    factors = (2 if kind == "lora" else 1) * rows * sum(site_widths(shape, kind))
     return lengths.tasks * sites * (inner + factors) * size
 
 
@@ -150,7 +172,9 @@ def activations(
         rank: of LoRA that is worn but not generated (a teacher's).
     """
     worn = rank or (hypernetwork.rank if method.lora else 0)
-    keep = Keeping(shape, value_bytes(training), "backbone" in trained, worn)
+    prefix = hypernetwork.prefix if "prefix" in method.writes else 0
+    width = hypernetwork.bottleneck if "bottleneck" in method.writes else 0
+    keep = Keeping(shape, value_bytes(training), "backbone" in trained, worn, prefix, width)
     seen = lengths.instruction if method.fuses_decoder else 0
     rows, n, o = lengths.rows, lengths.input, lengths.target
     encoder, decoder = encoder_block(keep, rows, n), decoder_block(keep, rows, o, n, seen)
@@ -161,6 +185,7 @@ def activations(
     else:
         kept = encoder * shape.num_layers + decoder * shape.num_decoder_layers
         kept += extra * len(range(0, shape.num_layers, fused.every))
+        kept -= before_the_first(keep, method, lengths)
     kept += sum(generator(shape, hypernetwork, keep.size, lengths, kind) for kind in method.writes)
     return kept + instruction(keep, method, lengths) + temporaries(keep, lengths, seen)
 
@@ -185,7 +210,8 @@ def instruction(keep: Keeping, method: Method, lengths: Lengths) -> int:
     if not method.reads_instruction_once:
         return 0
     tokens = lengths.tasks * lengths.instruction
-    encoder = encoder_block(keep, lengths.tasks, lengths.instruction) * keep.shape.num_layers if keep.trained else 0
+    bare = replace(keep, prefix=0, bottleneck=0)  # it is encoded without adapters
+    encoder = encoder_block(bare, lengths.tasks, lengths.instruction) * keep.shape.num_layers if keep.trained else 0
     keys = tokens * (2 * keep.shape.inner_dim + keep.rank) * keep.size * keep.shape.num_decoder_layers
     return encoder + (keys if method.fuses_decoder else 0)
 
