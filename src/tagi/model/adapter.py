@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,6 +42,12 @@ class TaskAdapter:
     def tasks(self) -> int:
         """How many tasks are stacked here."""
         return self.memory.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        factors = (x for f in self.modules.values() for x in (f.a, f.b))
+        return sum(x.numel() * x.element_size() for x in (self.memory, self.mask, *factors))
 
     def select(self, index: Tensor) -> "TaskAdapter":
         """The adapters of some tasks, in the order of `index`."""
@@ -70,6 +79,15 @@ def stack(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
     return TaskAdapter(lora_ops.stack([one.modules for one in adapters]), torch.cat(memory), torch.cat(mask))
 
 
+def unstack(adapter: TaskAdapter) -> list[TaskAdapter]:
+    """The adapters of single tasks, each memory as long as its own instruction."""
+    ends = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in adapter.mask]
+    each = [adapter.select(torch.tensor([number], device=adapter.mask.device)) for number in range(adapter.tasks)]
+    return [
+        replace(one, memory=one.memory[:, :end], mask=one.mask[:, :end]) for one, end in zip(each, ends, strict=True)
+    ]
+
+
 def merge(backbone: T5, lora: Modules) -> T5:
     """A copy of the backbone with one task's LoRA added into its weights: W + ΔW.
 
@@ -85,15 +103,41 @@ def merge(backbone: T5, lora: Modules) -> T5:
     return merged
 
 
-def save(adapter: TaskAdapter, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write one task's adapter; `identity` says which model and instruction it belongs to."""
+def to_bytes(adapter: TaskAdapter) -> bytes:
+    """An adapter as the content of one safetensors file."""
+    return save_bytes(_tensors(adapter), metadata={"scales": json.dumps(_scales(adapter))})
+
+
+def from_bytes(data: bytes, sites: Sequence[Site], path: Path) -> TaskAdapter:
+    """What `to_bytes` gave, read from `path`.
+
+    Raises:
+        CheckpointError: damaged, or of sites that this model does not have.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        scales: dict[str, float] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["scales"])
+        return _assembled(load_bytes(data), scales, sites, path)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no task adapter or is damaged") from error
+
+
+def _tensors(adapter: TaskAdapter) -> dict[str, Tensor]:
     tensors = {"memory": adapter.memory, "mask": adapter.mask.to(torch.uint8)}
     for site, factors in adapter.modules.items():
         tensors |= {f"{site}.A": factors.a, f"{site}.B": factors.b}
-    scales = {str(site): factors.scale for site, factors in adapter.modules.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _scales(adapter: TaskAdapter) -> dict[str, float]:
+    return {str(site): factors.scale for site, factors in adapter.modules.items()}
+
+
+def save(adapter: TaskAdapter, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write one task's adapter; `identity` says which model and instruction it belongs to."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
-    config = {"format": 1, "scales": scales, **identity}
+    save_file(_tensors(adapter), folder / WEIGHTS)
+    config = {"format": 1, "scales": _scales(adapter), **identity}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -104,19 +148,23 @@ def load(folder: Path, sites: Sequence[Site]) -> tuple[TaskAdapter, dict[str, An
         CheckpointError: no adapter folder, a damaged file, or sites that this model does not have.
     """
     config = _read_config(folder / CONFIG)
-    tensors = read_safetensors(folder / WEIGHTS)
-    scales: dict[str, float] = config["scales"]
+    return _assembled(read_safetensors(folder / WEIGHTS), config["scales"], sites, folder / WEIGHTS), config
+
+
+def _assembled(
+    tensors: Mapping[str, Tensor], scales: Mapping[str, float], sites: Sequence[Site], file: Path
+) -> TaskAdapter:
     if unknown := sorted(scales.keys() - {str(site) for site in sites}):
-        raise CheckpointError(f"{folder}: site {unknown[0]} does not exist in this model")
+        raise CheckpointError(f"{file}: site {unknown[0]} does not exist in this model")
     needed = {"memory", "mask"} | {f"{name}.{factor}" for name in scales for factor in "AB"}
     if missing := sorted(needed - tensors.keys()):
-        raise CheckpointError(f"{folder / WEIGHTS}: tensor {missing[0]} is missing")
+        raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
     modules = {
         site: Factors(tensors[f"{site}.A"], tensors[f"{site}.B"], scales[str(site)])
         for site in sites
         if str(site) in scales
     }
-    return TaskAdapter(modules, tensors["memory"], tensors["mask"].long()), config
+    return TaskAdapter(modules, tensors["memory"], tensors["mask"].long())
 
 
 def _read_config(path: Path) -> dict[str, Any]:

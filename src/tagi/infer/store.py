@@ -1,0 +1,351 @@
+"""Adapters of many registered tasks, bounded in memory and on disk; whatever is gone is generated again.
+
+An adapter follows from its instruction and the checkpoint, so what must never be lost is only the instruction.
+Instructions lie in a database that is synced at every write. Adapters are files that any process may drop and any may
+write again: each is named after its own SHA-256, so that a damaged one is noticed and never served. Which was used when
+lies in a second database, whose loss costs nothing but the order of dropping.
+"""
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tagi.data.types import Demonstration, Instruction
+from tagi.errors import CheckpointError, InputError
+from tagi.files import DiskError, atomic_file
+from tagi.infer.engine import Tagi
+from tagi.model import adapter as adapters
+from tagi.model.adapter import TaskAdapter
+
+INSTRUCTIONS, USES = "instructions.sqlite3", "uses.sqlite3"
+MEMORY_BYTES, DISK_BYTES = 1 << 30, 2 << 30
+GENERATED_TOGETHER = 16
+"""Adapters that are generated in one batch."""
+DROPPED_TOGETHER = 64
+WAIT = 60.0
+"""Seconds to wait for another process that writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUse:
+    """Where the adapters came from that a store gave out, and what went wrong meanwhile."""
+
+    memory: int = 0
+    disk: int = 0
+    generated: int = 0
+    damaged: int = 0
+    """Files that were not what their name says; they were generated again."""
+    unwritten: int = 0
+    """Adapters that could not be written to disk; they were given out all the same."""
+
+
+class AdapterStore:
+    """Adapters by the key of their instruction, for one checkpoint, in a folder that several processes may share.
+
+    >>> with AdapterStore(tagi, "store") as store:
+    ...     key = store.register("Keep only the animals, then reverse the list.")
+    ...     adapter = store.get(key)
+    """
+
+    def __init__(
+        self, tagi: Tagi, folder: str | Path, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
+    ) -> None:
+        """Open a store, or begin one.
+
+        Args:
+            memory_bytes: of adapters in this process, at most.
+            disk_bytes: of the folder, instructions included; they are kept whatever they need.
+
+        Raises:
+            InputError: this method has no adapters.
+            DiskError: the folder cannot be written, or its database is damaged.
+        """
+        if not tagi.model.method.adapts:
+            raise InputError(f"method {tagi.model.method.name} reads the instruction with every input: no adapter")
+        self.tagi, self.folder = tagi, Path(folder)
+        self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
+        self.checkpoint = identity(tagi)
+        self.use = StoreUse()
+        self._held: OrderedDict[str, TaskAdapter] = OrderedDict()
+        self._held_bytes = 0
+        self._lock = threading.RLock()
+        self._files = self.folder / self.checkpoint
+        with _explained(self.folder):
+            self._files.mkdir(parents=True, exist_ok=True)
+            self._instructions = _open(self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True)
+        self._uses = self._open_uses()
+
+    def register(self, instruction: str | Instruction) -> str:
+        """Keep an instruction for good; gives the key of its adapter. Nothing is generated yet.
+
+        Raises:
+            InputError: the instruction is empty.
+            DiskError: it could not be written; then it is not registered.
+        """
+        return self.register_all([instruction])[0]
+
+    def register_all(self, instructions: Sequence[str | Instruction]) -> list[str]:
+        """Keep many, all or none of them."""
+        told = [one if isinstance(one, Instruction) else Instruction(one) for one in instructions]
+        if any(not one.definition.strip() for one in told):
+            raise InputError("the instruction is empty")
+        keys = [key_of(one) for one in told]
+        rows = [(key, _text(one)) for key, one in zip(keys, told, strict=True)]
+        with self._lock, _explained(self.folder / INSTRUCTIONS), self._instructions:
+            self._instructions.executemany("INSERT OR IGNORE INTO instructions VALUES (?, ?)", rows)
+        return keys
+
+    def instruction(self, key: str) -> Instruction:
+        """What was registered.
+
+        Raises:
+            InputError: nothing was, under that key.
+        """
+        with self._lock, _explained(self.folder / INSTRUCTIONS):
+            row = self._instructions.execute("SELECT text FROM instructions WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise InputError(f"no instruction is registered under {key!r}")
+        return _told(row[0])
+
+    def keys(self) -> list[str]:
+        """Of everything that is registered."""
+        with self._lock, _explained(self.folder / INSTRUCTIONS):
+            return [row[0] for row in self._instructions.execute("SELECT key FROM instructions ORDER BY key")]
+
+    def __len__(self) -> int:
+        with self._lock, _explained(self.folder / INSTRUCTIONS):
+            return int(self._instructions.execute("SELECT COUNT(*) FROM instructions").fetchone()[0])
+
+    def get(self, key: str) -> TaskAdapter:
+        """The adapter of a registered instruction: from memory, from disk, or generated."""
+        return self.get_all([key])[0]
+
+    def get_all(self, keys: Sequence[str]) -> list[TaskAdapter]:
+        """The adapters of several; those that are nowhere are generated together.
+
+        Raises:
+            InputError: nothing is registered under a key.
+        """
+        with self._lock:
+            found = {key: one for key in dict.fromkeys(keys) if (one := self._find(key)) is not None}
+            found |= self._generate([key for key in dict.fromkeys(keys) if key not in found])
+            return [found[key] for key in keys]
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the adapters in memory."""
+        return self._held_bytes
+
+    def written_bytes(self) -> int:
+        """Of the folder, as the databases have it: adapters of every checkpoint and instructions."""
+        with self._lock:
+            files = self._uses.execute("SELECT COALESCE(SUM(bytes), 0) FROM uses").fetchone()[0]
+        return int(files) + _size(self.folder / INSTRUCTIONS)
+
+    def close(self) -> None:
+        """Close the databases."""
+        with self._lock:
+            self._instructions.close()
+            self._uses.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- finding -----------------------------------------------------------------------------------------
+
+    def _find(self, key: str) -> TaskAdapter | None:
+        if key in self._held:
+            self._held.move_to_end(key)
+            self._count(memory=1)
+            return self._held[key]
+        adapter = self._read(key)
+        if adapter is not None:
+            self._count(disk=1)
+            self._hold(key, adapter)
+        return adapter
+
+    def _read(self, key: str) -> TaskAdapter | None:
+        """From disk, if a whole file of it is there; what is left of another is removed."""
+        with _tolerated(self.folder / USES):
+            self._uses.execute("UPDATE uses SET used = ? WHERE file = ?", (time.time(), self._relative(key)))
+        for path in self._files.glob(f"{key[:2]}/{key}-*.safetensors"):
+            try:
+                data = path.read_bytes()
+                if _digest(data) == path.stem.rpartition("-")[2]:
+                    return adapters.from_bytes(data, self.tagi.model.sites(), path).to(self.tagi.device)
+            except FileNotFoundError:  # another process dropped it
+                continue
+            except (OSError, CheckpointError):
+                pass
+            self._count(damaged=1)
+            path.unlink(missing_ok=True)
+        return None
+
+    def _generate(self, keys: Sequence[str]) -> dict[str, TaskAdapter]:
+        told = {key: self.instruction(key) for key in keys}
+        order = sorted(told, key=lambda key: len(told[key].definition))
+        made: dict[str, TaskAdapter] = {}
+        for start in range(0, len(order), GENERATED_TOGETHER):
+            chosen = order[start : start + GENERATED_TOGETHER]
+            each = adapters.unstack(self.tagi.adapt_all([told[key] for key in chosen]))
+            for key, adapter in zip(chosen, each, strict=True):
+                made[key] = adapter
+                self._count(generated=1)
+                self._hold(key, adapter)
+                self._write(key, adapter)
+        return made
+
+    # --- keeping -----------------------------------------------------------------------------------------
+
+    def _hold(self, key: str, adapter: TaskAdapter) -> None:
+        """Keep it in memory, and drop what was longest unused."""
+        if adapter.nbytes > self.memory_bytes:
+            return
+        self._held[key] = adapter
+        self._held_bytes += adapter.nbytes
+        while self._held_bytes > self.memory_bytes:
+            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+
+    def _write(self, key: str, adapter: TaskAdapter) -> None:
+        data = adapters.to_bytes(adapter)
+        if len(data) > self._room():
+            return
+        target = self._files / key[:2] / f"{key}-{_digest(data)}.safetensors"
+        try:
+            with atomic_file(target) as draft:
+                draft.write_bytes(data)
+        except DiskError as error:
+            if not self.use.unwritten:
+                warnings.warn(f"{error}; adapters are given out without being kept", stacklevel=2)
+            self._count(unwritten=1)
+            return
+        for other in target.parent.glob(f"{key}-*"):  # the same adapter, generated in another batch
+            if other != target:
+                other.unlink(missing_ok=True)
+        with _tolerated(self.folder / USES):
+            row = (self._relative(key), str(target.relative_to(self.folder)), len(data), time.time())
+            self._uses.execute("INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?)", row)
+            self._drop()
+
+    def _room(self) -> int:
+        """Bytes that adapters may have on disk."""
+        return self.disk_bytes - _size(self.folder / INSTRUCTIONS)
+
+    def _drop(self) -> None:
+        """Drop the files that were longest unused until the rest has room."""
+        total = self._uses.execute("SELECT COALESCE(SUM(bytes), 0) FROM uses").fetchone()[0]
+        while total > self._room():
+            oldest = self._uses.execute(
+                "SELECT file, path, bytes FROM uses ORDER BY used LIMIT ?", (DROPPED_TOGETHER,)
+            ).fetchall()
+            for file, path, size in oldest:
+                (self.folder / path).unlink(missing_ok=True)
+                self._uses.execute("DELETE FROM uses WHERE file = ?", (file,))
+                total -= size
+                if total <= self._room():
+                    break
+            if not oldest:
+                return
+
+    def _relative(self, key: str) -> str:
+        return f"{self.checkpoint}/{key}"
+
+    def _open_uses(self) -> sqlite3.Connection:
+        """The database of uses; one that is damaged or lost is made anew from the files that are there."""
+        path = self.folder / USES
+        fresh = not path.exists()
+        try:
+            opened = _open(path, _USES, synced=False)
+            opened.execute("SELECT COUNT(*) FROM uses").fetchone()
+        except sqlite3.DatabaseError:
+            path.unlink(missing_ok=True)
+            opened, fresh = _open(path, _USES, synced=False), True
+        if fresh:
+            for file in self.folder.glob("*/*/*-*.safetensors"):
+                owner = f"{file.parent.parent.name}/{file.stem.rpartition('-')[0]}"
+                row = (owner, str(file.relative_to(self.folder)), file.stat().st_size, file.stat().st_mtime)
+                opened.execute("INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?)", row)
+        return opened
+
+    def _count(self, **more: int) -> None:
+        now = asdict(self.use)
+        self.use = replace(self.use, **{name: now[name] + value for name, value in more.items()})
+
+
+def identity(tagi: Tagi) -> str:
+    """Hash of everything that an adapter depends on besides its instruction: tensors, method and prompt."""
+    said = json.dumps([tagi.fingerprint(), tagi.config.method, tagi.config.prompt.model_dump()], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def key_of(instruction: Instruction) -> str:
+    """Hash of an instruction with its demonstrations."""
+    return hashlib.sha256(_text(instruction).encode()).hexdigest()[:32]
+
+
+_INSTRUCTIONS = "CREATE TABLE IF NOT EXISTS instructions (key TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID"
+_USES = "CREATE TABLE IF NOT EXISTS uses (file TEXT PRIMARY KEY, path TEXT, bytes INTEGER, used REAL) WITHOUT ROWID"
+
+
+def _open(path: Path, table: str, *, synced: bool) -> sqlite3.Connection:
+    level = "DEFERRED" if synced else None  # None: every statement stands by itself
+    opened = sqlite3.connect(path, timeout=WAIT, check_same_thread=False, isolation_level=level)
+    opened.execute("PRAGMA journal_mode=WAL")
+    opened.execute(f"PRAGMA synchronous={'FULL' if synced else 'OFF'}")
+    opened.execute(table)
+    return opened
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise DiskError(f"{path}: cannot be used ({error}); nothing was written") from error
+    except sqlite3.DatabaseError as error:
+        raise DiskError(f"{path}: is no database of instructions or is damaged ({error})") from error
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def _tolerated(path: Path) -> Iterator[None]:
+    """The order of dropping is not worth an answer."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        warnings.warn(f"{path}: cannot be written ({error})", stacklevel=3)
+
+
+def _text(instruction: Instruction) -> str:
+    pairs = [[one.input, one.output] for one in instruction.positives]
+    return json.dumps([instruction.definition, pairs], ensure_ascii=False)
+
+
+def _told(text: str) -> Instruction:
+    definition, pairs = json.loads(text)
+    return Instruction(definition, tuple(Demonstration(*pair) for pair in pairs))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _size(path: Path) -> int:
+    """Of a database with what is not yet moved into it."""
+    return sum(one.stat().st_size for one in (path, path.with_name(f"{path.name}-wal")) if one.exists())
