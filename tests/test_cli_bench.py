@@ -95,3 +95,13 @@ def test_bench_inference(tagi: Run, shared_data: Path) -> None:
     assert {"hint", "fid_icl", "ensemble_icl", "tagi", "hypter"} < {case["name"] for case in answering["cases"]}
     assert adapting["cases"][0]["name"] == "encoder pass"
     assert "metatrain" not in {case["name"] for case in adapting["cases"]}
+
+
+def test_bench_store(tagi: Run) -> None:
+    asked = ("--shape", "micro", "--rank", 2, "--tasks", 40, "--asked", 5, "--words", 6, "--rounds", 1)
+    found = tagi("bench", "store", *asked, "--json").json
+    assert found["kept"] == found["tasks"] == 40
+    assert found["use"]["generated"] >= 1 and found["use"]["disk"] >= 1 and found["use"]["unwritten"] == 0
+    assert found["disk_bytes"] > found["adapter_bytes"] > 0
+    assert [case["name"] for case in found["times"]["cases"]] == ["generated", "from disk", "from memory"]
+    assert "40 of 40" in tagi("bench", "store", *asked).out

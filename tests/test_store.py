@@ -4,7 +4,6 @@ import errno
 import multiprocessing
 import os
 import signal
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,9 +212,7 @@ def test_a_kill_while_writing_leaves_whole_adapters(tagi: Tagi, tmp_path: Path) 
     worker.join()
     with AdapterStore(tagi, tmp_path) as store:
         count = len(store)
-        keys = [
-            row[0] for row in sqlite3.connect(tmp_path / "instructions.sqlite3").execute("SELECT key FROM instructions")
-        ]
+        keys = store.keys()
         for key in keys:
             equal(store.get(key), tagi.adapt(store.instruction(key)))
         assert count == len(keys) >= 7 and store.use.damaged == 0 and store.use.disk >= 6

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from transformers import PreTrainedTokenizerBase
 
+    from tagi.bench.store import StoreBench
     from tagi.bench.tasks import SystemCost
     from tagi.bench.timing import Comparison
     from tagi.config import T5Shape
@@ -185,6 +186,57 @@ def inference(
         return
     for one in found:
         stdout().print(_table(one))
+
+
+@app.command("store", epilog="Example: tagi bench store --shape t5-small --tasks 100000 --asked 1000")
+def store(
+    shape: ShapeName = "t5-small",
+    tasks: Annotated[int, typer.Option(min=1, help="Registered tasks.")] = 100_000,
+    words: Annotated[int, typer.Option(min=1, help="Words of each instruction.")] = 79,
+    asked: Annotated[int, typer.Option(min=0, help="Adapters asked for at random before the timing.")] = 1_000,
+    memory: Annotated[float, typer.Option(min=0.0, help="Adapters in memory, GiB at most.")] = 1.0,
+    disk: Annotated[float, typer.Option(min=0.0, help="Everything on disk, GiB at most.")] = 2.0,
+    rank: Rank = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the ways take turns.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Fill an adapter store and time a hit in memory, a hit on disk and a regeneration, on random weights."""
+    from tagi.bench.store import store_bench
+
+    bounds = (int(memory * 2**30), int(disk * 2**30))
+    with tempfile.TemporaryDirectory() as folder, bar("asking for adapters") as report:
+        found = store_bench(
+            _shape(shape),
+            Path(folder),
+            tasks=tasks,
+            length=words,
+            asked=asked,
+            rounds=rounds,
+            rank=rank,
+            bounds=bounds,
+            progress=report,
+        )
+    if as_json:
+        print_json({"shape": shape, "bounds": bounds, **found.as_json()})
+        return
+    stdout().print(_store_table(found, f"{tasks:,} tasks, {shape}"))
+    stdout().print(_table(found.times))
+
+
+def _store_table(found: StoreBench, title: str) -> Table:
+    shown = table(title, ("", ""))
+    shown.add_row("instructions that came back word for word", f"{found.kept:,} of {found.tasks:,}")
+    for name, size in (
+        ("an adapter", found.adapter_bytes),
+        ("adapters in memory", found.memory_bytes),
+        ("everything on disk", found.disk_bytes),
+        ("the whole process at its largest", found.process_bytes),
+    ):
+        shown.add_row(name, f"{size / 2**20:,.1f} MiB")
+    shown.add_row("registering one", f"{found.register_s * 1e6:,.0f} µs")
+    for name in ("memory", "disk", "generated", "damaged", "unwritten"):
+        shown.add_row(f"given out: {name}", f"{getattr(found.use, name):,}")
+    return shown
 
 
 def _lengths(data: Path, positives: int, tokenizer: str | None) -> list[TaskLengths]:

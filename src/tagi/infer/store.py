@@ -141,6 +141,12 @@ class AdapterStore:
             found |= self._generate([key for key in dict.fromkeys(keys) if key not in found])
             return [found[key] for key in keys]
 
+    def forget(self, key: str) -> None:
+        """Drop an adapter from memory; on disk it stays."""
+        with self._lock:
+            if (adapter := self._held.pop(key, None)) is not None:
+                self._held_bytes -= adapter.nbytes
+
     @property
     def held_bytes(self) -> int:
         """Of the adapters in memory."""
