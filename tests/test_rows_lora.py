@@ -196,5 +196,5 @@ def test_merging_equals_peft_merging(peft_pair: tuple[Any, T5, dict[Site, Factor
     theirs.merge_adapter()
     modules = dict(theirs.base_model.model.named_modules())
     for site in ours.sites():
-        assert worst(merged.site_weight(site), modules[module_name(site)].base_layer.weight) < MERGED
+        assert worst(merged.site_weights()[site], modules[module_name(site)].base_layer.weight) < MERGED
     theirs.unmerge_adapter()

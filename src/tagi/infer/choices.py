@@ -36,7 +36,7 @@ def score_choices(
         InputError: an input is empty or has no choices, or a choice has no tokens.
     """
     _check(choices)
-    prepared = tagi.model.prepare(tagi.told(instruction))
+    prepared = tagi.prepare(tagi.told(instruction), len(inputs))
     prompts = [tagi.prompts(instruction, text) for text in inputs]
     answers = [[tagi.collator.target(choice) for choice in each] for each in choices]
     scores: list[list[float]] = [[] for _ in inputs]

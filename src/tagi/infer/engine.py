@@ -26,6 +26,8 @@ from tagi.model.tagi import Output, Prepared, TagiModel, neutral, shift_right
 
 Positives = Sequence[tuple[str, str]]
 BATCH = 64
+FOLDED_FROM = 3
+"""Inputs of one task from which on folding its LoRA into the weights saves more than it costs."""
 
 
 class Tagi:
@@ -120,6 +122,11 @@ class Tagi:
             return self.neutral()
         return self._adapt([instruction])
 
+    @torch.inference_mode()
+    def prepare(self, adapter: TaskAdapter, inputs: int) -> Prepared:
+        """What so many inputs share; the LoRA of a single task is folded into the weights where that pays."""
+        return self.model.prepare(adapter, fold=adapter.tasks == 1 and inputs >= FOLDED_FROM)
+
     def prompts(self, instruction: Instruction | None, text: str) -> list[list[int]]:
         """Token ids of everything that the language model reads to answer one input: one prompt, or one for each
         demonstration where predictions are averaged."""
@@ -151,7 +158,7 @@ class Tagi:
         """Greedy answers, in batches of similar length; the order of the inputs, each with its prompts, is kept."""
         limit = max_tokens or self.config.prompt.max_target
         owner = torch.tensor(tasks if tasks is not None else [0] * len(prompts))
-        prepared = self.model.prepare(adapter)
+        prepared = self.prepare(adapter, len(prompts))
         answers = [""] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: max(map(len, prompts[i])))
         for start in range(0, len(order), BATCH):

@@ -95,11 +95,12 @@ def merge(backbone: T5, lora: Modules) -> T5:
         ValueError: `lora` holds more than one task.
     """
     merged = copy.deepcopy(backbone)
+    weights = merged.site_weights()
     with torch.no_grad():
-        for site, factors in lora.items():
-            if factors.a.shape[0] != 1:
-                raise ValueError("only one task's adapter can be merged into the weights")
-            merged.site_weight(site).add_(lora_ops.delta(factors)[0])
+        for site, factors in lora_ops.folded(lora, weights).items():
+            if factors.whole is None:
+                raise ValueError(f"{site.place}: only LoRA can be merged into the weights")
+            weights[site].copy_(factors.whole)
     return merged
 
 

@@ -44,6 +44,8 @@ class Factors:
     a: Tensor  # (T, r, in)
     b: Tensor  # (T, out, r)
     scale: float
+    whole: Tensor | None = None
+    """(out, in): W + ΔW of a single task's LoRA, where it was added up beforehand."""
 
 
 Modules = Mapping[Site, Factors]

@@ -1,5 +1,8 @@
 """Generated modules as pure functions of tensors: LoRA with its products (§3.2.2), prefixes, bottleneck adapters."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +14,8 @@ from tagi.model.rows import Rows
 
 def project(x_RLI: Tensor, weight_JI: Tensor, factors: Factors | None, rows: Rows) -> Tensor:
     """x Wᵀ + scale · (x Aᵀ) Bᵀ with each row's own task: (R, L, in) -> (R, L, out)."""
+    if factors is not None and factors.whole is not None:
+        return F.linear(x_RLI, factors.whole)
     plain = F.linear(x_RLI, weight_JI)
     if factors is None:
         return plain
@@ -38,6 +43,20 @@ def bottleneck(x_RLD: Tensor, adapter: Factors | None, rows: Rows) -> Tensor:
 def delta(factors: Factors) -> Tensor:
     """The product ΔW = scale · B A, (T, out, in)."""
     return factors.scale * (factors.b @ factors.a)
+
+
+def folded(modules: Modules, weights: Mapping[Site, Tensor]) -> dict[Site, Factors]:
+    """One task's modules with the LoRA among them added into copies of its weights; other modules as they are.
+
+    Raises:
+        ValueError: `modules` holds more than one task.
+    """
+    if any(factors.a.shape[0] != 1 for factors in modules.values()):
+        raise ValueError("only one task's adapter can be folded into the weights")
+    return {
+        site: replace(f, whole=torch.addmm(weights[site], f.b[0], f.a[0], alpha=f.scale)) if site in weights else f
+        for site, f in modules.items()
+    }
 
 
 def select(modules: Modules, index: Tensor) -> dict[Site, Factors]:

@@ -210,12 +210,14 @@ class T5(nn.Module):
             return self.shape.inner_dim, self.shape.inner_dim
         return self.shape.d_model, self.shape.d_model if site.place == "bottleneck" else self.shape.inner_dim
 
-    def site_weight(self, site: Site) -> Tensor:
-        """The projection matrix (out, in) of a site."""
-        for module in self._attentions():
-            if site in (module.site_q, module.site_v):
-                return module.q.weight if site == module.site_q else module.v.weight
-        raise KeyError(site)
+    def site_weights(self) -> dict[Site, Tensor]:
+        """The projection matrix (out, in) of every site of LoRA."""
+        pairs = (
+            (module.site_q, module.q) if q else (module.site_v, module.v)
+            for module in self._attentions()
+            for q in (True, False)
+        )
+        return {site: linear.weight for site, linear in pairs}
 
     def encode(
         self,

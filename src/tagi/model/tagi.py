@@ -1,7 +1,7 @@
 """The whole model as one module of tensors: backbone, hypernetwork, fusion (§3.2). Shapes: see `rows.py`."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,9 @@ from tagi.model.causal import CausalLM
 from tagi.model.fusion import Fusion, FusionMemory
 from tagi.model.hypernetwork import Hypernetwork
 from tagi.model.language_model import LanguageModel
+from tagi.model.lora import folded
 from tagi.model.rows import Rows
+from tagi.model.t5 import T5
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,14 @@ class TagiModel(nn.Module):
             modules |= generator.factors(memory_TSD, mask_TS)
         return TaskAdapter(modules, memory_TSD, mask_TS)
 
-    def prepare(self, adapter: TaskAdapter) -> Prepared:
-        """Keys and values of the instruction memory for fusion and decoder, once per task."""
+    def prepare(self, adapter: TaskAdapter, *, fold: bool = False) -> Prepared:
+        """Keys and values of the instruction memory for fusion and decoder, once per task.
+
+        Args:
+            fold: add the LoRA of a single task into copies of the weights that wear it; worth it from a few inputs on.
+        """
+        if fold and isinstance(self.backbone, T5):
+            adapter = replace(adapter, modules=folded(adapter.modules, self.backbone.site_weights()))
         fusion = decoder = None
         if self.fusion is not None:
             fusion = self.fusion.prepare(adapter.memory, adapter.mask)
