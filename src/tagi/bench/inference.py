@@ -1,18 +1,24 @@
 """Seconds to answer, system by system, on random weights of a given shape: alternating runs in one process."""
 
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import T5ForConditionalGeneration
 
 from tagi.bench.timing import Comparison, Progress, alternate
 from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
-from tagi.methods import Method
+from tagi.infer.engine import FOLDED_FROM
+from tagi.methods import Method, get
 from tagi.model import t5, tagi
 from tagi.model.costs import Reading, TaskLengths, as_deep, reading
 from tagi.model.language_model import build
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
+from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import Prepared, TagiModel
 
 SEED = 0
@@ -27,11 +33,20 @@ def answering(
     batch: int,
     rounds: int,
     progress: Progress | None = None,
+    *,
+    transformers: bool = False,
 ) -> Comparison:
-    """Answering `batch` examples with the task prepared: encoder, then every target token with a cache."""
-    cases = {}
-    for model in _models(shape, systems, generator, fused):
-        prepared = _adapt(model, task)()
+    """Answering `batch` examples with the task prepared: encoder, then every target token with a cache.
+
+    Args:
+        transformers: begin with the instruction in the prompt of `transformers`' own T5, by its `generate`.
+    """
+    cases: dict[str, Callable[[], object]] = {}
+    models = _models(shape, systems, generator, fused)
+    if transformers:
+        cases["transformers, prompt"] = _generate(shape, task, batch)
+    for model in models:
+        prepared = _adapt(model, task, fold=task.examples >= FOLDED_FROM)()
         cases[model.method.name] = _answer(model, prepared, reading(model.method, task), batch, task.target)
     return alternate(f"answering {batch} examples", cases, rounds, progress)
 
@@ -62,18 +77,39 @@ def _models(
     shape: T5Shape, systems: Iterable[Method], generator: HypernetworkConfig, fused: FusionConfig
 ) -> list[TagiModel]:
     """Every system around one and the same backbone; a decoder-only one of the same widths and as many blocks."""
-    seed = torch.Generator().manual_seed(SEED)
-    backbone = T5(shape)
-    t5.initialise(backbone, seed)
-    deep = build(as_deep(shape), SEED)
-    bases = [(deep if method.decoder_only else backbone, method) for method in systems]
+    seed, backbone = torch.Generator().manual_seed(SEED), _backbone(shape)
+    bases = [(build(as_deep(shape), SEED) if method.decoder_only else backbone, method) for method in systems]
     models = [TagiModel(base, method, generator, fused).eval() for base, method in bases]
     for model in models:
         tagi.initialise(model, seed)
     return models
 
 
-def _adapt(model: TagiModel, task: TaskLengths) -> Callable[[], Prepared]:
+def _generate(shape: T5Shape, task: TaskLengths, batch: int) -> Callable[[], object]:
+    """`transformers` on the prompt that metatraining reads, with the same backbone as every other system's."""
+    reads = reading(get("metatrain"), task)
+    with tempfile.TemporaryDirectory() as folder:
+        save_t5(_backbone(shape), Path(folder))
+        theirs: Any = T5ForConditionalGeneration.from_pretrained(folder)
+    theirs.eval()
+    prompts = torch.full((batch, reads.prompt), 2)
+
+    @torch.inference_mode()
+    def case() -> object:
+        mask = torch.ones_like(prompts)
+        steps = {"max_new_tokens": task.target, "min_new_tokens": task.target}
+        return theirs.generate(input_ids=prompts, attention_mask=mask, do_sample=False, **steps)
+
+    return case
+
+
+def _backbone(shape: T5Shape) -> T5:
+    backbone = T5(shape)
+    t5.initialise(backbone, torch.Generator().manual_seed(SEED))
+    return backbone
+
+
+def _adapt(model: TagiModel, task: TaskLengths, *, fold: bool = False) -> Callable[[], Prepared]:
     reads = reading(model.method, task)
     told = torch.full((1, reads.once), 2)
     if model.method.apart:
@@ -81,7 +117,7 @@ def _adapt(model: TagiModel, task: TaskLengths) -> Callable[[], Prepared]:
 
     @torch.inference_mode()
     def case() -> Prepared:
-        return model.prepare(model.adapt(told, torch.ones_like(told)))
+        return model.prepare(model.adapt(told, torch.ones_like(told)), fold=fold)
 
     return case
 

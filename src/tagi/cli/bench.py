@@ -162,6 +162,10 @@ def inference(
     width: Width = None,
     tokenizer: TokenizerOption = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Examples at a time (default: 1 and 16).")] = None,
+    system: Annotated[list[str] | None, typer.Option(help="Only this system; may be given several times.")] = None,
+    transformers: Annotated[
+        bool, typer.Option("--transformers", help="Compare with the instruction in the prompt of `transformers`.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the systems take turns.")] = 5,
     as_json: Json = False,
 ) -> None:
@@ -169,18 +173,20 @@ def inference(
     from tagi.bench import inference as cases
     from tagi.bench.tasks import mean_task
     from tagi.config import FusionConfig, HypernetworkConfig
-    from tagi.methods import METHODS
+    from tagi.methods import METHODS, get
 
     task = mean_task(_lengths(data, positives, tokenizer))
-    systems = [method for method in METHODS if method.name not in SAME_AS_METATRAIN]
+    systems = [get(name) for name in system or ()]
+    systems = systems or [method for method in METHODS if method.name not in SAME_AS_METATRAIN]
     systems.sort(key=lambda method: method.name != "metatrain")
     made = _shape(shape), systems, HypernetworkConfig(rank=rank), FusionConfig(width=width), task
     found = []
     for size in batch or (1, 16):
         with bar(f"batch {size}") as report:
-            found.append(cases.answering(*made, size, rounds, report))
-    with bar("adapting") as report:
-        found.append(cases.adapting(*made, rounds, report))
+            found.append(cases.answering(*made, size, rounds, report, transformers=transformers))
+    if any(method.reads_instruction_once for method in systems):
+        with bar("adapting") as report:
+            found.append(cases.adapting(*made, rounds, report))
     if as_json:
         print_json({"shape": shape, "rounds": rounds, "comparisons": [one.as_json() for one in found]})
         return
