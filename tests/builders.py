@@ -1,10 +1,13 @@
 """Tiny random models and batches that several test files share; nothing here needs a network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tagi import methods
 from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
@@ -123,6 +126,13 @@ def token_batch(lengths: Sequence[int], *, seed: int) -> tuple[Tensor, Tensor]:
     ids = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=seeded(seed))
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return ids * mask, mask
+
+
+@contextmanager
+def counter() -> Iterator[FlopCounterMode]:
+    """Counts operations, those of attention too: the counter sees no fused kernel."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counting:
+        yield counting
 
 
 def worst(ours: Tensor, reference: Tensor) -> float:

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from builders import SMALL_FUSION, SMALL_HYPERNETWORK, VOCABULARY, small_t5, small_tagi
+from builders import SMALL_FUSION, SMALL_HYPERNETWORK, VOCABULARY, counter, small_t5, small_tagi
 from tagi import methods
 from tagi.methods import Method
 from tagi.model import costs
@@ -43,9 +42,9 @@ def counted(model: TagiModel, task: TaskLengths) -> tuple[int, int]:
     """Adapting and answering, step by step with a cache, every answer of full length."""
     told, prompts = instruction_of(model.method, task), prompts_of(model.method, task)
     rows = Rows(1, len(prompts))
-    with FlopCounterMode(display=False) as adapting:
+    with counter() as adapting:
         prepared = model.prepare(model.adapt(told, torch.ones_like(told)))
-    with FlopCounterMode(display=False) as answering:
+    with counter() as answering:
         context = model.encode_input(prompts, torch.ones_like(prompts), prepared, rows)
         past, token = None, ids(len(prompts), 1)
         for _ in range(task.target):

@@ -6,9 +6,8 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from builders import VOCABULARY, small_t5, small_tagi, trained
+from builders import VOCABULARY, counter, small_t5, small_tagi, trained
 from tagi import methods
 from tagi.config import FusionConfig, HypernetworkConfig, Part
 from tagi.model import flops
@@ -50,11 +49,11 @@ def counted(model: TagiModel, lengths: Lengths, train: Sequence[Part] | None = N
         for part in train:
             for module in model.part(part):
                 module.requires_grad_(True)
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counting:
         output = respond(model, lengths)
         if train is not None:
             output.logits.sum().backward()
-    return counter.get_total_flops()
+    return counting.get_total_flops()
 
 
 @pytest.mark.parametrize("method", METHODS)

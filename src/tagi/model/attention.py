@@ -38,7 +38,12 @@ def softmax(scores: Tensor) -> Tensor:
 
 
 def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ + bias) v, (R, H, O, K), the weights dropped with probability `dropout`."""
+    """softmax(q kᵀ + bias) v, (R, H, O, K), the weights dropped with probability `dropout`.
+
+    Without gradients it is torch's fused kernel, which keeps no scores; with them it is not, for a bias that is trained.
+    """
+    if not torch.is_grad_enabled() and not dropout:
+        return F.scaled_dot_product_attention(q_RHOK, own.k, own.v, attn_mask=bias.to(q_RHOK.dtype), scale=1.0)
     weights = softmax(q_RHOK @ own.k.transpose(-1, -2) + bias)
     return F.dropout(weights, dropout) @ own.v
 
@@ -58,6 +63,8 @@ def attend_beside_memory(
     values are read once for all of its rows.
     """
     instruction = memory.layers[layer]
+    if not instruction.k.shape[-2]:
+        return attend(q_RHOK, own, bias, dropout)
     scores_I = rows.matmul(q_RHOK, instruction.k.transpose(-1, -2)) + rows.pick(memory.bias)
     scores_F = q_RHOK @ own.k.transpose(-1, -2) + bias
     length = scores_I.shape[-1]
