@@ -40,12 +40,20 @@ def softmax(scores: Tensor) -> Tensor:
 def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ + bias) v, (R, H, O, K), the weights dropped with probability `dropout`.
 
-    Without gradients it is torch's fused kernel, which keeps no scores; with them it is not, for a bias that is trained.
+    Without gradients it is the fused kernel of torch, which keeps no scores but cannot train a bias.
     """
     if not torch.is_grad_enabled() and not dropout:
         return F.scaled_dot_product_attention(q_RHOK, own.k, own.v, attn_mask=bias.to(q_RHOK.dtype), scale=1.0)
     weights = softmax(q_RHOK @ own.k.transpose(-1, -2) + bias)
     return F.dropout(weights, dropout) @ own.v
+
+
+def attend_shared(q_RHOK: Tensor, own: KeyValue, bias: Tensor, rows: Rows) -> Tensor:
+    """`attend` to keys and values (T, H, L, K) and a bias (T, 1, 1, L) that the rows of a task share."""
+    if rows.index is not None:
+        picked = KeyValue(own.k[rows.index], own.v[rows.index])
+        return attend(q_RHOK, picked, bias[rows.index])
+    return rows.ungroup(attend(rows.group(q_RHOK), own, bias))
 
 
 def attend_beside_memory(

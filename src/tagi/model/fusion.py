@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError
-from tagi.model.attention import join_heads, padding_bias, softmax, split_heads
+from tagi.model.attention import attend_shared, join_heads, padding_bias, split_heads
 from tagi.model.backbone import KeyValue
 from tagi.model.rows import Rows
 from tagi.model.t5 import RMSNorm
@@ -51,9 +51,9 @@ class CrossAttentionLayer(nn.Module):
     def forward(self, x_RND: Tensor, own: KeyValue, bias: Tensor, mask: Tensor, rows: Rows) -> Tensor:
         normed = x_RND if self.post else self.norm(x_RND)
         q = split_heads(self.q(normed), self.heads) * self.scale
-        scores = rows.matmul(q, own.k.transpose(-1, -2)) + rows.pick(bias)
-        weights = softmax(scores) * rows.pick(mask)  # an empty memory adds exactly nothing
-        x_RND = x_RND + self.gate * self.o(join_heads(rows.matmul(weights, own.v)))
+        seen = mask.any(-1, keepdim=True)  # an empty memory adds exactly nothing
+        mixed = attend_shared(q, own, bias, rows) * rows.pick(seen) if mask.shape[-1] else torch.zeros_like(q)
+        x_RND = x_RND + self.gate * self.o(join_heads(mixed))
         return self.norm(x_RND) if self.post else x_RND
 
 

@@ -60,8 +60,19 @@ class Rows:
         """
         if self.index is not None:
             return x_RLI @ w_TIJ[self.index]
+        return self.ungroup(self.group(x_RLI) @ w_TIJ)
+
+    def group(self, x_RLI: Tensor) -> Tensor:
+        """x (R, *, L, I) -> (T, *, R / T · L, I), the rows of a task one after another along the length.
+
+        Rows in any other order than consecutive groups cannot be grouped; ask for `index` first.
+        """
         if self.tasks == self.count:
-            return x_RLI @ w_TIJ
-        each, length = self.count // self.tasks, x_RLI.shape[-2]
-        grouped = x_RLI.unflatten(0, (self.tasks, each)).movedim(1, -3).flatten(-3, -2)
-        return (grouped @ w_TIJ).unflatten(-2, (each, length)).movedim(-3, 1).flatten(0, 1)
+            return x_RLI
+        return x_RLI.unflatten(0, (self.tasks, -1)).movedim(1, -3).flatten(-3, -2)
+
+    def ungroup(self, x_TLI: Tensor) -> Tensor:
+        """What `group` gave, back to one row each."""
+        if self.tasks == self.count:
+            return x_TLI
+        return x_TLI.unflatten(-2, (self.count // self.tasks, -1)).movedim(-3, 1).flatten(0, 1)

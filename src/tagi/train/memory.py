@@ -123,11 +123,11 @@ def decoder_block(keep: Keeping, rows: int, length: int, context: int, memory: i
 
 
 def fusion_layer(shape: T5Shape, config: FusionConfig, size: int, lengths: Lengths) -> int:
-    """One fusion layer: norm, q twice, the joined heads, the gated output, and two copies of the weights."""
+    """One fusion layer: norm, q twice, the joined heads, the gated output, and the weights."""
     width = config.width or shape.d_model // 4
     keep = Keeping(shape, size, trained=True, rank=0)
     per_token = norm(keep, read=True) + (3 * width + shape.d_model) * size
-    weights = config.heads * lengths.instruction * (WIDE + size)
+    weights = config.heads * lengths.instruction * (WIDE + (size if size < WIDE else 0))
     keys = lengths.tasks * lengths.instruction * 2 * width * size
     return lengths.rows * lengths.input * (per_token + weights) + keys
 
