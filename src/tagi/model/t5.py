@@ -276,8 +276,10 @@ class T5(nn.Module):
         return (module for module in self.modules() if isinstance(module, Attention))
 
     def _cross_key_values(self, hidden: Tensor, modules: Modules, rows: Rows) -> tuple[KeyValue, ...]:
+        """Laid out head by head once, for every step of decoding reads them."""
         blocks = cast(Iterable[DecoderBlock], self.decoder)
-        return tuple(block.cross.key_value(hidden, modules, rows) for block in blocks)
+        each = (block.cross.key_value(hidden, modules, rows) for block in blocks)
+        return tuple(KeyValue(own.k.contiguous(), own.v.contiguous()) for own in each)
 
     def _position_bias(self, stack: Literal["encoder", "decoder"], length: int, past: int) -> Tensor:
         """Relative position bias (1, H, length, past + length)."""
