@@ -105,3 +105,13 @@ def test_bench_store(tagi: Run) -> None:
     assert found["disk_bytes"] > found["adapter_bytes"] > 0
     assert [case["name"] for case in found["times"]["cases"]] == ["generated", "from disk", "from memory"]
     assert "40 of 40" in tagi("bench", "store", *asked).out
+
+
+def test_bench_mixed(tagi: Run) -> None:
+    lengths = ("--instruction", 4, "--input", 5, "--target", 2)
+    asked = ("--shape", "micro", "--rank", 2, "--tasks", 3, "--rounds", 1, *lengths)
+    warm, cold = tagi("bench", "mixed", *asked, "--json").json["comparisons"]
+    named = {case["name"] for case in warm["cases"]}
+    assert {"tagi, one task", "tagi, 3 tasks", "tagi, one task after another", "peft adapter_names, 3 tasks"} < named
+    assert "peft adapter_names, 3 tasks" in {case["name"] for case in cold["cases"]}
+    assert "peft" not in tagi("bench", "mixed", *asked, "--no-peft").out

@@ -42,12 +42,12 @@ def answering(
         transformers: begin with the instruction in the prompt of `transformers`' own T5, by its `generate`.
     """
     cases: dict[str, Callable[[], object]] = {}
-    models = _models(shape, systems, generator, fused)
+    models = models_around(shape, systems, generator, fused)
     if transformers:
         cases["transformers, prompt"] = _generate(shape, task, batch)
     for model in models:
         prepared = _adapt(model, task, fold=task.examples >= FOLDED_FROM)()
-        cases[model.method.name] = _answer(model, prepared, reading(model.method, task), batch, task.target)
+        cases[model.method.name] = answer(model, prepared, reading(model.method, task), batch, task.target)
     return alternate(f"answering {batch} examples", cases, rounds, progress)
 
 
@@ -61,7 +61,7 @@ def adapting(
     progress: Progress | None = None,
 ) -> Comparison:
     """Preparing one task, against one encoder pass over its instruction and demonstrations, which stands first."""
-    models = [model for model in _models(shape, systems, generator, fused) if model.method.reads_instruction_once]
+    models = [model for model in models_around(shape, systems, generator, fused) if model.method.reads_instruction_once]
     told = torch.full((1, task.instruction + task.shots * task.demonstration), 2)
 
     @torch.inference_mode()
@@ -73,11 +73,11 @@ def adapting(
     return alternate("preparing a task", cases, rounds, progress)
 
 
-def _models(
+def models_around(
     shape: T5Shape, systems: Iterable[Method], generator: HypernetworkConfig, fused: FusionConfig
 ) -> list[TagiModel]:
     """Every system around one and the same backbone; a decoder-only one of the same widths and as many blocks."""
-    seed, backbone = torch.Generator().manual_seed(SEED), _backbone(shape)
+    seed, backbone = torch.Generator().manual_seed(SEED), random_backbone(shape)
     bases = [(build(as_deep(shape), SEED) if method.decoder_only else backbone, method) for method in systems]
     models = [TagiModel(base, method, generator, fused).eval() for base, method in bases]
     for model in models:
@@ -89,7 +89,7 @@ def _generate(shape: T5Shape, task: TaskLengths, batch: int) -> Callable[[], obj
     """`transformers` on the prompt that metatraining reads, with the same backbone as every other system's."""
     reads = reading(get("metatrain"), task)
     with tempfile.TemporaryDirectory() as folder:
-        save_t5(_backbone(shape), Path(folder))
+        save_t5(random_backbone(shape), Path(folder))
         theirs: Any = T5ForConditionalGeneration.from_pretrained(folder)
     theirs.eval()
     prompts = torch.full((batch, reads.prompt), 2)
@@ -103,7 +103,8 @@ def _generate(shape: T5Shape, task: TaskLengths, batch: int) -> Callable[[], obj
     return case
 
 
-def _backbone(shape: T5Shape) -> T5:
+def random_backbone(shape: T5Shape) -> T5:
+    """The same random weights for everyone."""
     backbone = T5(shape)
     t5.initialise(backbone, torch.Generator().manual_seed(SEED))
     return backbone
@@ -122,9 +123,10 @@ def _adapt(model: TagiModel, task: TaskLengths, *, fold: bool = False) -> Callab
     return case
 
 
-def _answer(model: TagiModel, prepared: Prepared, reads: Reading, batch: int, steps: int) -> Callable[[], None]:
+def answer(model: TagiModel, prepared: Prepared, reads: Reading, batch: int, steps: int) -> Callable[[], None]:
+    """Solving `batch` examples, shared evenly by the prepared tasks."""
     prompts = torch.full((batch * reads.prompts, reads.prompt), 2)
-    rows, modules = Rows(1, len(prompts)), prepared.adapter.modules
+    rows, modules = Rows(prepared.adapter.tasks, len(prompts)), prepared.adapter.modules
 
     @torch.inference_mode()
     def case() -> None:

@@ -194,6 +194,36 @@ def inference(
         stdout().print(_table(one))
 
 
+@app.command("mixed", epilog="Example: tagi bench mixed --tasks 64 --rounds 5")
+def mixed(
+    shape: ShapeName = "t5-small",
+    tasks: Annotated[int, typer.Option(min=1, help="Different tasks in the batch, one example each.")] = 64,
+    instruction: Annotated[int, typer.Option(min=1, help="Tokens of an instruction.")] = 79,
+    length: Annotated[int, typer.Option("--input", min=1, help="Tokens of an input.")] = 116,
+    target: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 12,
+    rank: Rank = 32,
+    peft: Annotated[bool, typer.Option("--peft/--no-peft", help="Compare with peft's adapter_names.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the cases take turns.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time a batch with a different task in every row, on random weights: adapters at hand, and tasks never seen."""
+    from tagi.bench import mixed as cases
+    from tagi.config import HypernetworkConfig
+    from tagi.model.costs import TaskLengths
+
+    task = TaskLengths(instruction, 0, 0, length, target)
+    asked = (_shape(shape), HypernetworkConfig(rank=rank), task, tasks, rounds)
+    with bar("adapters at hand") as report:
+        found = [cases.warm(*asked, peft=peft, progress=report)]
+    with bar("tasks never seen") as report:
+        found.append(cases.cold(*asked, peft=peft, progress=report))
+    if as_json:
+        print_json({"shape": shape, "tasks": tasks, "comparisons": [one.as_json() for one in found]})
+        return
+    for one in found:
+        stdout().print(_table(one))
+
+
 @app.command("store", epilog="Example: tagi bench store --shape t5-small --tasks 100000 --asked 1000")
 def store(
     shape: ShapeName = "t5-small",
