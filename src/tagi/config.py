@@ -224,8 +224,6 @@ class DataConfig(Frozen):
             raise ValueError(f"data.path is required for source={self.source}")
         if self.part == "test" and not self.skip:
             raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
-        if self.part == "test" and self.valid_tasks:
-            raise ValueError("valid_tasks: no meta-valid tasks are held out of the target tasks (part=test)")
         return self
 
 

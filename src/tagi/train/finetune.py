@@ -167,8 +167,13 @@ def _mixture(config: RunConfig, source: TaskSource) -> Mixture:
 
 
 def valid_tasks(config: RunConfig) -> list[Task]:
-    """The meta-valid tasks held out of training, with their first instances."""
+    """The meta-valid tasks held out of training, with their first instances; none beside the target tasks themselves.
+
+    With microtasks `valid_tasks` says even then which tasks are the unseen ones.
+    """
     data = config.data
+    if data.part == "test":
+        return []
     if data.source == "micro":
         worded = [task.task(positives=config.prompt.positives) for task in micro_split(data).valid]
         return [replace(task, examples=task.examples[: data.valid_instances]) for task in worded]
