@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from transformers import T5ForConditionalGeneration
 
 from tagi.bench.timing import Comparison, Progress, alternate
 from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
-from tagi.infer.engine import FOLDED_FROM
+from tagi.infer.engine import prepare
 from tagi.methods import Method, get
 from tagi.model import t5, tagi
+from tagi.model.adapter import TaskAdapter
 from tagi.model.costs import Reading, TaskLengths, as_deep, reading
 from tagi.model.language_model import build
 from tagi.model.rows import Rows
@@ -46,7 +48,8 @@ def answering(
     if transformers:
         cases["transformers, prompt"] = _generate(shape, task, batch)
     for model in models:
-        prepared = _adapt(model, task, fold=task.examples >= FOLDED_FROM)()
+        with torch.inference_mode():
+            prepared = prepare(model, _adapter(model, task), task.examples)
         cases[model.method.name] = answer(model, prepared, reading(model.method, task), batch, task.target)
     return alternate(f"answering {batch} examples", cases, rounds, progress)
 
@@ -69,7 +72,7 @@ def adapting(
         return models[0].encode_instruction(told, torch.ones_like(told))
 
     cases: dict[str, Callable[[], object]] = {"encoder pass": encode}
-    cases |= {model.method.name: _adapt(model, task) for model in models}
+    cases |= {model.method.name: partial(_prepared, model, task) for model in models}
     return alternate("preparing a task", cases, rounds, progress)
 
 
@@ -110,17 +113,18 @@ def random_backbone(shape: T5Shape) -> T5:
     return backbone
 
 
-def _adapt(model: TagiModel, task: TaskLengths, *, fold: bool = False) -> Callable[[], Prepared]:
+@torch.inference_mode()
+def _adapter(model: TagiModel, task: TaskLengths) -> TaskAdapter:
     reads = reading(model.method, task)
     told = torch.full((1, reads.once), 2)
     if model.method.apart:
         told = told.unflatten(1, (reads.pieces, -1))
+    return model.adapt(told, torch.ones_like(told))
 
-    @torch.inference_mode()
-    def case() -> Prepared:
-        return model.prepare(model.adapt(told, torch.ones_like(told)), fold=fold)
 
-    return case
+@torch.inference_mode()
+def _prepared(model: TagiModel, task: TaskLengths) -> Prepared:
+    return model.prepare(_adapter(model, task))
 
 
 def answer(model: TagiModel, prepared: Prepared, reads: Reading, batch: int, steps: int) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from tagi.bench.inference import answer, models_around
 from tagi.bench.timing import Comparison, Progress, alternate
 from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
 from tagi.errors import ConfigError
+from tagi.infer.engine import prepare
 from tagi.methods import get
 from tagi.model import adapter as adapters
 from tagi.model.adapter import TaskAdapter
@@ -89,7 +90,7 @@ def _adapted(model: TagiModel, task: TaskLengths, tasks: int) -> TaskAdapter:
 
 def _answering(model: TagiModel, adapter: TaskAdapter, task: TaskLengths, examples: int) -> Callable[[], None]:
     with torch.inference_mode():
-        prepared = model.prepare(adapter, fold=adapter.tasks == 1)
+        prepared = prepare(model, adapter, examples)
     return answer(model, prepared, reading(model.method, task), examples, task.target)
 
 

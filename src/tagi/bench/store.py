@@ -8,8 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
-
+from tagi.bench.inference import models_around
 from tagi.bench.timing import Comparison, Progress, Timing
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.data import microtasks
@@ -17,10 +16,7 @@ from tagi.data.tokenizers import word_level
 from tagi.infer.engine import Tagi
 from tagi.infer.store import AdapterStore, StoreUse
 from tagi.methods import get
-from tagi.model import t5, tagi
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
-from tagi.model.t5 import T5
-from tagi.model.tagi import TagiModel
 
 REGISTERED_TOGETHER = 1_000
 
@@ -69,8 +65,8 @@ def store_bench(
     Args:
         bounds: bytes in memory and on disk.
     """
-    rng, words = Random(seed), microtasks.micro_vocabulary()
-    texts = [" ".join(rng.choices(words, k=length)) for _ in range(tasks)]
+    rng = Random(seed)
+    texts = [_text(rng, length) for _ in range(tasks)]
     with AdapterStore(_tagi(shape, rank), folder, memory_bytes=bounds[0], disk_bytes=bounds[1]) as store:
         began = time.perf_counter()
         keys: list[str] = []
@@ -81,10 +77,11 @@ def store_bench(
             store.get(keys[rng.randrange(tasks)])
             if progress is not None:
                 progress(number + 1, asked)
-        times = _times(store, keys, rounds, rng)
+        registered = len(store)
+        times = _times(store, [_text(rng, length) for _ in range(rounds)])
         kept = sum(store.instruction(key).definition == text for key, text in zip(keys, texts, strict=True))
         return StoreBench(
-            tasks=len(store),
+            tasks=registered,
             asked=asked,
             register_s=each,
             adapter_bytes=store.get(keys[0]).nbytes,
@@ -97,22 +94,20 @@ def store_bench(
         )
 
 
-def _times(store: AdapterStore, keys: list[str], rounds: int, rng: Random) -> Comparison:
+def _text(rng: Random, length: int) -> str:
+    return " ".join(rng.choices(microtasks.micro_vocabulary(), k=length))
+
+
+def _times(store: AdapterStore, unseen: list[str]) -> Comparison:
     """Seconds of a generation, of the same adapter from disk, and from memory; by turns."""
-    names = ("generated", "from disk", "from memory")
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    while len(seconds["generated"]) < rounds:
-        key = keys[rng.randrange(len(keys))]
-        before = store.use
-        found = {"generated": _timed(store, key)}
-        if store.use.generated == before.generated:
-            continue  # it was there already
+    seconds: dict[str, list[float]] = {"generated": [], "from disk": [], "from memory": []}
+    for text in unseen:
+        key = store.register(text)
+        seconds["generated"].append(_timed(store, key))
         store.forget(key)
-        found["from disk"] = _timed(store, key)
-        found["from memory"] = _timed(store, key)
-        for name, value in found.items():
-            seconds[name].append(value)
-    return Comparison("one adapter", tuple(Timing(name, tuple(seconds[name])) for name in names))
+        seconds["from disk"].append(_timed(store, key))
+        seconds["from memory"].append(_timed(store, key))
+    return Comparison("one adapter", tuple(Timing(name, tuple(each)) for name, each in seconds.items()))
 
 
 def _timed(store: AdapterStore, key: str) -> float:
@@ -124,19 +119,15 @@ def _timed(store: AdapterStore, key: str) -> float:
 def _tagi(shape: T5Shape, rank: int) -> Tagi:
     """TAGI of a shape with random weights, that reads words."""
     tokenizer = word_level(microtasks.micro_vocabulary())
-    generator = torch.Generator().manual_seed(0)
-    backbone = T5(shape)
-    t5.initialise(backbone, generator)
     hypernetwork, fusion = HypernetworkConfig(rank=rank), FusionConfig()
-    model = TagiModel(backbone, get("tagi"), hypernetwork, fusion)
-    tagi.initialise(model, generator)
+    (model,) = models_around(shape, [get("tagi")], hypernetwork, fusion)
     config = ModelConfig(
         method="tagi",
         hypernetwork=hypernetwork,
         fusion=fusion,
         prompt=PromptConfig(style="plain"),
         backbone=BACKBONE,
-        backbone_fingerprint=fingerprint(backbone),
+        backbone_fingerprint=fingerprint(model.backbone),
     )
     return Tagi(model, tokenizer, config)
 

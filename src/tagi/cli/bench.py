@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,6 +107,15 @@ def _shape(name: str) -> T5Shape:
     return parse(T5Shape, MICRO if name == "micro" else named_shape(name), source="--shape")
 
 
+def _show(found: Sequence[Comparison], asked: Mapping[str, object], as_json: bool) -> None:
+    """Comparisons as one JSON object, or as tables."""
+    if as_json:
+        print_json({**asked, "comparisons": [one.as_json() for one in found]})
+        return
+    for one in found:
+        stdout().print(_table(one))
+
+
 def _table(comparison: Comparison) -> Table:
     made = table(comparison.title, ("", "median ms", "ratio", "range"))
     for case in comparison.as_json()["cases"]:
@@ -187,11 +196,7 @@ def inference(
     if any(method.reads_instruction_once for method in systems):
         with bar("adapting") as report:
             found.append(cases.adapting(*made, rounds, report))
-    if as_json:
-        print_json({"shape": shape, "rounds": rounds, "comparisons": [one.as_json() for one in found]})
-        return
-    for one in found:
-        stdout().print(_table(one))
+    _show(found, {"shape": shape, "rounds": rounds}, as_json)
 
 
 @app.command("mixed", epilog="Example: tagi bench mixed --tasks 64 --rounds 5")
@@ -217,11 +222,7 @@ def mixed(
         found = [cases.warm(*asked, peft=peft, progress=report)]
     with bar("tasks never seen") as report:
         found.append(cases.cold(*asked, peft=peft, progress=report))
-    if as_json:
-        print_json({"shape": shape, "tasks": tasks, "comparisons": [one.as_json() for one in found]})
-        return
-    for one in found:
-        stdout().print(_table(one))
+    _show(found, {"shape": shape, "tasks": tasks}, as_json)
 
 
 @app.command("store", epilog="Example: tagi bench store --shape t5-small --tasks 100000 --asked 1000")

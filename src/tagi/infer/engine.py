@@ -124,8 +124,8 @@ class Tagi:
 
     @torch.inference_mode()
     def prepare(self, adapter: TaskAdapter, inputs: int) -> Prepared:
-        """What so many inputs share; the LoRA of a single task is folded into the weights where that pays."""
-        return self.model.prepare(adapter, fold=adapter.tasks == 1 and inputs >= FOLDED_FROM)
+        """What so many inputs share, see `prepare`."""
+        return prepare(self.model, adapter, inputs)
 
     def prompts(self, instruction: Instruction | None, text: str) -> list[list[int]]:
         """Token ids of everything that the language model reads to answer one input: one prompt, or one for each
@@ -231,6 +231,11 @@ class Tagi:
     def fingerprint(self) -> str:
         """Hash of everything that an adapter depends on: backbone and trained parts."""
         return checkpoint.fingerprint(self.model)
+
+
+def prepare(model: TagiModel, adapter: TaskAdapter, inputs: int) -> Prepared:
+    """What so many inputs share; the LoRA of a single task is folded into the weights where that pays."""
+    return model.prepare(adapter, fold=adapter.tasks == 1 and inputs >= FOLDED_FROM)
 
 
 def teacher_forced(model: nn.Module, shape: Shape, batch: Batch, memory: Tensor | None = None) -> Output:

@@ -102,6 +102,10 @@ class Backbone(Protocol):
         """(in, out) widths of a site's two matrices."""
         ...
 
+    def site_weights(self) -> Mapping[Site, Tensor]:
+        """The projection matrix (out, in) of every site of LoRA."""
+        ...
+
     def encode(
         self,
         ids: Tensor,

@@ -64,6 +64,9 @@ class CausalLM(nn.Module):
     def site_shape(self, site: Site) -> tuple[int, int]:
         raise KeyError(site)
 
+    def site_weights(self) -> dict[Site, Tensor]:
+        return {}
+
     def encode(
         self,
         ids: Tensor,

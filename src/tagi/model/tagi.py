@@ -20,7 +20,6 @@ from tagi.model.hypernetwork import Hypernetwork
 from tagi.model.language_model import LanguageModel
 from tagi.model.lora import folded
 from tagi.model.rows import Rows
-from tagi.model.t5 import T5
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,7 @@ class TagiModel(nn.Module):
         Args:
             fold: add the LoRA of a single task into copies of the weights that wear it; worth it from a few inputs on.
         """
-        if fold and isinstance(self.backbone, T5):
+        if fold:
             adapter = replace(adapter, modules=folded(adapter.modules, self.backbone.site_weights()))
         fusion = decoder = None
         if self.fusion is not None:
