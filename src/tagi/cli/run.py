@@ -15,6 +15,7 @@ from tagi.errors import InputError
 if TYPE_CHECKING:
     from tagi.data.types import Instruction
     from tagi.infer.engine import Tagi
+    from tagi.model.adapter import TaskAdapter
 
 EXAMPLE = 'Example: tagi run "Keep only the animals, then reverse the list." --input "red wolf saw dog plum"'
 CHUNK = 256
@@ -51,11 +52,11 @@ def run(
         raise InputError("there is no input: give --input TEXT or --inputs FILE")
     tagi = open_tagi(checkpoint, backbone)
     began = time.perf_counter()
-    solve = _solver(tagi, source)
+    told, solve = _solver(tagi, source)
     adapted = time.perf_counter()
     answers = _solve_all(solve, inputs)
     solved = time.perf_counter()
-    notes = tagi.notes(_instruction_of(tagi, source), inputs)
+    notes = tagi.notes(told, inputs)
     for text in notes:
         note(text)
     if not as_json:
@@ -86,15 +87,13 @@ def _source(definition: str | None, positives: Sequence[str] | None, adapter: Pa
     return adapter
 
 
-def _solver(tagi: Tagi, source: Instruction | Path) -> Solve:
-    """The function from inputs to answers; whatever can be done once per task is done here."""
-    if isinstance(source, Path):
-        adapter = tagi.load_adapter(source)
-    elif tagi.model.method.adapts:
-        adapter = tagi.adapt(source)
-    else:
-        return lambda inputs: tagi.solve(source, inputs)
-    return lambda inputs: tagi.generate(inputs, adapter)
+def _solver(tagi: Tagi, source: Instruction | Path) -> tuple[Instruction | None, Solve]:
+    """The instruction, if one was read, and what answers inputs; whatever can be done once per task is done here."""
+    if not isinstance(source, Path) and not tagi.model.method.adapts:
+        return source, lambda inputs: tagi.solve(source, inputs)
+    adapter = tagi.load_adapter(source) if isinstance(source, Path) else tagi.adapt(source)
+    told = source if not isinstance(source, Path) else _instruction_of(adapter)
+    return told, lambda inputs: tagi.generate(inputs, adapter)
 
 
 def _solve_all(solve: Solve, inputs: Sequence[str]) -> list[str]:
@@ -106,12 +105,11 @@ def _solve_all(solve: Solve, inputs: Sequence[str]) -> list[str]:
     return answers
 
 
-def _instruction_of(tagi: Tagi, source: Instruction | Path) -> Instruction:
-    """The instruction, or the one that a saved adapter was written from."""
-    from tagi.data.types import Instruction
-    from tagi.model import adapter as adapters
+def _instruction_of(adapter: TaskAdapter) -> Instruction | None:
+    """What a saved adapter was written from; none for a LoRA that was trained elsewhere."""
+    from tagi.data.types import Demonstration, Instruction
 
-    if isinstance(source, Instruction):
-        return source
-    _, identity = adapters.load(source, tagi.model.sites())
-    return Instruction(identity["definition"])
+    origin = adapter.origins[0]
+    if not origin.definition:
+        return None
+    return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.positives))
