@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders import small_tagi, trained
+from builders import model_config, small_tagi, trained
 from tagi import Tagi
-from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig
+from tagi.config import PromptConfig
 from tagi.data.collate import assemble
 from tagi.data.tokenizers import word_level
 from tagi.data.types import Demonstration, Instruction
@@ -15,7 +15,6 @@ from tagi.errors import CheckpointError, InputError
 from tagi.files import DiskError
 from tagi.model import adapter as adapters
 from tagi.model.adapter import Origin, TaskAdapter
-from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 INSTRUCTIONS = ("a b c d .", "e f .", "g h i j k l m n .")
@@ -29,15 +28,7 @@ def make(method: str = "tagi", seed: int = 0, **prompt: object) -> Tagi:
             if name.startswith("decoder.") and name.endswith((".o.weight", ".v.weight")):
                 parameter.mul_(4.0)
     settings = PromptConfig.model_validate({"style": "plain", "max_target": 8} | prompt)
-    config = ModelConfig(
-        method=method,
-        hypernetwork=HypernetworkConfig(rank=3, alpha=6.0, hidden=8),
-        fusion=FusionConfig(width=8, heads=2),
-        prompt=settings,
-        backbone=BACKBONE,
-        backbone_fingerprint=fingerprint(model.backbone),
-    )
-    return Tagi(model, word_level([*WORDS, "."]), config)
+    return Tagi(model, word_level([*WORDS, "."]), model_config(model).model_copy(update={"prompt": settings}))
 
 
 def test_an_answer_does_not_depend_on_what_else_is_in_the_batch() -> None:
