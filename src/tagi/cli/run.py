@@ -38,7 +38,7 @@ def run(
     checkpoint: Checkpoint = None,
     adapter: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What `tagi adapt` wrote, in place of an instruction."),
+        typer.Option(metavar="DIR", help="What `tagi adapt` or PEFT wrote, in place of an instruction."),
     ] = None,
     backbone: Backbone = None,
     as_json: Json = False,

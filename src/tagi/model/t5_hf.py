@@ -76,9 +76,15 @@ def save_t5(model: T5, folder: Path, dtype: torch.dtype = torch.float32) -> None
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint: the folder itself, or the hub's snapshot of that name."""
+    """The local folder of a checkpoint: the folder itself, or the hub's snapshot of that name; a `Path` is no name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     if Path(source).is_dir():
         return Path(source)
+    if isinstance(source, Path):
+        raise CheckpointError(f"{source}: no such folder")
     try:
         patterns = ["*.safetensors", "*.json", "*.model"]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
