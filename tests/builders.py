@@ -11,13 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tagi import methods
 from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
+from tagi.data.collate import pad
+from tagi.infer.answers import at_hand
+from tagi.infer.decode import Request, decode
+from tagi.infer.search import Limits
 from tagi.model import tagi
 from tagi.model.backbone import Factors, Site
 from tagi.model.causal import CausalLM
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 from tagi.model.language_model import LanguageModel
+from tagi.model.rows import Rows
 from tagi.model.t5 import T5, RMSNorm, initialise
-from tagi.model.tagi import TagiModel
+from tagi.model.tagi import Prepared, TagiModel
 
 VOCABULARY = 48
 SMALL_HYPERNETWORK = HypernetworkConfig(rank=3, alpha=6.0, prefix=2, bottleneck=5, hidden=8)
@@ -126,6 +131,25 @@ def token_batch(lengths: Sequence[int], *, seed: int) -> tuple[Tensor, Tensor]:
     ids = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=seeded(seed))
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return ids * mask, mask
+
+
+def greedy(
+    model: TagiModel, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, most: int, members: int = 1
+) -> Tensor:
+    """Greedy tokens (R / members, at most `most`) of the decoding loop, padded after a row's end."""
+    shape = model.backbone.shape
+    prompts = [row[:length].tolist() for row, length in zip(ids, mask.sum(1).tolist(), strict=True)]
+    owner = rows.pick(torch.arange(rows.tasks)).tolist()
+    limits = Limits(shape.eos_token_id, most)
+    requests = [
+        Request(number, prompts[start : start + members], prepared, owner[start], "", limits)
+        for number, start in enumerate(range(0, len(prompts), members))
+    ]
+    tokens: list[list[int]] = [[] for _ in requests]
+    for step in decode(model, at_hand(requests), len(requests)):
+        tokens[step.number] += step.new
+    padded, real = pad(tokens)
+    return padded.masked_fill(real == 0, shape.pad_token_id)
 
 
 @contextmanager

@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from builders import normal, random_lora, small_t5, small_tagi, token_batch, trained, worst
+from builders import greedy, normal, random_lora, small_t5, small_tagi, token_batch, trained, worst
 from tagi import methods
 from tagi.config import HypernetworkConfig
 from tagi.errors import CheckpointError
-from tagi.infer.decode import greedy
 from tagi.methods import Method
 from tagi.model import adapter as adapters
 from tagi.model.adapter import Origin, TaskAdapter

@@ -11,12 +11,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from builders import SMALL_FUSION, SMALL_HYPERNETWORK, VOCABULARY, model_config, small_causal, small_tagi, token_batch
+from builders import (
+    SMALL_FUSION,
+    SMALL_HYPERNETWORK,
+    VOCABULARY,
+    greedy,
+    model_config,
+    small_causal,
+    small_tagi,
+    token_batch,
+)
 from cli_runs import CONFIG, INSTRUCTION, Run, mistake, write_config
 from tagi import methods
 from tagi.config import TrainingConfig
 from tagi.errors import CheckpointError, ConfigError, InputError
-from tagi.infer.decode import greedy, score_answers
+from tagi.infer.decode import score_answers
 from tagi.model import checkpoint, costs, flops
 from tagi.model.causal import CausalLM
 from tagi.model.costs import TaskLengths

@@ -12,7 +12,7 @@ from builders import normal, random_lora, seeded, small_t5, token_batch, worst
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError
 from tagi.model.attention import attend, attend_beside_memory, padding_bias
-from tagi.model.backbone import DecoderMemory, KeyValue
+from tagi.model.cache import DecoderMemory, KeyValue
 from tagi.model.fusion import CrossAttentionLayer, Fusion, initialise
 from tagi.model.rows import Rows
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
-from builders import VOCABULARY, normal, seeded, small_t5, small_tagi, token_batch, trained, worst
-from tagi.infer.decode import greedy
+from builders import VOCABULARY, greedy, normal, seeded, small_t5, small_tagi, token_batch, trained, worst
 from tagi.model.backbone import Factors, Modules, Site
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from builders import VOCABULARY, normal, seeded, small_shape, token_batch, worst
+from builders import VOCABULARY, greedy, normal, seeded, small_shape, token_batch, worst
 from tagi import methods
 from tagi.config import FusionConfig, HypernetworkConfig
-from tagi.infer.decode import greedy
 from tagi.model.attention import attend, relative_bucket
-from tagi.model.backbone import Backbone, DecoderContext, KeyValue, Past
+from tagi.model.backbone import Backbone
+from tagi.model.cache import DecoderContext, KeyValue, Past
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5, Attention
 from tagi.model.t5_hf import load_t5, save_t5, tensor_names
@@ -178,7 +178,7 @@ def test_incremental_decoding_equals_full_decoding(pair: Pair, chunks: list[int]
         parts.append(logits)
     full, full_past = pair.ours.decode(decoder_ids, context, modules={}, rows=rows)
     assert worst(torch.cat(parts, dim=1), full) < INCREMENTAL
-    assert past is not None and past[0].k.shape == full_past[0].k.shape
+    assert past is not None and past.layers[0].k.shape == full_past.layers[0].k.shape
 
 
 def test_greedy_tokens_equal_generate(pair: Pair) -> None:

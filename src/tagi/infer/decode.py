@@ -1,45 +1,228 @@
-"""The one decoding loop, and the scoring of given answers. Inference, evaluation and the server all use them."""
+"""The one decoding loop, and the scoring of given answers. Inference, evaluation and the server all use them.
+
+Rows of a batch: every request has its beams, and each of them one row for every prompt that is averaged.
+"""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tagi.data.collate import pad
+from tagi.infer.search import GREEDY, Decoding, Limits, Reason, Search, Step, begin
 from tagi.losses import valid_positions
-from tagi.model.backbone import Past
+from tagi.model.backbone import Modules
+from tagi.model.cache import DecoderContext, Past
 from tagi.model.rows import Rows
 from tagi.model.tagi import Prepared, TagiModel, shift_right
 
+CAPACITY = 64
+"""Requests of a running batch, at most."""
+FREED = 0.25
+"""Share of a batch that must be finished before its rows are dropped and others join: both copy what is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One input to answer. All requests of a batch have as many beams and prompts."""
+
+    number: int
+    prompts: Sequence[Sequence[int]]
+    """Token ids; of several prompts the next-token probabilities are averaged."""
+    prepared: Prepared
+    task: int
+    """Which of the prepared tasks it belongs to."""
+    seed: str
+    """Decides what is drawn where tokens are sampled."""
+    limits: Limits
+    decoding: Decoding = GREEDY
+
+    @property
+    def rows(self) -> int:
+        """Rows of the model that it takes."""
+        return self.decoding.beams * len(self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What one step has settled of an answer."""
+
+    number: int
+    new: Sequence[int]
+    reason: Reason | None
+    """Why the answer is complete; None while it goes on."""
+
+
+Waiting = Callable[[int, bool], Sequence[Request]]
+"""Asked for so many requests at most, and told whether nothing else runs: then it may wait for one to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """Requests in the middle of their answers."""
+
+    requests: tuple[Request, ...]
+    searches: tuple[Search | None, ...]
+    """None where the answer is complete."""
+    last: Tensor  # (R, 1)
+    context: DecoderContext
+    modules: Modules
+    rows: Rows
+    past: Past | None
+
+    @property
+    def open(self) -> list[int]:
+        """Places of the answers that go on."""
+        return [place for place, search in enumerate(self.searches) if search is not None]
+
 
 @torch.inference_mode()
-def greedy(
-    model: TagiModel,
-    input_ids: Tensor,
-    input_mask: Tensor,
-    prepared: Prepared,
-    rows: Rows,
-    max_tokens: int,
-    members: int = 1,
-) -> Tensor:
-    """Most likely token at each step, (R, N) -> (R, at most max_tokens); pad after a row's end.
+def decode(model: TagiModel, waiting: Waiting, capacity: int = CAPACITY) -> Iterator[Tokens]:
+    """Answer requests as they come: those that wait join the running batch as others finish."""
+    running: _Running | None = None
+    while True:
+        free = capacity - (len(running.requests) if running is not None else 0)
+        new = waiting(free, running is None) if running is None or free >= FREED * capacity else ()
+        if new:
+            joining, settled = _step(model, _begin(model, new))
+            yield from settled
+            running = _joined(running, joining)
+        elif running is None:
+            return
+        else:
+            running, settled = _step(model, running)
+            yield from settled
+        running = _kept(running)
 
-    Every `members` rows that stand together answer as one, their next-token probabilities averaged: (R / members, O).
-    """
-    shape = model.backbone.shape
-    modules = prepared.adapter.modules
-    context = model.encode_input(input_ids, input_mask, prepared, rows)
-    last = input_ids.new_full((rows.count // members, 1), shape.decoder_start_token_id)
-    done = torch.zeros_like(last, dtype=torch.bool)
-    past: Past | None = None
-    produced: list[Tensor] = []
-    while len(produced) < max_tokens and not done.all():
-        shown = last.repeat_interleave(members, dim=0)
-        logits, past = model.backbone.decode(shown, context, modules=modules, rows=rows, past=past)
-        last = averaged(logits[:, -1:], members).argmax(-1).masked_fill(done, shape.pad_token_id)
-        done |= last == shape.eos_token_id
-        produced.append(last)
-    return torch.cat(produced, dim=1)
+
+def _begin(model: TagiModel, requests: Sequence[Request]) -> _Running:
+    """Requests with their inputs encoded."""
+    members, beams = len(requests[0].prompts), requests[0].decoding.beams
+    prepared, rows = _worn(requests, members)
+    device = prepared.adapter.mask.device
+    ids, mask = (x.to(device) for x in pad([one for request in requests for one in request.prompts]))
+    context = model.encode_input(ids, mask, prepared, rows)
+    searches = tuple(begin(one.decoding, one.limits, one.seed) for one in requests)
+    if beams > 1:
+        each = torch.arange(len(ids), device=device).unflatten(0, (-1, 1, members)).expand(-1, beams, -1).flatten()
+        context, rows = context.select(each), rows.select(each)
+    last = ids.new_full((rows.count, 1), model.backbone.shape.decoder_start_token_id)
+    return _Running(tuple(requests), searches, last, context, prepared.adapter.modules, rows, None)
+
+
+def _worn(requests: Sequence[Request], rows: int) -> tuple[Prepared, Rows]:
+    """What the tasks of some requests share, each task once, and which of the requests' rows belong to which."""
+    numbers: dict[tuple[int, int], int] = {}
+    owners = [numbers.setdefault((id(one.prepared), one.task), len(numbers)) for one in requests]
+    first = {number: requests[place] for place, number in reversed(list(enumerate(owners)))}
+    prepared = _gathered([first[number] for number in range(len(numbers))])
+    owner = torch.tensor(owners, device=prepared.adapter.mask.device)
+    return prepared, Rows.of(owner.repeat_interleave(rows), len(numbers))
+
+
+def _gathered(each: Sequence[Request]) -> Prepared:
+    """The prepared tasks of some requests, one after another."""
+    together: Prepared | None = None
+    while each:
+        whole = each[0].prepared
+        count = next((i for i, one in enumerate(each) if one.prepared is not whole), len(each))
+        tasks = [one.task for one in each[:count]]
+        if tasks != list(range(whole.adapter.tasks)):
+            whole = whole.select(torch.tensor(tasks, device=whole.adapter.mask.device))
+        together = whole if together is None else together.beside(whole)
+        each = each[count:]
+    assert together is not None
+    return together
+
+
+def _step(model: TagiModel, running: _Running) -> tuple[_Running, list[Tokens]]:
+    """One token more for every answer that goes on."""
+    beams, members = running.requests[0].decoding.beams, len(running.requests[0].prompts)
+    logits, past = model.backbone.decode(
+        running.last, running.context, modules=running.modules, rows=running.rows, past=running.past
+    )
+    if running.past is None:
+        past = past.with_room(max(one.limits.most for one in running.requests))
+    scores = averaged(logits[:, -1:], members)[:, 0].float()
+    best = scores.argmax(-1).tolist()
+    spans = [slice(place, place + beams) for place in range(0, len(best), beams)]
+    steps = [
+        None if search is None else search.step(scores[span], best[span])
+        for search, span in zip(running.searches, spans, strict=True)
+    ]
+    filler = [model.backbone.shape.pad_token_id] * beams
+    tokens = [token for step in steps for token in (step.tokens if step and step.tokens else filler)]
+    last = running.last.new_tensor(tokens).repeat_interleave(members)[:, None]
+    if any(step is not None and step.parents is not None for step in steps):
+        past = past.select(_reordered(steps, beams, members).to(last.device))
+    searches = tuple(None if step is None or step.reason else step.search for step in steps)
+    settled = [
+        Tokens(one.number, step.emitted, step.reason)
+        for one, step in zip(running.requests, steps, strict=True)
+        if step is not None and (step.emitted or step.reason)
+    ]
+    return replace(running, searches=searches, last=last, past=past), settled
+
+
+def _reordered(steps: Sequence[Step | None], beams: int, members: int) -> Tensor:
+    """The row that each row goes on from."""
+    own = range(beams)
+    parents = torch.tensor([own if step is None or step.parents is None else step.parents for step in steps])
+    rows = (parents + torch.arange(len(steps))[:, None] * beams).flatten()
+    return (rows[:, None] * members + torch.arange(members)).flatten()
+
+
+def _joined(running: _Running | None, joining: _Running) -> _Running:
+    """One batch out of two; answers that are complete are dropped."""
+    if running is None:
+        return joining
+    if not joining.open:
+        return running
+    ours, theirs = _select(running, running.open), _select(joining, joining.open)
+    requests = ours.requests + theirs.requests
+    prepared, rows = _worn(requests, requests[0].rows)
+    assert ours.past is not None and theirs.past is not None
+    return _Running(
+        requests,
+        ours.searches + theirs.searches,
+        torch.cat((ours.last, theirs.last)),
+        ours.context.beside(theirs.context, prepared.decoder),
+        prepared.adapter.modules,
+        rows,
+        ours.past.beside(theirs.past, max(one.limits.most for one in requests)),
+    )
+
+
+def _kept(running: _Running) -> _Running | None:
+    """Without the answers that are complete, where that is worth its copies; None where nothing is left."""
+    places = running.open
+    if not places:
+        return None
+    finished = len(running.requests) - len(places)
+    return _select(running, places) if finished >= FREED * len(running.requests) else running
+
+
+def _select(running: _Running, places: Sequence[int]) -> _Running:
+    """Some of the requests."""
+    if len(places) == len(running.requests):
+        return running
+    requests = tuple(running.requests[place] for place in places)
+    each = requests[0].rows
+    prepared, rows = _worn(requests, each)
+    index = torch.tensor(places, device=running.last.device)
+    index = (index[:, None] * each + torch.arange(each, device=index.device)).flatten()
+    return _Running(
+        requests,
+        tuple(running.searches[place] for place in places),
+        running.last[index],
+        replace(running.context.select(index), memory=prepared.decoder),
+        prepared.adapter.modules,
+        rows,
+        None if running.past is None else running.past.select(index),
+    )
 
 
 class Likelihood(NamedTuple):

@@ -3,20 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi.config import Shape
-from tagi.data.collate import Batch, Collator, pad
+from tagi.data.collate import Batch, Collator
 from tagi.data.prompts import render_instruction
 from tagi.data.tokenizers import unknown_words
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import atomic_folder, check_replaceable
-from tagi.infer.decode import greedy
+from tagi.infer.answers import Answer, at_hand, capacity, cut, grouped, seeded, settled
+from tagi.infer.decode import Request, decode
+from tagi.infer.search import GREEDY, Decoding, Limits, Reason
 from tagi.model import adapter as adapters
 from tagi.model import checkpoint, hub
 from tagi.model.adapter import Origin, TaskAdapter
@@ -28,7 +30,6 @@ from tagi.model.t5_hf import locate
 from tagi.model.tagi import Output, Prepared, TagiModel, neutral, shift_right
 
 Positives = Sequence[tuple[str, str]]
-BATCH = 64
 FOLDED_FROM = 3
 """Inputs of one task from which on folding its LoRA into the weights saves more than it costs."""
 
@@ -109,26 +110,84 @@ class Tagi:
         ids, mask = self.collator.instructions(instructions)
         return self.model.adapt(ids.to(self.device), mask.to(self.device))
 
-    @torch.inference_mode()
     def generate(
         self,
         inputs: Sequence[str],
         adapter: TaskAdapter,
         *,
         tasks: Sequence[int] | None = None,
-        max_tokens: int | None = None,
+        decoding: Decoding = GREEDY,
     ) -> list[str]:
         """Solve inputs wearing an adapter; `tasks` names each input's own where several are stacked.
 
         Raises:
             InputError: an input is empty.
         """
-        return self._answer([[self.collator.input(None, text)] for text in inputs], adapter, tasks, max_tokens)
+        return [answer.text for answer in self.answer(adapter, inputs, tasks=tasks, decoding=decoding)]
 
-    def solve(self, instruction: Instruction, inputs: Sequence[str], *, max_tokens: int | None = None) -> list[str]:
+    def solve(self, instruction: Instruction, inputs: Sequence[str], *, decoding: Decoding = GREEDY) -> list[str]:
         """Inputs of one task by whatever this method does with an instruction: adapter or prompt."""
+        return [answer.text for answer in self.answer(instruction, inputs, decoding=decoding)]
+
+    def answer(
+        self,
+        told: Instruction | TaskAdapter,
+        inputs: Sequence[str],
+        *,
+        tasks: Sequence[int] | None = None,
+        decoding: Decoding = GREEDY,
+    ) -> list[Answer]:
+        """Like `solve` and `generate`, each answer with why it ended, in the order of the inputs."""
+        tokens: dict[int, list[int]] = {number: [] for number in range(len(inputs))}
+        reasons: dict[int, Reason | None] = {}
+        for alike in grouped(self._requests(told, inputs, tasks, decoding)):
+            for step in decode(self.model, at_hand(alike), capacity(alike)):
+                tokens[step.number] += step.new
+                reasons[step.number] = step.reason
+        return [self._answer(tokens[number], reasons[number], decoding) for number in tokens]
+
+    def stream(self, told: Instruction | TaskAdapter, text: str, *, decoding: Decoding = GREEDY) -> Iterator[str]:
+        """The answer to one input, piece by piece as it grows; beam search gives it as a whole."""
+        tokens: list[int] = []
+        shown = 0
+        for step in decode(self.model, at_hand(self._requests(told, [text], None, decoding))):
+            tokens += step.new
+            answer = self._answer(tokens, step.reason, decoding).text
+            end = len(answer) if step.reason else settled(answer, decoding.stop)
+            if end > shown:
+                yield answer[shown:end]
+                shown = end
+
+    @torch.inference_mode()
+    def _requests(
+        self,
+        told: Instruction | TaskAdapter,
+        inputs: Sequence[str],
+        tasks: Sequence[int] | None,
+        decoding: Decoding,
+    ) -> list[Request]:
+        instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
         prompts = [self.prompts(instruction, text) for text in inputs]
-        return self._answer(prompts, self.told(instruction), None, max_tokens)
+        prepared, limits = self.prepare(adapter, len(inputs)), self._limits(decoding)
+        owners = tasks if tasks is not None else [0] * len(inputs)
+        seeds = seeded(decoding.seed, inputs)
+        return [
+            Request(number, each, prepared, task, seed, limits, decoding)
+            for number, (each, task, seed) in enumerate(zip(prompts, owners, seeds, strict=True))
+        ]
+
+    def _limits(self, decoding: Decoding) -> Limits:
+        most = decoding.max_tokens or self.config.prompt.max_target
+        stopped = (lambda tokens: cut(self._text(tokens), decoding.stop) is not None) if decoding.stop else None
+        return Limits(self.model.backbone.shape.eos_token_id, most, decoding.min_tokens, stopped)
+
+    def _answer(self, tokens: Sequence[int], reason: Reason | None, decoding: Decoding) -> Answer:
+        text = self._text(tokens)
+        stopped = cut(text, decoding.stop)
+        return Answer((text if stopped is None else stopped).strip(), reason, len(tokens))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     @torch.inference_mode()
     def told(self, instruction: Instruction | None) -> TaskAdapter:
@@ -166,35 +225,6 @@ class Tagi:
     def device(self) -> torch.device:
         """Where the model lies."""
         return self.model.backbone.embedding.weight.device
-
-    @torch.inference_mode()
-    def _answer(
-        self,
-        prompts: Sequence[Sequence[Sequence[int]]],
-        adapter: TaskAdapter,
-        tasks: Sequence[int] | None,
-        max_tokens: int | None,
-    ) -> list[str]:
-        """Greedy answers, in batches of similar length; the order of the inputs, each with its prompts, is kept."""
-        limit = max_tokens or self.config.prompt.max_target
-        owner = torch.tensor(tasks if tasks is not None else [0] * len(prompts))
-        prepared = self.prepare(adapter, len(prompts))
-        answers = [""] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: max(map(len, prompts[i])))
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            tokens = self._decode([prompts[i] for i in chosen], owner[chosen], prepared, limit)
-            for i, text in zip(chosen, self.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-                answers[i] = text.strip()
-        return answers
-
-    def _decode(
-        self, prompts: Sequence[Sequence[Sequence[int]]], owner: Tensor, prepared: Prepared, limit: int
-    ) -> Tensor:
-        members = len(prompts[0])
-        input_ids, mask = (tensor.to(self.device) for tensor in pad([one for each in prompts for one in each]))
-        rows = Rows.of(owner.repeat_interleave(members).to(self.device), prepared.adapter.tasks)
-        return greedy(self.model, input_ids, mask, prepared, rows, limit, members)
 
     def notes(self, instruction: Instruction | None, inputs: Sequence[str]) -> list[str]:
         """What a person should know before trusting the answers: what was cut, what the model cannot read."""

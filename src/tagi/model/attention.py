@@ -1,12 +1,13 @@
 """Attention as T5 does it: unscaled scores, an additive bias, softmax in fp32. Shapes: see `rows.py`."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagi.model.backbone import DecoderMemory, KeyValue
+from tagi.model.cache import DecoderMemory, KeyValue
 from tagi.model.rows import Rows
 
 
@@ -50,10 +51,10 @@ def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor, dropout: float = 0.0) ->
 
 def attend_shared(q_RHOK: Tensor, own: KeyValue, bias: Tensor, rows: Rows) -> Tensor:
     """`attend` to keys and values (T, H, L, K) and a bias (T, 1, 1, L) that the rows of a task share."""
-    if rows.index is not None:
-        picked = KeyValue(own.k[rows.index], own.v[rows.index])
-        return attend(q_RHOK, picked, bias[rows.index])
-    return rows.ungroup(attend(rows.group(q_RHOK), own, bias))
+    if rows.grouped:
+        return rows.ungroup(attend(rows.group(q_RHOK), own, bias))
+    index = cast(Tensor, rows.index)
+    return attend(q_RHOK, own.select(index), bias[index])
 
 
 def attend_beside_memory(

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from tagi.config import ModuleKind
+from tagi.model.cache import DecoderContext, DecoderMemory, Past
 from tagi.model.rows import Rows
 
 AttentionKind = Literal["encoder.self", "decoder.self", "decoder.cross"]
@@ -51,37 +52,6 @@ class Factors:
 Modules = Mapping[Site, Factors]
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
-    """Keys and values of one attention, (rows or tasks, H, L, K) each."""
-
-    k: Tensor
-    v: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderMemory:
-    """The encoded instruction as the decoder's cross-attention sees it: once per task, shared by its rows."""
-
-    layers: tuple[KeyValue, ...]  # (T, H, S, K)
-    bias: Tensor  # (T, 1, 1, S), 0 where a token is and the lowest float where padding is
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderContext:
-    """Everything the decoder attends to besides its own past."""
-
-    layers: tuple[KeyValue, ...]  # (R, H, N, K)
-    bias: Tensor  # (R, 1, 1, N)
-    memory: DecoderMemory | None
-
-    def select(self, index: Tensor) -> "DecoderContext":
-        """The context of some rows, in the order of `index`; the memory is shared as before."""
-        layers = tuple(KeyValue(own.k[index], own.v[index]) for own in self.layers)
-        return DecoderContext(layers, self.bias[index], self.memory)
-
-
-Past = tuple[KeyValue, ...]
 AfterSelfAttention = Callable[[int, Tensor], Tensor]
 """Called with the block's number and the hidden states (R, N, D) after its self-attention sublayer."""
 

@@ -27,7 +27,8 @@ from transformers.utils import logging
 from tagi.config import CausalShape, ModuleKind, parse
 from tagi.errors import CheckpointError, ConfigError, InputError
 from tagi.model.attention import padding_bias
-from tagi.model.backbone import AfterSelfAttention, DecoderContext, DecoderMemory, KeyValue, Modules, Past, Site
+from tagi.model.backbone import AfterSelfAttention, Modules, Site
+from tagi.model.cache import DecoderContext, DecoderMemory, KeyValue, Past
 from tagi.model.rows import Rows
 from tagi.model.t5_hf import read_hf_config
 
@@ -91,27 +92,33 @@ class CausalLM(nn.Module):
             InputError: more tokens than the model has positions.
         """
         positions = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
-        _, past = self._run(hidden, mask, positions, ())
-        return DecoderContext(past, padding_bias(mask, hidden.dtype), None)
+        _, read = self._run(hidden, mask, positions, ())
+        return DecoderContext(read, padding_bias(mask, hidden.dtype), None)
 
     def decode(
         self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: Past | None = None
     ) -> tuple[Tensor, Past]:
-        """Answers (R, O) after the prompt, or after `past`, which holds the prompt as well.
+        """Answers (R, O) after the prompt, which the context holds, and what `past` holds of the answer.
 
         Raises:
             InputError: more tokens than the model has positions.
         """
-        read = context.bias[:, 0, 0] == 0
-        before = context.layers if past is None else past
-        answered = before[0].k.shape[2] - read.shape[1]
-        mask = torch.cat([read, read.new_ones(len(read), answered + ids.shape[1])], dim=1)
-        steps = torch.arange(answered, answered + ids.shape[1], device=ids.device)
-        positions = read.sum(1, keepdim=True) + steps
-        hidden, longer = self._run(self.embedding(ids), mask.long(), positions, before)
-        return cast(nn.Linear, self.model.get_output_embeddings())(hidden), longer
+        prompt = context.bias[:, 0, 0] == 0
+        seen, new = 0 if past is None else past.length, ids.shape[1]
+        hidden = None if past is None else past.hidden(seen + new)
+        answer = prompt.new_ones(len(prompt), seen + new) if hidden is None else ~hidden[:, 0, 0]
+        positions = prompt.sum(1, keepdim=True) + answer.cumsum(1)[:, seen:] - 1
+        before = context.layers
+        if past is not None:
+            before = tuple(a.then(b.span(0, seen)) for a, b in zip(before, past.layers, strict=True))
+        mask = torch.cat([prompt, answer], dim=1).long()
+        hidden_RNE, read = self._run(self.embedding(ids), mask, positions, before)
+        logits = cast(nn.Linear, self.model.get_output_embeddings())(hidden_RNE)
+        return logits, _longer(past, read, prompt.shape[1], new)
 
-    def _run(self, embedded: Tensor, mask: Tensor, positions: Tensor, past: Past) -> tuple[Tensor, Past]:
+    def _run(
+        self, embedded: Tensor, mask: Tensor, positions: Tensor, past: tuple[KeyValue, ...]
+    ) -> tuple[Tensor, tuple[KeyValue, ...]]:
         if positions.numel() and int(positions.max()) >= self.shape.max_positions:
             raise InputError(
                 f"prompt and answer have {int(positions.max()) + 1} tokens together, more than the "
@@ -124,6 +131,14 @@ class CausalLM(nn.Module):
         )
         kept = cast(list[DynamicLayer], out.past_key_values.layers)
         return out.last_hidden_state, tuple(KeyValue(_tensor(one.keys), _tensor(one.values)) for one in kept)
+
+
+def _longer(past: Past | None, read: tuple[KeyValue, ...], prompt: int, new: int) -> Past:
+    """The answer's keys and values, out of those of prompt and answer, with its `new` last tokens."""
+    if past is None:
+        return Past(tuple(own.span(prompt, own.k.shape[2]) for own in read), new)
+    newest = (own.span(own.k.shape[2] - new, own.k.shape[2]) for own in read)
+    return past.after(tuple(past.append(layer, own) for layer, own in enumerate(newest)))
 
 
 def load_causal(folder: Path) -> CausalLM:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError
 from tagi.model.attention import attend_shared, join_heads, padding_bias, split_heads
-from tagi.model.backbone import KeyValue
+from tagi.model.cache import KeyValue, beside
 from tagi.model.rows import Rows
 from tagi.model.t5 import RMSNorm
 
@@ -22,6 +22,17 @@ class FusionMemory:
     layers: dict[int, KeyValue]  # block number -> (T, H, S, K)
     bias: Tensor  # (T, 1, 1, S)
     mask: Tensor  # (T, 1, 1, S), 1 where a token is
+
+    def select(self, index: Tensor) -> "FusionMemory":
+        """The memory of some tasks, in the order of `index`."""
+        layers = {block: own.select(index) for block, own in self.layers.items()}
+        return FusionMemory(layers, self.bias[index], self.mask[index])
+
+    def beside(self, other: "FusionMemory") -> "FusionMemory":
+        """These tasks, then the other's; the shorter ones padded."""
+        ours, theirs = ((tuple(one.layers.values()), one.bias) for one in (self, other))
+        layers, bias = beside(ours, theirs)
+        return FusionMemory(dict(zip(self.layers, layers, strict=True)), bias, (bias == 0).to(self.mask.dtype))
 
 
 class CrossAttentionLayer(nn.Module):

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagi.model.attention import split_heads
-from tagi.model.backbone import Factors, KeyValue, Modules, Site
+from tagi.model.backbone import Factors, Modules, Site
+from tagi.model.cache import KeyValue
 from tagi.model.rows import Rows
 
 

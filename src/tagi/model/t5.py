@@ -15,17 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from tagi.config import ModuleKind, T5Shape
 from tagi.model import attention as att
 from tagi.model.attention import join_heads, padding_bias, split_heads
-from tagi.model.backbone import (
-    AfterSelfAttention,
-    AttentionKind,
-    DecoderContext,
-    DecoderMemory,
-    FeedForwardKind,
-    KeyValue,
-    Modules,
-    Past,
-    Site,
-)
+from tagi.model.backbone import AfterSelfAttention, AttentionKind, FeedForwardKind, Modules, Site
+from tagi.model.cache import DecoderContext, DecoderMemory, KeyValue, Past
 from tagi.model.lora import bottleneck, prefixed, project
 from tagi.model.rows import Rows
 
@@ -151,14 +142,11 @@ class DecoderBlock(nn.Module):
         context: DecoderContext,
         modules: Modules,
         rows: Rows,
-        past: KeyValue | None,
+        past: Past | None,
     ) -> tuple[Tensor, KeyValue]:
         normed = self.attention.norm(x_ROD)
         own = self.attention.key_value(normed, modules, rows)
-        if past is None:
-            own = self.attention.prefixed(own, modules, rows)
-        else:
-            own = KeyValue(torch.cat((past.k, own.k), dim=2), torch.cat((past.v, own.v), dim=2))
+        own = past.append(self.attention.layer, own) if past else self.attention.prefixed(own, modules, rows)
         q = self.attention.query(normed, modules, rows)
         x_ROD = x_ROD + self.attention.output(att.attend(q, own, bias, self.attention.weight_dropout))
         x_ROD = x_ROD + self._cross(x_ROD, context, modules, rows)
@@ -250,15 +238,14 @@ class T5(nn.Module):
         self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: Past | None = None
     ) -> tuple[Tensor, Past]:
         x_ROD = self.dropout(self.embedding(ids))
-        seen = past[0].k.shape[2] if past is not None else _prefix_length(modules, "decoder.self")
-        bias = self._position_bias("decoder", ids.shape[1], seen)
-        bias = bias + att.causal_bias(ids.shape[1], seen, bias)
-        longer: list[KeyValue] = []
-        for i, block in enumerate(self.decoder):
-            before = past[i] if past is not None else None
-            x_ROD, own = self._through(block, x_ROD, bias, context, modules, rows, before)
-            longer.append(own)
-        return self.logits(self.dropout(self.decoder_norm(x_ROD))), tuple(longer)
+        bias = self._decoder_bias(ids.shape[1], modules, past)
+        read: list[KeyValue] = []
+        for block in self.decoder:
+            x_ROD, own = self._through(block, x_ROD, bias, context, modules, rows, past)
+            read.append(own)
+        layers = tuple(read)
+        longer = Past(layers, layers[0].k.shape[2]) if past is None else past.after(layers)
+        return self.logits(self.dropout(self.decoder_norm(x_ROD))), longer
 
     def logits(self, x_ROD: Tensor) -> Tensor:
         """Decoder outputs to scores over the vocabulary (R, O, V)."""
@@ -280,6 +267,14 @@ class T5(nn.Module):
         blocks = cast(Iterable[DecoderBlock], self.decoder)
         each = (block.cross.key_value(hidden, modules, rows) for block in blocks)
         return tuple(KeyValue(own.k.contiguous(), own.v.contiguous()) for own in each)
+
+    def _decoder_bias(self, length: int, modules: Modules, past: Past | None) -> Tensor:
+        """Positions, the future and what a row cannot see of a shared past, (1 or R, H, length, seen + length)."""
+        seen = _prefix_length(modules, "decoder.self") if past is None else past.length
+        bias = self._position_bias("decoder", length, seen)
+        bias = bias + att.causal_bias(length, seen, bias)
+        hidden = None if past is None else past.hidden(seen + length)
+        return bias if hidden is None else bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
 
     def _position_bias(self, stack: Literal["encoder", "decoder"], length: int, past: int) -> Tensor:
         """Relative position bias (1, H, length, past + length)."""

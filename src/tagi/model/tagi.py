@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
 from tagi.errors import ConfigError
 from tagi.methods import Method
+from tagi.model import adapter as adapters
 from tagi.model import fusion as fusion_module
 from tagi.model import hypernetwork as hypernetwork_module
 from tagi.model.adapter import TaskAdapter
-from tagi.model.backbone import DecoderContext, DecoderMemory, Factors, Site
+from tagi.model.backbone import Factors, Site
+from tagi.model.cache import DecoderContext, DecoderMemory
 from tagi.model.causal import CausalLM
 from tagi.model.fusion import Fusion, FusionMemory
 from tagi.model.hypernetwork import Hypernetwork
@@ -29,6 +31,22 @@ class Prepared:
     adapter: TaskAdapter
     fusion: FusionMemory | None
     decoder: DecoderMemory | None
+
+    def select(self, index: Tensor) -> "Prepared":
+        """What some tasks share, in the order of `index`."""
+        fusion = None if self.fusion is None else self.fusion.select(index)
+        decoder = None if self.decoder is None else self.decoder.select(index)
+        return Prepared(self.adapter.select(index), fusion, decoder)
+
+    def beside(self, other: "Prepared") -> "Prepared":
+        """These tasks, then the other's.
+
+        Raises:
+            ValueError: adapters of different sites or scales.
+        """
+        fusion = None if self.fusion is None or other.fusion is None else self.fusion.beside(other.fusion)
+        decoder = None if self.decoder is None or other.decoder is None else self.decoder.beside(other.decoder)
+        return Prepared(adapters.stack([self.adapter, other.adapter]), fusion, decoder)
 
 
 class Output(NamedTuple):

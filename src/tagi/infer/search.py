@@ -1,0 +1,206 @@
+"""How one answer grows token by token: greedy, sampled, or by beam search. Pure functions of scores and values."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tagi.errors import InputError
+
+Reason = Literal["end", "stop", "length"]
+"""Why an answer ended: the model said so, a stop string came, or it was as long as allowed."""
+Stops = Callable[[Sequence[int]], bool]
+"""Whether an answer is complete with the last of these tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How answers are searched for; the default is greedy.
+
+    Raises:
+        InputError: a value outside of its range, or sampled beams.
+    """
+
+    beams: int = 1
+    length_penalty: float = 1.0
+    """A finished beam's log-likelihood is divided by its tokens to this power."""
+    temperature: float = 0.0
+    """0 takes the most likely token, otherwise tokens are drawn from softmax(logits / temperature)."""
+    top_p: float = 1.0
+    """Tokens are drawn from the fewest that together have this probability (Holtzman et al., 2020)."""
+    seed: int = 0
+    max_tokens: int | None = None
+    """Of an answer; None means as many as the model was trained to write."""
+    min_tokens: int = 0
+    """Tokens before which an answer cannot end by itself."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before the first of these."""
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise InputError(f"beams: {self.beams} is not at least 1")
+        if self.temperature < 0:
+            raise InputError(f"temperature: {self.temperature} is negative")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: {self.top_p} is not above 0 and at most 1")
+        if self.beams > 1 and self.temperature:
+            raise InputError("beams: beam search does not sample; leave temperature at 0")
+        if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
+            raise InputError(f"max_tokens: {self.max_tokens} is not at least {max(self.min_tokens, 1)}")
+        if not all(self.stop):
+            raise InputError("stop: a stop string is empty")
+
+
+GREEDY = Decoding()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where an answer ends, besides the end token."""
+
+    end: int
+    """The end token."""
+    most: int
+    least: int = 0
+    """Tokens before which it cannot end."""
+    stops: Stops | None = None
+
+    def reason(self, tokens: Sequence[int]) -> Reason | None:
+        """Why the answer is complete, if it is."""
+        if tokens[-1] == self.end:
+            return "end"
+        if self.stops is not None and self.stops(tokens):
+            return "stop"
+        return "length" if len(tokens) >= self.most else None
+
+    def allowed(self, scores: Tensor, produced: int) -> Tensor:
+        """Scores (..., V) without the end token while the answer is too short."""
+        if produced >= self.least:
+            return scores
+        return scores.index_fill(-1, torch.tensor([self.end], device=scores.device), -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of a search gives."""
+
+    search: "Search"
+    tokens: Sequence[int]
+    """The next token of each beam."""
+    parents: Sequence[int] | None
+    """The beam that each goes on from; None where each goes on from itself."""
+    emitted: Sequence[int]
+    """Tokens of the answer that are settled now."""
+    reason: Reason | None
+
+
+class Search(Protocol):
+    """One answer on its way."""
+
+    def step(self, scores: Tensor, best: Sequence[int]) -> Step:
+        """Logits (beams, V) in fp32, and the most likely token of each beam, to the next tokens."""
+        ...
+
+
+def begin(decoding: Decoding, limits: Limits, seed: str) -> Search:
+    """An answer of no tokens yet; `seed` decides what is drawn."""
+    if decoding.beams > 1:
+        beams = decoding.beams
+        return Beams(decoding, limits, ((),) * beams, (0.0,) + (-LARGE,) * (beams - 1), ())
+    return Line(decoding, limits, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A single answer, its tokens the most likely ones or drawn."""
+
+    decoding: Decoding
+    limits: Limits
+    seed: str
+    tokens: tuple[int, ...] = ()
+
+    def step(self, scores: Tensor, best: Sequence[int]) -> Step:
+        token = self._choose(scores[0], best[0])
+        tokens = (*self.tokens, token)
+        return Step(replace(self, tokens=tokens), [token], None, [token], self.limits.reason(tokens))
+
+    def _choose(self, scores: Tensor, best: int) -> int:
+        produced = len(self.tokens)
+        if produced < self.limits.least:
+            scores = self.limits.allowed(scores, produced)
+            best = int(scores.argmax())
+        if not self.decoding.temperature:
+            return best
+        drawn = Random(f"{self.seed} {produced}").random()
+        return sample(scores, self.decoding.temperature, self.decoding.top_p, drawn)
+
+
+def sample(scores: Tensor, temperature: float, top_p: float, drawn: float) -> int:
+    """The token of softmax(scores / temperature), cut to its `top_p` nucleus, that a uniform number picks."""
+    probabilities, tokens = (scores.cpu().double() / temperature).softmax(-1).sort(descending=True, stable=True)
+    total = probabilities.cumsum(-1)
+    kept = int((total - probabilities < top_p).sum())
+    place = int(torch.searchsorted(total[:kept], drawn * total[kept - 1], right=True))
+    return int(tokens[min(place, kept - 1)])
+
+
+LARGE = 1e9
+"""Below every log-likelihood: beams that do not exist yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A complete answer, and its log-likelihood over its tokens to the power of the length penalty."""
+
+    score: float
+    tokens: tuple[int, ...]
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """The likeliest unfinished answers and the best finished ones: `transformers`' search with early_stopping=False."""
+
+    decoding: Decoding
+    limits: Limits
+    tokens: tuple[tuple[int, ...], ...]
+    scores: tuple[float, ...]
+    finished: tuple[Finished, ...]
+
+    def step(self, scores: Tensor, best: Sequence[int]) -> Step:
+        count = self.decoding.beams
+        likelihood = self.limits.allowed(scores, len(self.tokens[0])).log_softmax(-1)
+        total = likelihood + torch.tensor(self.scores, device=scores.device)[:, None]
+        values, places = total.flatten().topk(2 * count)
+        parents, tokens = (places // scores.shape[-1]).tolist(), (places % scores.shape[-1]).tolist()
+        grown = [(*self.tokens[parent], token) for parent, token in zip(parents, tokens, strict=True)]
+        reasons: list[Reason | None] = [self.limits.reason(each) for each in grown]
+        finished = self._with(grown[:count], values[:count].tolist(), reasons[:count])
+        going = [i for i, reason in enumerate(reasons) if reason is None][:count]
+        if not going or self._settled(values[going[0]].item(), len(grown[0]), finished):
+            return Step(self, [], None, finished[0].tokens, finished[0].reason)
+        going += going[-1:] * (count - len(going))  # where stop strings ended more beams than there are spare ones
+        next_scores = [values[i].item() if i not in going[:place] else -LARGE for place, i in enumerate(going)]
+        search = replace(self, tokens=tuple(grown[i] for i in going), scores=tuple(next_scores), finished=finished)
+        return Step(search, [tokens[i] for i in going], [parents[i] for i in going], (), None)
+
+    def _with(
+        self, grown: Sequence[tuple[int, ...]], values: Sequence[float], reasons: Sequence[Reason | None]
+    ) -> tuple[Finished, ...]:
+        """The best finished answers, with those among the likeliest that have just been finished."""
+        new = [
+            Finished(value / len(tokens) ** self.decoding.length_penalty, tokens, reason)
+            for tokens, value, reason in zip(grown, values, reasons, strict=True)
+            if reason is not None
+        ]
+        best = sorted((*self.finished, *new), key=lambda one: -one.score)
+        return tuple(best[: self.decoding.beams])
+
+    def _settled(self, best: float, length: int, finished: Sequence[Finished]) -> bool:
+        """Whether no unfinished answer, at its present length, is better than the worst finished one."""
+        if len(finished) < self.decoding.beams:
+            return False
+        return best / length**self.decoding.length_penalty <= finished[-1].score
