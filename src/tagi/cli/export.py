@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ app = typer.Typer(help="Write adapters and teachers as files that other librarie
 PEFT_EXAMPLE = "Example: tagi export peft animals -o animals-peft"
 MERGED_EXAMPLE = "Example: tagi export merged animals -o animals-t5"
 
+Form = Literal["peft", "merged"]
 Source = Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, PEFT's files, or a teacher bank.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")]
 Teacher = Annotated[str | None, typer.Option(metavar="GROUP", help="Which teacher of the bank.")]
@@ -44,38 +45,38 @@ class _Asked:
     backbone: str | None
 
 
-@app.command(epilog=PEFT_EXAMPLE)
-def peft(
-    source: Source,
-    output: Output,
-    teacher: Teacher = None,
-    inputs: InputsFile = None,
-    checkpoint: Checkpoint = None,
-    backbone: Backbone = None,
-    as_json: Json = False,
-) -> None:
-    """Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`."""
-    _check_free(output)
-    from tagi.infer.export import write_peft
+def _command(form: Form) -> Callable[..., None]:
+    def export(
+        source: Source,
+        output: Output,
+        teacher: Teacher = None,
+        inputs: InputsFile = None,
+        checkpoint: Checkpoint = None,
+        backbone: Backbone = None,
+        as_json: Json = False,
+    ) -> None:
+        _check_free(output)
+        found = _opened(_Asked(source, teacher, inputs, checkpoint, backbone))
+        if found.lost is not None:
+            note(str(found.lost))
+        elif inputs is not None:
+            note("nothing is lost, so --inputs were not answered")
+        _write(form, found, output)
+        if as_json:
+            _print_json(found, output)
+        else:
+            relation = "merged into" if form == "merged" else "of"
+            typer.echo(f"{output}: LoRA of {len(found.lora)} projections, {relation} {found.base}")
 
-    _write(_Asked(source, teacher, inputs, checkpoint, backbone), write_peft, output, "of", as_json)
+    return export
 
 
-@app.command(epilog=MERGED_EXAMPLE)
-def merged(
-    source: Source,
-    output: Output,
-    teacher: Teacher = None,
-    inputs: InputsFile = None,
-    checkpoint: Checkpoint = None,
-    backbone: Backbone = None,
-    as_json: Json = False,
-) -> None:
-    """Write the language model with a LoRA added into its weights, for `transformers`."""
-    _check_free(output)
-    from tagi.infer.export import write_merged
-
-    _write(_Asked(source, teacher, inputs, checkpoint, backbone), write_merged, output, "merged into", as_json)
+app.command("peft", help="Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`.", epilog=PEFT_EXAMPLE)(
+    _command("peft")
+)
+app.command("merged", help="Write the language model with a LoRA added in, for `transformers`.", epilog=MERGED_EXAMPLE)(
+    _command("merged")
+)
 
 
 def _check_free(output: Path) -> None:
@@ -83,20 +84,18 @@ def _check_free(output: Path) -> None:
         raise InputError(f"{output}: exists; choose another folder")
 
 
-def _write(asked: _Asked, write: Callable[[Export, Path], None], output: Path, relation: str, as_json: bool) -> None:
+def _write(form: Form, found: Export, output: Path) -> None:
+    from tagi.infer.export import write_merged, write_peft
+
+    write = write_merged if form == "merged" else write_peft
+    write(found, output)
+
+
+def _print_json(found: Export, output: Path) -> None:
     from tagi.infer.export import Lost
 
-    found = _opened(asked)
-    if found.lost is not None:
-        note(str(found.lost))
-    elif asked.inputs is not None:
-        note("nothing is lost, so --inputs were not answered")
-    write(found, output)
-    if as_json:
-        measured = asdict(found.lost) if found.lost is not None else dict.fromkeys(f.name for f in fields(Lost))
-        print_json({"output": str(output), "base": found.base, "sites": len(found.lora)} | measured)
-        return
-    typer.echo(f"{output}: LoRA of {len(found.lora)} projections, {relation} {found.base}")
+    measured = asdict(found.lost) if found.lost is not None else dict.fromkeys(field.name for field in fields(Lost))
+    print_json({"output": str(output), "base": found.base, "sites": len(found.lora)} | measured)
 
 
 def _opened(asked: _Asked) -> Export:
