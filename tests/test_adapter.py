@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from builders import greedy, normal, random_lora, small_t5, small_tagi, token_batch, trained, worst
@@ -14,7 +17,7 @@ from tagi.config import HypernetworkConfig
 from tagi.errors import CheckpointError
 from tagi.methods import Method
 from tagi.model import adapter as adapters
-from tagi.model.adapter import TaskAdapter
+from tagi.model.adapter import Origin, TaskAdapter
 from tagi.model.backbone import Factors
 from tagi.model.language_model import as_t5
 from tagi.model.rows import Rows
@@ -23,6 +26,7 @@ from tagi.model.tagi import TagiModel, neutral, shift_right
 
 ALONE = 2e-5  # worst 5.3e-6, logits up to 4
 MERGED = 1e-5  # worst 2.2e-6
+ORIGIN = Origin(checkpoint="abc", method="tagi", definition="Größe: “x”", positives=(("in", "out"),))
 
 LAYOUTS = [
     pytest.param([0, 0, 1, 1, 2, 2], id="groups"),
@@ -272,6 +276,18 @@ def random_adapter(t5: T5, *, seed: int, tasks: int = 2, length: int = 5) -> Tas
     return TaskAdapter(random_lora(t5, tasks, seed=seed), normal(tasks, length, 32, seed=seed), mask)
 
 
+def write(adapter: TaskAdapter, folder: Path) -> Path:
+    replace(adapter, origins=(ORIGIN,)).save_pretrained(folder / "a")
+    return folder / "a"
+
+
+def read(folder: Path, t5: T5) -> TaskAdapter:
+    """As `Tagi.load_adapter` does."""
+    adapter = TaskAdapter.from_pretrained(folder)
+    adapters.check_fits(adapter, t5, folder / "adapter.safetensors")
+    return adapter
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda a: a, TaskAdapter.without_modules, TaskAdapter.without_memory],
@@ -280,64 +296,139 @@ def random_adapter(t5: T5, *, seed: int, tasks: int = 2, length: int = 5) -> Tas
 def test_saved_adapter_loads_exactly(change: Callable[[TaskAdapter], TaskAdapter], tmp_path: Path) -> None:
     t5 = small_t5()
     adapter = change(random_adapter(t5, seed=0, tasks=1))
-    identity = {"checkpoint": "abc", "definition": "Größe: “x”"}
-    adapters.save(adapter, tmp_path / "a", identity)
-    loaded, found = adapters.load(tmp_path / "a", t5.sites())
+    loaded = read(write(adapter, tmp_path), t5)
     assert_equal(loaded, adapter)
-    assert identity.items() <= found.items()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert loaded.origins == (ORIGIN,)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["README.md", "adapter.json", "adapter.safetensors"]
+    assert "> Größe: “x”" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
 
 
-def drop_tensor(folder: Path) -> None:
-    adapter = random_adapter(small_t5(), seed=0, tasks=1)
-    lora = {site: factors for site, factors in adapter.modules.items() if str(site) != "decoder.cross.1.v"}
-    config = (folder / "adapter.json").read_text(encoding="utf-8")
-    adapters.save(TaskAdapter(lora, adapter.memory, adapter.mask), folder, {})
-    (folder / "adapter.json").write_text(config, encoding="utf-8")
+@pytest.mark.parametrize("method", ["tagi", "hint", "hypter", "fusion_only"])
+def test_every_method_s_adapter_fits_its_model(method: str, tmp_path: Path) -> None:
+    model = trained(small_tagi(method))
+    adapter = model.adapt(*token_batch([5], seed=0))
+    assert_equal(read(write(adapter, tmp_path), as_t5(model.backbone)), adapter)
+
+
+def test_an_adapter_written_before_demonstrations_were_kept_still_opens(tmp_path: Path) -> None:
+    folder = write(random_adapter(small_t5(), seed=0, tasks=1), tmp_path)
+    edit(lambda config: config.pop("positives"))(folder)
+    assert TaskAdapter.from_pretrained(folder).origins[0].positives == ()
+
+
+def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
+    t5 = small_t5()
+    with pytest.raises(CheckpointError, match="does not say which checkpoint"):
+        random_adapter(t5, seed=0, tasks=1).save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="holds one task, not 2"):
+        replace(random_adapter(t5, seed=0), origins=(ORIGIN, ORIGIN)).save_pretrained(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_origins_follow_their_tasks() -> None:
+    t5 = small_t5()
+    other = ORIGIN.model_copy(update={"definition": "other"})
+    first, second = random_adapter(t5, seed=0, tasks=1), random_adapter(t5, seed=1, tasks=1)
+    stacked = adapters.stack([replace(first, origins=(ORIGIN,)), replace(second, origins=(other,))])
+    assert stacked.origins == (ORIGIN, other)
+    assert stacked.select(torch.tensor([1, 1])).origins == (other, other)
+    assert adapters.unstack(stacked)[1].origins == (other,)
+    assert adapters.stack([replace(first, origins=(ORIGIN,)), second]).origins == ()
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Change adapter.json."""
+
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        change(config)
+        (folder / "adapter.json").write_text(json.dumps(config), encoding="utf-8")
+
+    return damage
+
+
+def retensor(**changed: Tensor | None) -> Callable[[Path], None]:
+    """Replace tensors of adapter.safetensors, or leave them out."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "adapter.safetensors") | changed
+        save_file({name: x for name, x in tensors.items() if x is not None}, folder / "adapter.safetensors")
+
+    return damage
 
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        pytest.param(lambda d: (d / "adapter.json").unlink(), "is no task adapter", id="no config"),
-        pytest.param(lambda d: cut(d / "adapter.json"), "is no task adapter", id="half a config"),
-        pytest.param(lambda d: (d / "adapter.json").write_text("[]"), "adapter.json: scales", id="a list"),
-        pytest.param(lambda d: (d / "adapter.json").write_text("{}"), "adapter.json: scales", id="no scales"),
-        pytest.param(
-            lambda d: (d / "adapter.safetensors").unlink(), "adapter.safetensors: is missing", id="no weights"
-        ),
-        pytest.param(
-            lambda d: cut(d / "adapter.safetensors"), "adapter.safetensors: is damaged", id="half the weights"
-        ),
-        pytest.param(drop_tensor, r"adapter.safetensors: tensor decoder.cross.1.v.A is missing", id="a tensor missing"),
-    ],
-)
-def test_damaged_adapter_is_refused_by_name(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
-    t5 = small_t5()
-    adapters.save(random_adapter(t5, seed=0, tasks=1), tmp_path, {})
-    damage(tmp_path)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        adapters.load(tmp_path, t5.sites())
-    assert str(tmp_path) in str(caught.value)
+SITE = "decoder.cross.1.v"
+NO_TENSOR: dict[str, Tensor | None] = {f"{SITE}.A": None}
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda d: (d / "adapter.json").unlink(), "{0}: is no task adapter (adapter.json is missing)"),
+    "half a config": (lambda d: cut(d / "adapter.json"), "{0}/adapter.json: is damaged"),
+    "a list": (lambda d: (d / "adapter.json").write_text("[]"), "{0}/adapter.json: is damaged"),
+    "no scales": (edit(lambda c: c.pop("scales")), "{0}/adapter.json: scales: Field required"),
+    "no checkpoint": (edit(lambda c: c.pop("checkpoint")), "{0}/adapter.json: checkpoint: Field required"),
+    "a scale of words": (edit(lambda c: c["scales"].update({SITE: "x"})), f"{{0}}/adapter.json: scales.{SITE}:"),
+    "later format": (edit(lambda c: c.update(format=2)), "{0}/adapter.json: format: Input should be 1"),
+    "unknown key": (edit(lambda c: c.update(metod="x")), "metod: unknown key, did you mean method?"),
+    "no weights": (lambda d: (d / "adapter.safetensors").unlink(), "{0}/adapter.safetensors: is missing"),
+    "half the weights": (lambda d: cut(d / "adapter.safetensors"), "{0}/adapter.safetensors: is damaged"),
+    "a tensor missing": (retensor(**NO_TENSOR), f"{{0}}/adapter.safetensors: tensor {SITE}.A is missing"),
+    "a tensor too many": (edit(lambda c: c["scales"].pop(SITE)), f"tensor {SITE}.A belongs to no site"),
+    "a stranger's name": (
+        lambda d: (edit(lambda c: c["scales"].update({"../x": 1.0}))(d), retensor(**STRANGERS)(d)),
+        "{0}/adapter.safetensors: ../x: is no site of a module",
+    ),
+    "two tasks": (
+        retensor(**{f"{SITE}.A": torch.zeros(2, 3, 32)}),
+        f"{SITE}.A has shape (2, 3, 32), not (1, rank, in)",
+    ),
+    "two ranks": (retensor(**{f"{SITE}.B": torch.zeros(1, 24, 2)}), f"{SITE}.B has shape (1, 24, 2), not (1, out, 3)"),
+    "a flat factor": (retensor(**{f"{SITE}.A": torch.zeros(3, 32)}), f"{SITE}.A has shape (3, 32), not (1, rank, in)"),
+    "narrow A": (retensor(**{f"{SITE}.A": torch.zeros(1, 3, 31)}), f"{SITE}.A has shape (1, 3, 31), not (1, rank, 32)"),
+    "narrow B": (retensor(**{f"{SITE}.B": torch.zeros(1, 23, 3)}), f"{SITE}.B has shape (1, 23, 3), not (1, 24, rank)"),
+    "narrow memory": (retensor(memory=torch.zeros(1, 5, 31)), "memory has shape (1, 5, 31), not (1, tokens, 32)"),
+    "short mask": (retensor(mask=torch.ones(1, 4)), "mask has shape (1, 4), not (1, 5)"),
+}
+STRANGERS = {f"../x.{factor}": torch.ones(1, 1, 1) for factor in "AB"}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_adapter_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    t5, (damage, message) = small_t5(), DAMAGES[name]
+    folder = write(random_adapter(t5, seed=0, tasks=1), tmp_path)
+    damage(folder)
+    with pytest.raises(CheckpointError) as caught:
+        read(folder, t5)
+    assert message.format(folder) in str(caught.value)
+    assert str(folder) in str(caught.value)
 
 
 def test_adapter_of_a_deeper_model_is_refused(tmp_path: Path) -> None:
-    adapters.save(random_adapter(small_t5(num_layers=3), seed=0, tasks=1), tmp_path, {})
+    folder = write(random_adapter(small_t5(num_layers=3), seed=0, tasks=1), tmp_path)
     with pytest.raises(CheckpointError, match=r"site encoder.self.2.q does not exist in this model"):
-        adapters.load(tmp_path, small_t5().sites())
+        read(folder, small_t5())
 
 
 def test_scale_survives_the_disk_to_the_last_bit(tmp_path: Path) -> None:
     t5 = small_t5()
     site = t5.sites()[0]
     lora = {site: Factors(normal(1, 3, 32, seed=0), normal(1, 24, 3, seed=1), 16 / 3)}
-    adapters.save(TaskAdapter(lora, torch.zeros(1, 0, 32), torch.zeros(1, 0, dtype=torch.long)), tmp_path, {})
-    assert json.loads((tmp_path / "adapter.json").read_text())["scales"] == {"encoder.self.0.q": 16 / 3}
-    assert adapters.load(tmp_path, t5.sites())[0].modules[site].scale == 16 / 3
+    folder = write(TaskAdapter(lora, torch.zeros(1, 0, 32), torch.zeros(1, 0, dtype=torch.long)), tmp_path)
+    assert json.loads((folder / "adapter.json").read_text())["scales"] == {"encoder.self.0.q": 16 / 3}
+    assert read(folder, t5).modules[site].scale == 16 / 3
+
+
+def test_bytes_and_back() -> None:
+    adapter = random_adapter(small_t5(), seed=0, tasks=1)
+    for known in ((), (ORIGIN,)):
+        again = adapters.from_bytes(adapters.to_bytes(replace(adapter, origins=known)), Path("x"))
+        assert_equal(again, adapter)
+        assert again.origins == known
+    with pytest.raises(CheckpointError, match="x: is no task adapter or is damaged"):
+        adapters.from_bytes(adapters.to_bytes(adapter)[:-1], Path("x"))
 
 
 def test_shift_right_starts_with_the_start_token_and_pads_ignored_labels() -> None:

@@ -16,7 +16,10 @@ from tagi import Tagi
 from tagi.cli import common
 from tagi.data.types import Demonstration, Instruction
 
-COMMANDS = ("", "demo", "run", "adapt", "train", "runs", "eval sni", "eval micro", "eval compare", "methods", "doctor")
+COMMANDS = (
+    *("", "demo", "run", "adapt", "train", "runs", "eval sni", "eval micro", "eval compare", "methods", "doctor"),
+    *("export peft", "export merged"),
+)
 
 
 # --- help and usage ---------------------------------------------------------------------------------------

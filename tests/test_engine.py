@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders import small_tagi, trained
+from builders import model_config, small_tagi, trained
 from tagi import Tagi
-from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig
+from tagi.config import PromptConfig
 from tagi.data.collate import assemble
 from tagi.data.tokenizers import word_level
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
+from tagi.files import DiskError
 from tagi.infer.search import Decoding
 from tagi.model import adapter as adapters
-from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
+from tagi.model.adapter import Origin, TaskAdapter
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 INSTRUCTIONS = ("a b c d .", "e f .", "g h i j k l m n .")
@@ -29,15 +30,7 @@ def make(method: str = "tagi", seed: int = 0, **prompt: object) -> Tagi:
             if name.startswith("decoder.") and name.endswith((".o.weight", ".v.weight")):
                 parameter.mul_(4.0)
     settings = PromptConfig.model_validate({"style": "plain", "max_target": 8} | prompt)
-    config = ModelConfig(
-        method=method,
-        hypernetwork=HypernetworkConfig(rank=3, alpha=6.0, hidden=8),
-        fusion=FusionConfig(width=8, heads=2),
-        prompt=settings,
-        backbone=BACKBONE,
-        backbone_fingerprint=fingerprint(model.backbone),
-    )
-    return Tagi(model, word_level([*WORDS, "."]), config)
+    return Tagi(model, word_level([*WORDS, "."]), model_config(model).model_copy(update={"prompt": settings}))
 
 
 def test_an_answer_does_not_depend_on_what_else_is_in_the_batch() -> None:
@@ -93,10 +86,61 @@ def test_a_checkpoint_and_its_adapters_come_back(tmp_path: Path) -> None:
     adapter = tagi.adapt(INSTRUCTIONS[0])
     expected = tagi.generate(INPUTS, adapter)
     assert again.generate(INPUTS, again.adapt(INSTRUCTIONS[0])) == expected
-    tagi.save_adapter(adapter, tmp_path / "adapter", INSTRUCTIONS[0])
+    adapter.save_pretrained(tmp_path / "adapter")
     assert again.generate(INPUTS, again.load_adapter(tmp_path / "adapter")) == expected
+
+
+def test_an_adapter_of_another_checkpoint_is_neither_opened_nor_worn(tmp_path: Path) -> None:
+    tagi, other = make(), make(seed=5)
+    adapter = tagi.adapt(INSTRUCTIONS[0])
+    adapter.save_pretrained(tmp_path)
+    fingerprints = f"fingerprint {tagi.fingerprint()}, not {other.fingerprint()}"
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: another checkpoint wrote it .{fingerprints}"):
+        other.load_adapter(tmp_path)
+    for foreign in (adapter, TaskAdapter.from_pretrained(tmp_path), adapter.without_memory()):
+        with pytest.raises(CheckpointError, match=f"another checkpoint wrote it .{fingerprints}"):
+            other.generate(INPUTS, foreign)
+    mixed = adapters.stack([other.adapt(INSTRUCTIONS[1]), adapter])
     with pytest.raises(CheckpointError, match="another checkpoint"):
-        make(seed=5).load_adapter(tmp_path / "adapter")
+        other.generate(INPUTS[:2], mixed, tasks=[0, 1])
+
+
+def test_an_adapter_knows_its_instruction() -> None:
+    tagi = make(positives=1)
+    told = Instruction("a b .", (Demonstration("c", "d"),))
+    origin = Origin(checkpoint=tagi.fingerprint(), method="tagi", definition="a b .", positives=(("c", "d"),))
+    assert tagi.adapt(told).origins == (origin,)
+    stacked = tagi.adapt_all([Instruction("c ."), told])
+    assert [one.origins for one in adapters.unstack(stacked)][1] == (origin,)
+    assert tagi.told(told).origins == (), "what training evaluates need not say whose it is"
+
+
+def test_the_weights_are_hashed_once_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    tagi, calls = make(), []
+    monkeypatch.setattr("tagi.model.checkpoint.fingerprint", lambda model: calls.append(model) or "abc")
+    tagi.generate(INPUTS, tagi.told(Instruction(INSTRUCTIONS[0])))
+    assert calls == []
+    tagi.generate(INPUTS, tagi.adapt(INSTRUCTIONS[0]))
+    tagi.adapt(INSTRUCTIONS[1])
+    assert calls == [tagi.model]
+
+
+def test_an_adapter_is_worn_at_another_precision(tmp_path: Path) -> None:
+    tagi = make()
+    tagi.save_pretrained(tmp_path / "checkpoint")
+    tagi.adapt(INSTRUCTIONS[0]).save_pretrained(tmp_path / "adapter")
+    half = Tagi.from_pretrained(tmp_path / "checkpoint", dtype=torch.bfloat16)
+    adapter = half.load_adapter(tmp_path / "adapter")
+    assert adapter.memory.dtype == torch.bfloat16
+    assert len(half.generate(INPUTS, adapter)) == len(INPUTS)
+
+
+def test_only_a_checkpoint_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "work.txt").write_text("mine")
+    for save in (make().save_pretrained, make().adapt("a .").save_pretrained):
+        with pytest.raises(DiskError, match="exists and is no"):
+            save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["work.txt"]
 
 
 def test_notes_say_what_was_cut_and_what_is_unknown() -> None:

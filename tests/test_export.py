@@ -1,4 +1,4 @@
-"""`tagi export peft`: what it writes is opened by `peft` and answers as our model does."""
+"""`tagi export`: what it writes is opened by `peft` and `transformers` and answers as our model does."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForSeq2SeqLM, PeftModel
 from torch import Tensor
-from transformers import T5ForConditionalGeneration
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from builders import token_batch, worst
 from cli_runs import CONFIG, INSTRUCTION, Run, mistake, trained
@@ -24,6 +24,7 @@ from tagi.model.checkpoint import fingerprint
 from tagi.model.peft_files import save_peft
 from tagi.model.rows import Rows
 from tagi.model.tagi import TagiModel
+from test_engine import make
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 BOUND = 1e-5
@@ -53,24 +54,120 @@ def lora_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("lora"), method="lora_only", training=training)
 
 
-def test_a_generated_lora_in_peft(tagi: Run, lora_only: Path, tmp_path: Path) -> None:
-    assert tagi("adapt", INSTRUCTION, "-o", tmp_path / "adapter", "--checkpoint", lora_only).code == 0
-    found = tagi("export", "peft", tmp_path / "adapter", "-o", tmp_path / "peft", "--checkpoint", lora_only, "--json")
-    base = str(lora_only / "backbone")
-    assert found.json == {"output": str(tmp_path / "peft"), "base": base, "sites": 6, "lost": None}
+def adapted(tagi: Run, checkpoint: Path, folder: Path) -> Path:
+    assert tagi("adapt", INSTRUCTION, "-o", folder / "adapter", "--checkpoint", checkpoint).code == 0
+    return folder / "adapter"
+
+
+NOTHING_LOST = {"same_answers": None, "kl": None, "n": None, "inputs": None}
+FORMS = ("peft", "merged")
+
+
+def opened(form: str, base: Path, folder: Path) -> Any:
+    """What another library makes of an export."""
+    if form == "merged":
+        return T5ForConditionalGeneration.from_pretrained(folder)
+    return PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(base), folder)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_generated_lora_elsewhere(tagi: Run, lora_only: Path, tmp_path: Path, form: str) -> None:
+    adapter, base = adapted(tagi, lora_only, tmp_path), lora_only / "backbone"
+    found = tagi("export", form, adapter, "-o", tmp_path / "out", "--checkpoint", lora_only, "--json")
+    assert found.json == {"output": str(tmp_path / "out"), "base": str(base), "sites": 6} | NOTHING_LOST
     model = Tagi.from_pretrained(lora_only)
     ids, mask = token_batch([9, 4], seed=0)
-    expected = ours(model, model.load_adapter(tmp_path / "adapter"), ids, mask)
-    opened = PeftModel.from_pretrained(T5ForConditionalGeneration.from_pretrained(base), tmp_path / "peft")
-    assert worst(theirs(opened, ids, mask), expected) < BOUND
+    expected = ours(model, model.load_adapter(adapter), ids, mask)
+    assert worst(theirs(opened(form, base, tmp_path / "out"), ids, mask), expected) < BOUND
     assert worst(ours(model, model.neutral(), ids, mask), expected) > 0.01, "the LoRA should move the logits"
+    assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".json", ".md", ".safetensors"}
 
 
-def test_what_fusion_loses_is_said(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
-    assert tagi("adapt", INSTRUCTION, "-o", tmp_path / "adapter", "--checkpoint", checkpoint).code == 0
-    found = tagi("export", "peft", tmp_path / "adapter", "-o", tmp_path / "peft", "--checkpoint", checkpoint)
-    assert found.code == 0 and "the encoded instruction is not in PEFT's files" in " ".join(found.err.split())
-    assert "the encoded instruction is not in PEFT's files" in (tmp_path / "peft" / "README.md").read_text()
+def test_a_merged_folder_answers_as_the_adapter_does(tagi: Run, lora_only: Path, tmp_path: Path) -> None:
+    adapter = adapted(tagi, lora_only, tmp_path)
+    assert tagi("export", "merged", adapter, "-o", tmp_path / "out", "--checkpoint", lora_only).code == 0
+    model = Tagi.from_pretrained(lora_only)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    read = tokenizer("cat dog", return_tensors="pt")
+    tokens = opened("merged", lora_only, tmp_path / "out").generate(read.input_ids, max_new_tokens=8, do_sample=False)
+    answer = tokenizer.decode(tokens[0], skip_special_tokens=True)
+    assert [answer] == model.generate(["cat dog"], model.load_adapter(adapter))
+
+
+def test_our_export_is_worn_again(tagi: Run, checkpoint: Path, lora_only: Path, tmp_path: Path) -> None:
+    """As the LoRA alone, and by no other language model."""
+    adapter = adapted(tagi, checkpoint, tmp_path)
+    assert tagi("export", "peft", adapter, "-o", tmp_path / "peft", "--checkpoint", checkpoint).code == 0
+    model = Tagi.from_pretrained(checkpoint)
+    ids, mask = token_batch([9, 4], seed=0)
+    alone = model.load_adapter(adapter).without_memory()
+    assert torch.equal(ours(model, model.load_adapter(tmp_path / "peft"), ids, mask), ours(model, alone, ids, mask))
+    again = tagi("export", "merged", tmp_path / "peft", "-o", tmp_path / "t5", "--checkpoint", checkpoint, "--json")
+    assert again.json["kl"] is None, "what has no memory loses none"
+    result = tagi("run", "--adapter", tmp_path / "peft", "--input", "cat", "--checkpoint", lora_only)
+    mistake(result, "adapter_model.safetensors: belongs to another language model")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_fusion_loses_is_measured_and_said(tagi: Run, checkpoint: Path, tmp_path: Path, form: str) -> None:
+    adapter = adapted(tagi, checkpoint, tmp_path)
+    texts = ["cat dog", "lion plum red", "cat"]
+    (tmp_path / "inputs.jsonl").write_text("".join(json.dumps({"input": text}) + "\n" for text in texts))
+    arguments = "export", form, adapter, "--checkpoint", checkpoint, "--inputs", tmp_path / "inputs.jsonl"
+    found = tagi(*arguments, "-o", tmp_path / "one", "--json")
+    assert found.json["n"] == 3 and found.json["inputs"] == str(tmp_path / "inputs.jsonl")
+    model = Tagi.from_pretrained(checkpoint)
+    expected = measured(model, model.load_adapter(adapter), texts)
+    assert found.json["same_answers"] == expected[0]
+    assert found.json["kl"] == pytest.approx(expected[1], rel=1e-5) and expected[1] > 1e-4
+    said = "The encoded instruction stays behind: this is the LoRA alone. On 3 inputs"
+    assert found.err.startswith(f"note: {said}")
+    assert said in (tmp_path / "one" / "README.md").read_text()
+
+
+def measured(tagi: Tagi, adapter: TaskAdapter, texts: list[str]) -> tuple[float, float]:
+    """One input at a time, the LoRA worn by a model that has no fusion at all."""
+    bare, lora = no_fusion(tagi), replace(tagi.neutral(), modules=adapter.modules)
+    answers = [tagi.generate([text], adapter)[0] for text in texts]
+    same = sum(bare.generate([text], lora)[0] == answer for text, answer in zip(texts, answers, strict=True))
+    divergences: list[float] = []
+    for text, answer in zip(texts, answers, strict=True):
+        ids, target = (torch.tensor([tagi.tokenizer(one)["input_ids"]]) for one in (text, answer))
+        decoder_ids = torch.cat((torch.zeros(1, 1, dtype=torch.long), target[:, :-1]), dim=1)
+        with torch.inference_mode():
+            row = ids, torch.ones_like(ids), decoder_ids, Rows(1, 1)
+            whole, alone = tagi.model.respond(adapter, *row).logits, bare.model.respond(lora, *row).logits
+        log_p, log_q = whole[0].log_softmax(-1), alone[0].log_softmax(-1)
+        divergences += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
+    return same / len(texts), sum(divergences) / len(divergences)
+
+
+def test_without_inputs_random_ones_are_drawn(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    adapter = adapted(tagi, checkpoint, tmp_path)
+    first, second = (
+        tagi("export", "peft", adapter, "-o", tmp_path / name, "--checkpoint", checkpoint, "--json").json
+        for name in ("one", "two")
+    )
+    assert first["n"] == 64 and first["inputs"] == "random, 1 to 8 tokens of the vocabulary, seed 0"
+    assert {**first, "output": ""} == {**second, "output": ""}
+
+
+def test_inputs_that_nothing_is_lost_on(tagi: Run, lora_only: Path, tmp_path: Path) -> None:
+    (tmp_path / "inputs.jsonl").write_text('{"input": "cat"}\n')
+    given = "--checkpoint", lora_only, "--inputs", tmp_path / "inputs.jsonl"
+    found = tagi("export", "peft", adapted(tagi, lora_only, tmp_path), "-o", tmp_path / "peft", *given)
+    assert (found.code, found.err) == (0, "note: nothing is lost, so --inputs were not answered\n")
+
+
+@pytest.mark.parametrize(("method", "held"), [("hint", "bottleneck and prefix"), ("fusion_only", "no")])
+def test_what_is_no_lora_is_refused(tagi: Run, tmp_path: Path, method: str, held: str) -> None:
+    model = make(method)
+    model.save_pretrained(tmp_path / "checkpoint")
+    model.adapt("a b .").save_pretrained(tmp_path / "adapter")
+    for form in FORMS:
+        given = "-o", tmp_path / form, "--checkpoint", tmp_path / "checkpoint"
+        mistake(tagi("export", form, tmp_path / "adapter", *given), f"adapter: has {held} modules; only LoRA fits")
+        assert not (tmp_path / form).exists()
 
 
 @pytest.fixture
@@ -105,8 +202,13 @@ def test_a_teacher_in_peft(tagi: Run, bank: Path, checkpoint: Path, tmp_path: Pa
     teacher = banks.load(bank, model.model.backbone.sites()).teacher("count")
     ids, mask = token_batch([9, 4], seed=0)
     expected = ours(no_fusion(model), replace(model.neutral(), modules=teacher), ids, mask)
-    opened = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "peft")  # finds the base by itself
-    assert worst(theirs(opened, ids, mask), expected) < BOUND
+    found = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "peft")  # finds the base by itself
+    assert worst(theirs(found, ids, mask), expected) < BOUND
+    assert worst(ours(model, model.neutral(), ids, mask), expected) > 0.01, "the LoRA should move the logits"
+    merged = tagi("export", "merged", bank, "--teacher", "count", "-o", tmp_path / "merged")
+    assert (merged.code, "merged into" in merged.out) == (0, True)
+    assert worst(theirs(opened("merged", checkpoint, tmp_path / "merged"), ids, mask), expected) < BOUND
+    AutoTokenizer.from_pretrained(tmp_path / "merged")
     written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (written["r"], written["lora_alpha"], len(written["target_modules"])) == (2, 1.0, 6)
 

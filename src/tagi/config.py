@@ -5,6 +5,7 @@ A config file describes one run. Every field has a default or is required, unkno
 """
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tagi.errors import ConfigError
+from tagi.errors import CheckpointError, ConfigError
 from tagi.shapes import named_shape
 
 Positive = Annotated[int, Field(gt=0)]
@@ -379,6 +380,26 @@ def parse(kind: type[C], values: Any, *, source: str) -> C:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(kind, error)}") from error
+
+
+def read_json(kind: type[C], path: Path, what: str) -> C:
+    """The JSON file that makes its folder a `what`.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or holds something else; names file and field.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path.parent}: is no {what} ({path.name} is missing)")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or of another version ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: is damaged or of another version (it holds no JSON object)")
+    try:
+        return parse(kind, values, source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -40,6 +40,16 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
+def check_replaceable(target: Path, mark: str, kind: str) -> None:
+    """Refuse to write a folder over anything but nothing, an empty folder, or one of its kind, which holds `mark`.
+
+    Raises:
+        DiskError: something else is there.
+    """
+    if target.exists() and not (target / mark).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise DiskError(f"{target}: exists and is no {kind}; choose another folder")
+
+
 def _exchange(target: Path, draft: Path) -> None:
     """Put `draft` in the place of `target` and remove the old folder; after an error the old one is back."""
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))

@@ -11,6 +11,7 @@ import typer
 
 from tagi.cli.common import Backbone, Checkpoint, Json, Positives, note, open_tagi, print_json
 from tagi.errors import InputError
+from tagi.files import check_replaceable
 
 EXAMPLE = 'Example: tagi adapt "Keep only the animals, then reverse the list." -o animals'
 
@@ -33,7 +34,7 @@ def adapt(
     began = time.perf_counter()
     adapter = tagi.adapt(told)
     seconds = time.perf_counter() - began
-    tagi.save_adapter(adapter, output, told)
+    adapter.save_pretrained(output)
     notes = tagi.notes(told, [])
     for text in notes:
         note(text)
@@ -50,11 +51,10 @@ def _check_free(output: Path, force: bool) -> None:
     """Refuse to write over anything but an adapter, and over an adapter unless told to.
 
     Raises:
-        InputError: something is there.
+        TagiError: something is there.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / "adapter.json").is_file():
-        raise InputError(f"{output}: exists and is no task adapter; choose another folder")
-    if not force:
+    from tagi.model.adapter import CONFIG, KIND
+
+    check_replaceable(output, CONFIG, KIND)
+    if (output / CONFIG).exists() and not force:
         raise InputError(f"{output}: already holds an adapter; add --force to replace it")

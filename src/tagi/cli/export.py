@@ -2,91 +2,136 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Json, default_checkpoint, note, open_tagi, print_json
+from tagi.cli.common import Backbone, Checkpoint, Json, default_checkpoint, note, open_tagi, print_json, waiting
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
-    from tagi.model.backbone import Modules
+    from tagi.infer.export import Export, Inputs
 
 app = typer.Typer(help="Write adapters and teachers as files that other libraries open.")
 
-EXAMPLE = "Example: tagi export peft animals -o animals-peft"
+PEFT_EXAMPLE = "Example: tagi export peft animals -o animals-peft"
+MERGED_EXAMPLE = "Example: tagi export merged animals -o animals-t5"
+
+Form = Literal["peft", "merged"]
+Source = Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, PEFT's files, or a teacher bank.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")]
+Teacher = Annotated[str | None, typer.Option(metavar="GROUP", help="Which teacher of the bank.")]
+InputsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--inputs",
+        metavar="FILE",
+        help='Lines {"input": "..."} on which to measure what is lost without fusion; - is stdin (default: random).',
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """A LoRA on its way out."""
+class _Asked:
+    """What to export."""
 
-    lora: Modules
-    base: str
-    about: str
-    lost: str | None
+    source: Path
+    teacher: str | None
+    inputs: Path | None
+    checkpoint: str | None
+    backbone: str | None
 
 
-@app.command(epilog=EXAMPLE)
-def peft(
-    source: Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, or a teacher bank.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write PEFT's files.")],
-    teacher: Annotated[str | None, typer.Option(metavar="GROUP", help="Which teacher of the bank.")] = None,
-    checkpoint: Checkpoint = None,
-    backbone: Backbone = None,
-    as_json: Json = False,
-) -> None:
-    """Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`."""
-    from tagi.model.bank import MANIFEST
-    from tagi.model.peft_files import save_peft
+def _command(form: Form) -> Callable[..., None]:
+    def export(
+        source: Source,
+        output: Output,
+        teacher: Teacher = None,
+        inputs: InputsFile = None,
+        checkpoint: Checkpoint = None,
+        backbone: Backbone = None,
+        as_json: Json = False,
+    ) -> None:
+        _check_free(output)
+        found = _opened(_Asked(source, teacher, inputs, checkpoint, backbone))
+        if found.lost is not None:
+            note(str(found.lost))
+        elif inputs is not None:
+            note("nothing is lost, so --inputs were not answered")
+        _write(form, found, output)
+        if as_json:
+            _print_json(found, output)
+        else:
+            relation = "merged into" if form == "merged" else "of"
+            typer.echo(f"{output}: LoRA of {len(found.lora)} projections, {relation} {found.base}")
 
+    return export
+
+
+app.command("peft", help="Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`.", epilog=PEFT_EXAMPLE)(
+    _command("peft")
+)
+app.command("merged", help="Write the language model with a LoRA added in, for `transformers`.", epilog=MERGED_EXAMPLE)(
+    _command("merged")
+)
+
+
+def _check_free(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists; choose another folder")
-    if (source / MANIFEST).exists():
-        found = _teacher(source, teacher, backbone)
-    elif teacher is not None:
-        raise InputError(f"--teacher: {source} is no teacher bank ({MANIFEST} is missing)")
-    else:
-        found = _adapter(source, checkpoint, backbone)
-    if found.lost is not None:
-        note(found.lost)
-    save_peft(found.lora, found.base, output, " ".join(filter(None, (found.about, found.lost))))
-    if as_json:
-        print_json({"output": str(output), "base": found.base, "sites": len(found.lora), "lost": found.lost})
-        return
-    typer.echo(f"{output}: LoRA of {len(found.lora)} projections of {found.base}")
 
 
-def _teacher(source: Path, group: str | None, backbone: str | None) -> Exported:
-    from tagi.model import bank as banks
-    from tagi.model import checkpoint
-    from tagi.model.t5_hf import load_t5
+def _write(form: Form, found: Export, output: Path) -> None:
+    from tagi.infer.export import write_merged, write_peft
 
-    manifest = banks.read_manifest(source)
-    if group is None:
-        groups = ", ".join(one.group for one in manifest.teachers)
+    write = write_merged if form == "merged" else write_peft
+    write(found, output)
+
+
+def _print_json(found: Export, output: Path) -> None:
+    from tagi.infer.export import Lost
+
+    measured = asdict(found.lost) if found.lost is not None else dict.fromkeys(field.name for field in fields(Lost))
+    print_json({"output": str(output), "base": found.base, "sites": len(found.lora)} | measured)
+
+
+def _opened(asked: _Asked) -> Export:
+    from tagi.model.bank import MANIFEST
+
+    if (asked.source / MANIFEST).exists():
+        return _teacher(asked)
+    if asked.teacher is not None:
+        raise InputError(f"--teacher: {asked.source} is no teacher bank ({MANIFEST} is missing)")
+    return _adapter(asked)
+
+
+def _teacher(asked: _Asked) -> Export:
+    from tagi.infer.export import from_bank
+    from tagi.model.bank import read_manifest
+
+    if asked.teacher is None:
+        groups = ", ".join(one.group for one in read_manifest(asked.source).teachers)
         raise InputError(f"--teacher: is missing; the bank has {groups}")
-    base = backbone or checkpoint.base_source(manifest.base)
-    model = load_t5(base)
-    bank = banks.load(source, model.sites())
-    banks.check(bank, source, checkpoint.fingerprint(model), manifest.rank)
-    about = f"The teacher LoRA of the group {group!r}, trained by gradient on its tasks."
-    return Exported(bank.teacher(group), base, about, None)
+    return from_bank(asked.source, asked.teacher, asked.backbone)
 
 
-def _adapter(source: Path, chosen: str | None, backbone: str | None) -> Exported:
-    from tagi.model import checkpoint
+def _adapter(asked: _Asked) -> Export:
+    from tagi.infer.export import from_adapter
+    from tagi.model.checkpoint import base_source
+    from tagi.model.t5_hf import locate
 
-    tagi = open_tagi(chosen, backbone)
-    adapter = tagi.load_adapter(source)
-    lora = {site: factors for site, factors in adapter.modules.items() if site.place in ("q", "v")}
-    if not lora:
-        raise InputError(f"{source}: method {tagi.config.method} writes no LoRA; there is nothing that PEFT could wear")
-    method, lost = tagi.model.method, None
-    if method.fuses_encoder or method.fuses_decoder:
-        lost = "the encoded instruction is not in PEFT's files: this is the LoRA alone, which answers differently"
-    about = f"A task adapter that {method.title} wrote from an instruction."
-    base = backbone or checkpoint.base_source(chosen or default_checkpoint())
-    return Exported(lora, base, about, lost)
+    chosen = asked.checkpoint or default_checkpoint()
+    inputs = _inputs(asked.inputs)
+    tagi = open_tagi(asked.checkpoint, asked.backbone)
+    with waiting("measuring what is lost"):
+        return from_adapter(tagi, asked.source, asked.backbone or base_source(chosen), locate(chosen), inputs)
+
+
+def _inputs(file: Path | None) -> Inputs | None:
+    from tagi.cli.inputs import read_inputs
+    from tagi.infer.export import Inputs
+
+    return Inputs(read_inputs(file), str(file)) if file is not None else None

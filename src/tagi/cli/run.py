@@ -36,7 +36,7 @@ def run(
     checkpoint: Checkpoint = None,
     adapter: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What `tagi adapt` wrote, in place of an instruction."),
+        typer.Option(metavar="DIR", help="What `tagi adapt` or PEFT wrote, in place of an instruction."),
     ] = None,
     backbone: Backbone = None,
     beams: Annotated[int, typer.Option(help="Beams of a beam search; 1 is greedy.")] = 1,
@@ -76,7 +76,7 @@ def run(
     with bar("solving") as report:
         answers = [] if stream else tagi.answer(told, inputs, decoding=decoding, progress=report)
     solved = time.perf_counter()
-    notes = [*tagi.notes(_instruction_of(tagi, source), inputs), *_unstopped(answers, decoding)]
+    notes = [*tagi.notes(_instruction_of(told), inputs), *_unstopped(answers, decoding)]
     for text in notes:
         note(text)
     if stream:
@@ -123,12 +123,13 @@ def _unstopped(answers: Sequence[Answer], decoding: Decoding) -> list[str]:
     return [f"{cut} of {len(answers)} answers were cut at their last token before a stop string came"] if cut else []
 
 
-def _instruction_of(tagi: Tagi, source: Instruction | Path) -> Instruction:
-    """The instruction, or the one that a saved adapter was written from."""
-    from tagi.data.types import Instruction
-    from tagi.model import adapter as adapters
+def _instruction_of(told: Instruction | TaskAdapter) -> Instruction | None:
+    """The instruction, also of an adapter that was written from one; none of a LoRA that was trained elsewhere."""
+    from tagi.data.types import Demonstration, Instruction
 
-    if isinstance(source, Instruction):
-        return source
-    _, identity = adapters.load(source, tagi.model.sites())
-    return Instruction(identity["definition"])
+    if isinstance(told, Instruction):
+        return told
+    origin = told.origins[0]
+    if not origin.definition:
+        return None
+    return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.positives))

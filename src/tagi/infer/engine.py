@@ -1,8 +1,9 @@
 """Text in, text out: the engine that `run`, `eval`, in-training evaluation and a server share."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,16 @@ from tagi.data.prompts import render_instruction
 from tagi.data.tokenizers import unknown_words
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
-from tagi.files import atomic_folder
+from tagi.files import atomic_folder, check_replaceable
 from tagi.infer.answers import Answer, at_hand, capacity, cut, grouped, seeded, settled
 from tagi.infer.decode import Request, decode
 from tagi.infer.search import GREEDY, Decoding, Limits, Reason
 from tagi.model import adapter as adapters
-from tagi.model import checkpoint
-from tagi.model.adapter import TaskAdapter
-from tagi.model.checkpoint import ModelConfig
+from tagi.model import checkpoint, hub
+from tagi.model.adapter import Origin, TaskAdapter
+from tagi.model.cards import CARD, card
+from tagi.model.checkpoint import BACKBONE, ModelConfig
+from tagi.model.peft_files import is_peft, load_peft
 from tagi.model.rows import Rows
 from tagi.model.t5_hf import locate
 from tagi.model.tagi import Output, Prepared, TagiModel, neutral, shift_right
@@ -43,6 +46,7 @@ class Tagi:
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
         self.collator = Collator(tokenizer, config.prompt, model.method)
+        self._fingerprint: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -63,17 +67,28 @@ class Tagi:
         """
         loaded = checkpoint.load(locate(source), backbone=backbone)
         tokenizer = load_tokenizer(loaded.folder)
-        return cls(loaded.model.to(device, dtype), tokenizer, loaded.config)
+        opened = cls(loaded.model, tokenizer, loaded.config)
+        if dtype != torch.float32:
+            opened.fingerprint()  # of the values as they were written: adapters are worn at any precision
+        opened.model.to(device, dtype)
+        return opened
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the checkpoint whole or not at all; a frozen backbone is referred to, not copied.
+        """Write the checkpoint whole or not at all, in the place of one that lies there already; a frozen backbone is
+        referred to, not copied.
 
         Raises:
-            DiskError: the disk is full or cannot be written.
+            DiskError: something else lies there, or the disk is full or cannot be written.
         """
+        check_replaceable(Path(folder), checkpoint.CONFIG, checkpoint.KIND)
         with atomic_folder(Path(folder)) as draft:
             checkpoint.write(self.model, self.config, draft, dtype=dtype)
             self.tokenizer.save_pretrained(draft)
+            (draft / CARD).write_text(_card(self), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes, see `tagi.model.hub.push`."""
+        return hub.push(self.save_pretrained, repo_id, **options)
 
     @torch.inference_mode()
     def adapt(self, instruction: str | Instruction, positives: Positives = ()) -> TaskAdapter:
@@ -89,7 +104,7 @@ class Tagi:
         """The adapters of several tasks, stacked."""
         if not self.model.method.adapts:
             raise InputError(f"method {self.model.method.name} reads the instruction with every input: no adapter")
-        return self._adapt(instructions)
+        return replace(self._adapt(instructions), origins=tuple(map(self._origin, instructions)))
 
     def _adapt(self, instructions: Sequence[Instruction]) -> TaskAdapter:
         ids, mask = self.collator.instructions(instructions)
@@ -191,7 +206,12 @@ class Tagi:
 
     @torch.inference_mode()
     def prepare(self, adapter: TaskAdapter, inputs: int) -> Prepared:
-        """What so many inputs share, see `prepare`."""
+        """What so many inputs share, see `prepare`.
+
+        Raises:
+            CheckpointError: another checkpoint wrote the adapter.
+        """
+        self._check_own(adapter, "the adapter")
         return prepare(self.model, adapter, inputs)
 
     def prompts(self, instruction: Instruction | None, text: str) -> list[list[int]]:
@@ -214,11 +234,15 @@ class Tagi:
         """Where the model lies."""
         return self.model.backbone.embedding.weight.device
 
-    def notes(self, instruction: Instruction, inputs: Sequence[str]) -> list[str]:
+    def notes(self, instruction: Instruction | None, inputs: Sequence[str]) -> list[str]:
         """What a person should know before trusting the answers: what was cut, what the model cannot read."""
-        return list(self._notes(instruction, inputs))
+        limit = self.config.prompt.max_input
+        texts = [(f"input {i}", text, limit) for i, text in enumerate(inputs, 1)]
+        if instruction is None:
+            return list(self._cut_or_unknown(texts))
+        return list(self._notes(instruction, texts))
 
-    def _notes(self, instruction: Instruction, inputs: Sequence[str]) -> Iterator[str]:
+    def _notes(self, instruction: Instruction, inputs: list[tuple[str, str, int]]) -> Iterator[str]:
         prompt = self.config.prompt
         shown = render_instruction(
             instruction,
@@ -229,8 +253,10 @@ class Tagi:
         asked = len(instruction.positives)
         if shown.positives < asked:
             yield f"the model reads {shown.positives} of the {asked} demonstrations"
-        texts = [("the instruction", shown.text, prompt.max_instruction)]
-        texts += [(f"input {i}", text, prompt.max_input) for i, text in enumerate(inputs, 1)]
+        yield from self._cut_or_unknown([("the instruction", shown.text, prompt.max_instruction), *inputs])
+
+    def _cut_or_unknown(self, texts: Sequence[tuple[str, str, int]]) -> Iterator[str]:
+        """Of named texts and how many tokens of each are read."""
         for name, text, limit in texts:
             if (length := self._length(text)) > limit:
                 yield f"{name} has {length} tokens and was cut to its first {limit}"
@@ -244,31 +270,44 @@ class Tagi:
     def _fits(self, limit: int) -> Callable[[str], bool]:
         return lambda text: self._length(text) <= limit
 
-    def save_adapter(self, adapter: TaskAdapter, folder: str | Path, instruction: str | Instruction) -> None:
-        """Write one task's adapter with the instruction and checkpoint that it belongs to.
+    def load_adapter(self, source: str | Path) -> TaskAdapter:
+        """What `TaskAdapter.save_pretrained` wrote with this same checkpoint, or a LoRA in PEFT's files, worn without
+        instruction memory; a folder or a hub name.
 
         Raises:
-            DiskError: the disk is full or cannot be written.
+            CheckpointError: no adapter, a damaged one, one that does not fit, or one that another checkpoint wrote.
         """
-        definition = _instruction(instruction, ()).definition
-        identity = {"checkpoint": self.fingerprint(), "method": self.config.method, "definition": definition}
-        with atomic_folder(Path(folder)) as draft:
-            adapters.save(adapter, draft, identity)
-
-    def load_adapter(self, folder: str | Path) -> TaskAdapter:
-        """An adapter that `save_adapter` wrote with this same checkpoint.
-
-        Raises:
-            CheckpointError: no adapter, a damaged one, or one that another checkpoint wrote.
-        """
-        adapter, identity = adapters.load(Path(folder), self.model.sites())
-        if (writer := identity.get("checkpoint")) != self.fingerprint():
-            raise CheckpointError(f"{folder}: another checkpoint wrote this adapter ({writer})")
-        return adapter.to(self.device)
+        folder = locate(source)
+        if is_peft(folder):
+            lora = load_peft(folder, self.model.backbone, self.config.backbone_fingerprint)
+            adapter = replace(self.neutral(), modules=lora, origins=(self._origin(Instruction("")),))
+        else:
+            adapter = TaskAdapter.from_pretrained(folder)
+            self._check_own(adapter, folder)
+            adapters.check_fits(adapter, self.model.backbone, folder / adapters.WEIGHTS)
+        return adapter.to(self.device, self.model.backbone.embedding.weight.dtype)
 
     def fingerprint(self) -> str:
-        """Hash of everything that an adapter depends on: backbone and trained parts."""
-        return checkpoint.fingerprint(self.model)
+        """Hash of everything that an adapter depends on, backbone and trained parts; taken once, at the first call."""
+        if self._fingerprint is None:
+            self._fingerprint = checkpoint.fingerprint(self.model)
+        return self._fingerprint
+
+    def _origin(self, instruction: Instruction) -> Origin:
+        positives = tuple((one.input, one.output) for one in instruction.positives)
+        return Origin(
+            checkpoint=self.fingerprint(),
+            method=self.config.method,
+            definition=instruction.definition,
+            positives=positives,
+        )
+
+    def _check_own(self, adapter: TaskAdapter, name: str | Path) -> None:
+        for origin in adapter.origins:
+            if origin.checkpoint != self.fingerprint():
+                raise CheckpointError(
+                    f"{name}: another checkpoint wrote it (fingerprint {origin.checkpoint}, not {self.fingerprint()})"
+                )
 
 
 def prepare(model: TagiModel, adapter: TaskAdapter, inputs: int) -> Prepared:
@@ -304,3 +343,22 @@ def _instruction(instruction: str | Instruction, positives: Positives) -> Instru
     if isinstance(instruction, Instruction):
         return instruction
     return Instruction(instruction, tuple(Demonstration(*pair) for pair in positives))
+
+
+def _card(tagi: Tagi) -> str:
+    method = tagi.model.method
+    base = None if tagi.config.backbone == BACKBONE else tagi.config.backbone
+    under = "The language model lies in `backbone/`." if base is None else f"The language model is {base}."
+    use = """from tagi import Tagi
+
+tagi = Tagi.from_pretrained(FOLDER)
+adapter = tagi.adapt("What to do, in plain English.")
+print(tagi.generate(["An input."], adapter))"""
+    if not method.adapts:
+        use = """from tagi import Tagi
+from tagi.data.types import Instruction
+
+tagi = Tagi.from_pretrained(FOLDER)
+print(tagi.solve(Instruction("What to do, in plain English."), ["An input."]))"""
+    about = f"Method: {method.title} (`{method.name}`). {under}"
+    return card("TAGI checkpoint", about, use, base=base, library_name="tagi", tags=["tagi", "text2text-generation"])

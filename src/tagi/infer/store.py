@@ -193,7 +193,7 @@ class AdapterStore:
             try:
                 data = path.read_bytes()
                 if _digest(data) == path.stem.rpartition("-")[2]:
-                    return adapters.from_bytes(data, self.tagi.model.sites(), path).to(self.tagi.device)
+                    return adapters.from_bytes(data, path).to(self.tagi.device)
             except FileNotFoundError:  # another process dropped it
                 continue
             except (OSError, CheckpointError):

@@ -1,6 +1,7 @@
 """The task adapter: what one instruction becomes, as a value, and as a folder on disk.
 
-Kept are A and B of every module and the encoded instruction I; keys and values of I are computed again on load.
+A folder holds `adapter.json` (whose the adapter is), `adapter.safetensors` (A and B of every module, the encoded
+instruction I) and a model card; keys and values of I are computed again on load.
 """
 
 import copy
@@ -8,9 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
@@ -18,13 +20,42 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagi.errors import CheckpointError
+from tagi.config import Frozen, ModuleKind, parse, read_json
+from tagi.errors import CheckpointError, ConfigError
+from tagi.files import atomic_folder, check_replaceable
+from tagi.model import hub
 from tagi.model import lora as lora_ops
-from tagi.model.backbone import Factors, Modules, Site
+from tagi.model.backbone import Backbone, Factors, Modules, Site
+from tagi.model.cards import CARD, card
 from tagi.model.t5 import T5
-from tagi.model.t5_hf import read_safetensors
+from tagi.model.t5_hf import check_shape, locate, read_safetensors
 
-WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
+WEIGHTS, CONFIG, KIND = "adapter.safetensors", "adapter.json", "task adapter"
+_SITE = TypeAdapter(Site)
+
+
+class Origin(Frozen):
+    """Whose the adapter of one task is, and what it was written from."""
+
+    checkpoint: str
+    """Fingerprint of the model that wrote it, which alone can wear it."""
+    method: str
+    definition: str = ""
+    """Empty where no instruction was read: a LoRA that was trained elsewhere."""
+    positives: tuple[tuple[str, str], ...] = ()
+    """Inputs and outputs of the demonstrations."""
+
+
+class AdapterConfig(Origin):
+    """`adapter.json`."""
+
+    format: Literal[1] = 1
+    scales: dict[str, float]
+    """By the name of a site."""
+
+    def origin(self) -> Origin:
+        """What it says of the adapter's origin."""
+        return Origin.model_validate(self.model_dump(include=set(Origin.model_fields)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +68,8 @@ class TaskAdapter:
     modules: Modules
     memory: Tensor  # (T, S, D)
     mask: Tensor  # (T, S), 1 where a token is
+    origins: tuple[Origin, ...] = ()
+    """Of each task; none where the caller keeps account of it himself, as training does."""
 
     @property
     def tasks(self) -> int:
@@ -51,12 +84,13 @@ class TaskAdapter:
 
     def select(self, index: Tensor) -> "TaskAdapter":
         """The adapters of some tasks, in the order of `index`."""
-        return TaskAdapter(lora_ops.select(self.modules, index), self.memory[index], self.mask[index])
+        origins = tuple(self.origins[number] for number in index.tolist()) if self.origins else ()
+        return TaskAdapter(lora_ops.select(self.modules, index), self.memory[index], self.mask[index], origins)
 
-    def to(self, device: torch.device) -> "TaskAdapter":
-        """The same adapter on another device."""
-        moved = {site: replace(f, a=f.a.to(device), b=f.b.to(device)) for site, f in self.modules.items()}
-        return TaskAdapter(moved, self.memory.to(device), self.mask.to(device))
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "TaskAdapter":
+        """The same adapter on another device, its numbers of another type if one is given."""
+        moved = {site: replace(f, a=f.a.to(device, dtype), b=f.b.to(device, dtype)) for site, f in self.modules.items()}
+        return replace(self, modules=moved, memory=self.memory.to(device, dtype), mask=self.mask.to(device))
 
     def without_modules(self) -> "TaskAdapter":
         """Memory and fusion only."""
@@ -70,13 +104,46 @@ class TaskAdapter:
         """Own memory with another task's LoRA."""
         return replace(self, modules=other.modules)
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write one task's adapter whole or not at all; an adapter that lies there already is replaced.
+
+        Raises:
+            CheckpointError: several tasks are stacked, or it is not known whose the adapter is.
+            DiskError: something else lies there, or the disk is full or cannot be written.
+        """
+        config = _config(self, folder)
+        check_replaceable(Path(folder), CONFIG, KIND)
+        with atomic_folder(Path(folder)) as draft:
+            save_file(_tensors(self), draft / WEIGHTS)
+            (draft / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+            (draft / CARD).write_text(_card(config), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """What `save_pretrained` wrote: a folder or a hub name. `Tagi.load_adapter` also checks that it fits a model.
+
+        Raises:
+            CheckpointError: no adapter, a damaged file, tensors missing or of shapes that do not belong together.
+        """
+        folder = locate(source)
+        config = read_json(AdapterConfig, folder / CONFIG, KIND)
+        found = _assembled(read_safetensors(folder / WEIGHTS), config.scales, folder / WEIGHTS)
+        return cls(*found, (config.origin(),))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes, see `tagi.model.hub.push`."""
+        return hub.push(self.save_pretrained, repo_id, **options)
+
 
 def stack(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
     """Several adapters as one, so that every row of a batch can wear its own; memories are padded."""
     longest = max(one.memory.shape[1] for one in adapters)
     memory = [F.pad(one.memory, (0, 0, 0, longest - one.memory.shape[1])) for one in adapters]
     mask = [F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in adapters]
-    return TaskAdapter(lora_ops.stack([one.modules for one in adapters]), torch.cat(memory), torch.cat(mask))
+    modules = lora_ops.stack([one.modules for one in adapters])
+    known = all(one.origins for one in adapters)
+    origins = tuple(origin for one in adapters for origin in one.origins) if known else ()
+    return TaskAdapter(modules, torch.cat(memory), torch.cat(mask), origins)
 
 
 def unstack(adapter: TaskAdapter) -> list[TaskAdapter]:
@@ -105,22 +172,43 @@ def merge(backbone: T5, lora: Modules) -> T5:
 
 
 def to_bytes(adapter: TaskAdapter) -> bytes:
-    """An adapter as the content of one safetensors file."""
-    return save_bytes(_tensors(adapter), metadata={"scales": json.dumps(_scales(adapter))})
+    """One task's adapter as the content of one safetensors file, its origin with it if it is known."""
+    said = {"scales": json.dumps(_scales(adapter))}
+    if adapter.origins:
+        said["origin"] = adapter.origins[0].model_dump_json()
+    return save_bytes(_tensors(adapter), metadata=said)
 
 
-def from_bytes(data: bytes, sites: Sequence[Site], path: Path) -> TaskAdapter:
+def from_bytes(data: bytes, path: Path) -> TaskAdapter:
     """What `to_bytes` gave, read from `path`.
 
     Raises:
-        CheckpointError: damaged, or of sites that this model does not have.
+        CheckpointError: damaged.
     """
     try:
         length = int.from_bytes(data[:8], "little")
-        scales: dict[str, float] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["scales"])
-        return _assembled(load_bytes(data), scales, sites, path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        said: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+        scales: dict[str, float] = json.loads(said["scales"])
+        origins = (parse(Origin, json.loads(said["origin"]), source=str(path)),) if "origin" in said else ()
+        return TaskAdapter(*_assembled(load_bytes(data), scales, path), origins)
+    except (SafetensorError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path}: is no task adapter or is damaged") from error
+
+
+def check_fits(adapter: TaskAdapter, backbone: Backbone, file: Path) -> None:
+    """Refuse an adapter, read from `file`, that a language model cannot wear.
+
+    Raises:
+        CheckpointError: a site that the model does not have, or a tensor of another width; names it.
+    """
+    known = {site for kind in get_args(ModuleKind) for site in backbone.sites(kind)}
+    check_shape(file, "memory", adapter.memory, adapter.tasks, "tokens", backbone.d_model)
+    for site, factors in adapter.modules.items():
+        if site not in known:
+            raise CheckpointError(f"{file}: site {site} does not exist in this model")
+        width_in, width_out = backbone.site_shape(site)
+        check_shape(file, f"{site}.A", factors.a, adapter.tasks, "rank", width_in)
+        check_shape(file, f"{site}.B", factors.b, adapter.tasks, width_out, "rank")
 
 
 def _tensors(adapter: TaskAdapter) -> dict[str, Tensor]:
@@ -134,45 +222,47 @@ def _scales(adapter: TaskAdapter) -> dict[str, float]:
     return {str(site): factors.scale for site, factors in adapter.modules.items()}
 
 
-def save(adapter: TaskAdapter, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write one task's adapter; `identity` says which model and instruction it belongs to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(adapter), folder / WEIGHTS)
-    config = {"format": 1, "scales": _scales(adapter), **identity}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+def _config(adapter: TaskAdapter, folder: str | Path) -> AdapterConfig:
+    if adapter.tasks != 1:
+        raise CheckpointError(f"{folder}: holds one task, not {adapter.tasks}; save each of tagi.model.adapter.unstack")
+    if not adapter.origins:
+        raise CheckpointError(f"{folder}: this adapter does not say which checkpoint it belongs to; `Tagi.adapt` does")
+    return AdapterConfig(scales=_scales(adapter), **adapter.origins[0].model_dump())
 
 
-def load(folder: Path, sites: Sequence[Site]) -> tuple[TaskAdapter, dict[str, Any]]:
-    """Read an adapter and its identity back.
-
-    Raises:
-        CheckpointError: no adapter folder, a damaged file, or sites that this model does not have.
-    """
-    config = _read_config(folder / CONFIG)
-    return _assembled(read_safetensors(folder / WEIGHTS), config["scales"], sites, folder / WEIGHTS), config
+def _card(origin: Origin) -> str:
+    about = f"Written by a {origin.method} model with the fingerprint {origin.checkpoint}, which alone can wear it."
+    if origin.definition:
+        about += "\n\nInstruction:\n\n" + "\n".join(f"> {line}" for line in origin.definition.splitlines())
+    use = "from tagi import Tagi\n\ntagi = Tagi.from_pretrained(CHECKPOINT)\nadapter = tagi.load_adapter(FOLDER)"
+    return card("Task adapter", about, use, library_name="tagi", tags=["tagi", "lora"])
 
 
 def _assembled(
-    tensors: Mapping[str, Tensor], scales: Mapping[str, float], sites: Sequence[Site], file: Path
-) -> TaskAdapter:
-    if unknown := sorted(scales.keys() - {str(site) for site in sites}):
-        raise CheckpointError(f"{file}: site {unknown[0]} does not exist in this model")
+    tensors: Mapping[str, Tensor], scales: Mapping[str, float], file: Path
+) -> tuple[Modules, Tensor, Tensor]:
+    """Modules, memory and mask of one task, whose shapes belong together."""
     needed = {"memory", "mask"} | {f"{name}.{factor}" for name in scales for factor in "AB"}
     if missing := sorted(needed - tensors.keys()):
         raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
-    modules = {
-        site: Factors(tensors[f"{site}.A"], tensors[f"{site}.B"], scales[str(site)])
-        for site in sites
-        if str(site) in scales
-    }
-    return TaskAdapter(modules, tensors["memory"], tensors["mask"].long())
+    if unknown := sorted(tensors.keys() - needed):
+        raise CheckpointError(f"{file}: tensor {unknown[0]} belongs to no site that has a scale")
+    memory, mask = tensors["memory"], tensors["mask"]
+    check_shape(file, "memory", memory, 1, "tokens", "width")
+    check_shape(file, "mask", mask, 1, memory.shape[1])
+    return {_site(name, file): _factors(tensors, name, scales[name], file) for name in scales}, memory, mask.long()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _factors(tensors: Mapping[str, Tensor], name: str, scale: float, file: Path) -> Factors:
+    a, b = tensors[f"{name}.A"], tensors[f"{name}.B"]
+    check_shape(file, f"{name}.A", a, 1, "rank", "in")
+    check_shape(file, f"{name}.B", b, 1, "out", a.shape[1])
+    return Factors(a, b, scale)
+
+
+def _site(name: str, file: Path) -> Site:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.parent}: is no task adapter ({path.name} is missing or damaged)") from error
-    if not isinstance(config, dict) or not isinstance(config.get("scales"), dict):
-        raise CheckpointError(f"{path}: scales: must map every site to its LoRA scale")
-    return config
+        kind, layer, place = name.rsplit(".", 2)
+        return _SITE.validate_python({"kind": kind, "layer": layer, "place": place})
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {name}: is no site of a module") from error

@@ -4,7 +4,6 @@ A bank is a folder of `bank.json` (the manifest), `a0.safetensors` (the matrix p
 generator start from) and `teachers/GROUP.safetensors`, one file for each teacher.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tagi.config import Frozen, parse
+from tagi.config import Frozen, read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.backbone import Factors, Site
@@ -151,15 +150,9 @@ def read_manifest(folder: Path) -> BankManifest:
     Raises:
         CheckpointError: no bank, or a damaged manifest.
     """
-    path = folder / MANIFEST
-    if not path.exists():
-        raise CheckpointError(f"{folder}: is no teacher bank ({MANIFEST} is missing)")
-    try:
-        manifest = parse(BankManifest, json.loads(path.read_text(encoding="utf-8")), source=str(path))
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: is damaged or of another version ({error})") from error
+    manifest = read_json(BankManifest, folder / MANIFEST, "teacher bank")
     if any(Path(teacher.file).name != teacher.file for teacher in manifest.teachers):
-        raise CheckpointError(f"{path}: teachers.file: must be a plain file name")
+        raise CheckpointError(f"{folder / MANIFEST}: teachers.file: must be a plain file name")
     return manifest
 
 

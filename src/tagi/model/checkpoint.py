@@ -6,7 +6,6 @@ folder; a frozen one is only referred to, by path or hub name and fingerprint.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tagi import methods
-from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig, parse
+from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig, read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.language_model import load_language_model, save_language_model
@@ -24,6 +23,7 @@ from tagi.model.t5_hf import locate, read_safetensors
 from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
+KIND = "TAGI checkpoint"
 FORMAT = 1
 _SAMPLES = 1024
 
@@ -100,15 +100,9 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         CheckpointError: no checkpoint, or written by a later version.
     """
-    path = folder / CONFIG
-    if not path.exists():
-        raise CheckpointError(f"{folder}: is no TAGI checkpoint ({CONFIG} is missing)")
-    try:
-        config = parse(ModelConfig, json.loads(path.read_text(encoding="utf-8")), source=str(path))
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: is damaged or of another version ({error})") from error
+    config = read_json(ModelConfig, folder / CONFIG, KIND)
     if config.format != FORMAT:
-        raise CheckpointError(f"{path}: format: {config.format} is not {FORMAT}; another version wrote it")
+        raise CheckpointError(f"{folder / CONFIG}: format: {config.format} is not {FORMAT}; another version wrote it")
     return config
 
 

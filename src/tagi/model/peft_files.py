@@ -1,40 +1,150 @@
-"""The one place that knows PEFT's files: a LoRA as `PeftModel.from_pretrained` opens it."""
+"""The one place that knows PEFT's files: a LoRA as `PeftModel.from_pretrained` opens and writes it."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import ConfigDict, Field
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from tagi.config import Frozen, Positive, read_json
+from tagi.errors import CheckpointError
 from tagi.files import atomic_folder
-from tagi.model.backbone import Modules, Site
-from tagi.model.t5_hf import module_name
+from tagi.model.backbone import Backbone, Factors, Modules, Site
+from tagi.model.cards import CARD, card
+from tagi.model.t5_hf import check_shape, module_name, read_safetensors
 
-CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-_PREFIX = "base_model.model"
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_BASE = "tagi_base_fingerprint"
+"""Metadata of our own in the weights' file: the language model that the LoRA was made for."""
+_INERT = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "lora_dropout", "megatron_core", "qalora_group_size", "eva_config", "ensure_weight_tying",
+}  # fmt: skip
+"""Settings that change nothing of what a trained LoRA computes."""
+_INITIAL = (True, False, "gaussian", "eva", "orthogonal")
+"""Ways to initialise that leave the language model's own weights alone."""
 
 
-def save_peft(lora: Modules, base: str, folder: Path, about: str) -> None:
+class _LoraConfig(Frozen):
+    """The settings that we follow; every other one must be off."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    peft_type: Literal["LORA"]
+    r: Positive
+    lora_alpha: float = Field(allow_inf_nan=False)
+    target_modules: list[str] = Field(min_length=1)
+    use_rslora: bool = False
+    init_lora_weights: Any = True
+
+    @property
+    def scale(self) -> float:
+        """Of the product B A."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether a folder holds PEFT's files."""
+    return (folder / CONFIG).exists()
+
+
+def load_peft(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, Factors]:
+    """The LoRA of a folder, for a language model with that fingerprint; who else than we wrote it cannot be checked.
+
+    Raises:
+        CheckpointError: not LoRA of q and v projections, pickled, an unsupported setting, a tensor missing or of
+            another shape, or made by us for another language model; names file and field or tensor.
+    """
+    config = read_json(_LoraConfig, folder / CONFIG, "PEFT folder")
+    _check_settings(config, folder / CONFIG)
+    sites = _targeted(config, backbone, folder / CONFIG)
+    file = folder / WEIGHTS
+    if (folder / PICKLED).exists() and not file.exists():
+        raise CheckpointError(f"{folder / PICKLED}: is pickled and never opened; save it again as {WEIGHTS}")
+    tensors = read_safetensors(file)
+    _check_base(file, fingerprint)
+    _check_names(tensors.keys(), sites, file)
+    return {site: _factors(tensors, site, config, backbone.site_shape(site), file) for site in sites}
+
+
+def save_peft(lora: Modules, base: str, folder: Path, about: str, *, fingerprint: str | None = None) -> None:
     """Write one task's LoRA whole or not at all: PEFT's config, its tensors and a model card.
 
     Args:
         base: folder or hub name of the language model, as `transformers` opens it.
         about: what the LoRA is, for the card.
+        fingerprint: of the language model, so that `load_peft` can refuse another.
 
     Raises:
         DiskError: the disk is full or cannot be written.
         ValueError: no LoRA, one of more than one task, or sites that differ in rank or scale.
     """
     config = _config(lora, base)
-    tensors = {}
-    for site, factors in lora.items():
-        tensors[f"{_PREFIX}.{module_name(site)}.lora_A.weight"] = factors.a[0]
-        tensors[f"{_PREFIX}.{module_name(site)}.lora_B.weight"] = factors.b[0]
+    tensors = {_tensor(site, "A"): factors.a[0] for site, factors in lora.items()}
+    tensors |= {_tensor(site, "B"): factors.b[0] for site, factors in lora.items()}
+    said = {"format": "pt"} | ({_BASE: fingerprint} if fingerprint is not None else {})
     with atomic_folder(folder) as draft:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, draft / WEIGHTS)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, draft / WEIGHTS, said)
         (draft / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         (draft / CARD).write_text(_card(base, about), encoding="utf-8")
+
+
+def _check_settings(config: _LoraConfig, file: Path) -> None:
+    if config.init_lora_weights not in _INITIAL:
+        raise CheckpointError(f"{file}: init_lora_weights: {config.init_lora_weights!r} changes the language model too")
+    for name, value in (config.model_extra or {}).items():
+        if name not in _INERT and not _is_off(value):
+            raise CheckpointError(f"{file}: {name}: {value!r} is not supported")
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value in ("none", [], {})
+
+
+def _targeted(config: _LoraConfig, backbone: Backbone, file: Path) -> list[Site]:
+    """The projections that a config names, as PEFT matches names: whole, or their last parts."""
+    found = {target: [s for s in backbone.sites() if _matches(s, target)] for target in config.target_modules}
+    for target, sites in found.items():
+        if not sites:
+            raise CheckpointError(f"{file}: target_modules: {target!r} is no q or v projection of this model")
+    return [site for site in backbone.sites() if any(site in sites for sites in found.values())]
+
+
+def _matches(site: Site, target: str) -> bool:
+    return f".{module_name(site)}".endswith(f".{target}")
+
+
+def _check_names(found: Set[str], sites: Iterable[Site], file: Path) -> None:
+    needed = {_tensor(site, factor) for site in sites for factor in "AB"}
+    if missing := sorted(needed - found):
+        raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
+    if unknown := sorted(found - needed):
+        raise CheckpointError(f"{file}: tensor {unknown[0]} is no LoRA of a module that {CONFIG} targets")
+
+
+def _factors(
+    tensors: Mapping[str, Tensor], site: Site, config: _LoraConfig, widths: tuple[int, int], file: Path
+) -> Factors:
+    a, b = (_tensor(site, factor) for factor in "AB")
+    check_shape(file, a, tensors[a], config.r, widths[0])
+    check_shape(file, b, tensors[b], widths[1], config.r)
+    return Factors(tensors[a][None], tensors[b][None], config.scale)
+
+
+def _tensor(site: Site, factor: str) -> str:
+    return f"base_model.model.{module_name(site)}.lora_{factor}.weight"
+
+
+def _check_base(file: Path, fingerprint: str) -> None:
+    with safe_open(file, framework="pt") as opened:
+        made_for = (opened.metadata() or {}).get(_BASE, fingerprint)
+    if made_for != fingerprint:
+        raise CheckpointError(f"{file}: belongs to another language model (fingerprint {made_for}, not {fingerprint})")
 
 
 def _config(lora: Mapping[Site, Any], base: str) -> dict[str, Any]:
@@ -57,22 +167,9 @@ def _config(lora: Mapping[Site, Any], base: str) -> dict[str, Any]:
 
 
 def _card(base: str, about: str) -> str:
-    front = {"base_model": base, "library_name": "peft", "tags": ["lora", "tagi"]}
-    header = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    return f"""---
-{header}
----
-
-# LoRA in PEFT's layout
-
-{about}
-
-```python
-from peft import PeftModel
+    use = f"""from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
-model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained({base!r}), FOLDER)
-```
-
-Weights are safetensors; `lora_alpha / r` is the scale of the product B A.
-"""
+model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained({base!r}), FOLDER)"""
+    about += "\n\n`lora_alpha / r` is the scale of the product B A."
+    return card("LoRA in PEFT's layout", about, use, base=base, library_name="peft", tags=["lora", "tagi"])

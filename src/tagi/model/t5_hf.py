@@ -76,9 +76,15 @@ def save_t5(model: T5, folder: Path, dtype: torch.dtype = torch.float32) -> None
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint: the folder itself, or the hub's snapshot of that name."""
+    """The local folder of a checkpoint: the folder itself, or the hub's snapshot of that name; a `Path` is no name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     if Path(source).is_dir():
         return Path(source)
+    if isinstance(source, Path):
+        raise CheckpointError(f"{source}: no such folder")
     try:
         patterns = ["*.safetensors", "*.json", "*.model"]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
@@ -199,6 +205,19 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: is damaged or half-written ({error})") from error
 
 
+def check_shape(file: Path, name: str, tensor: Tensor, *expected: int | str) -> None:
+    """Refuse a tensor of another shape; a size that may be anything is given as its name.
+
+    Raises:
+        CheckpointError: names file, tensor and both shapes.
+    """
+    found = tuple(tensor.shape)
+    fixed = [(size, want) for size, want in zip(found, expected, strict=False) if isinstance(want, int)]
+    if len(found) != len(expected) or any(size != want for size, want in fixed):
+        wanted = ", ".join(map(str, expected))
+        raise CheckpointError(f"{file}: tensor {name} has shape {found}, not ({wanted})")
+
+
 def _is_tied(tensors: dict[str, Tensor]) -> bool:
     shared, head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
     return head is None or (shared is not None and torch.equal(shared, head))
@@ -210,7 +229,5 @@ def _assign(model: T5, tensors: dict[str, Tensor], folder: Path) -> None:
             parameter = model.get_parameter(ours)
             if theirs not in tensors:
                 raise CheckpointError(f"{folder}: tensor {theirs} is missing")
-            if tensors[theirs].shape != parameter.shape:
-                shapes = f"{tuple(tensors[theirs].shape)}, not {tuple(parameter.shape)}"
-                raise CheckpointError(f"{folder}: tensor {theirs} has shape {shapes}")
+            check_shape(folder, theirs, tensors[theirs], *parameter.shape)
             parameter.copy_(tensors[theirs])

@@ -1,0 +1,181 @@
+"""A LoRA on its way out of this package: where it comes from, what it leaves behind, and the files it becomes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from tagi.data.collate import assemble
+from tagi.errors import InputError
+from tagi.files import atomic_folder
+from tagi.infer.engine import Tagi, load_tokenizer
+from tagi.losses import Loss, distillation, soften, valid_positions
+from tagi.model import bank as banks
+from tagi.model import checkpoint
+from tagi.model.adapter import TaskAdapter, merge
+from tagi.model.backbone import Modules
+from tagi.model.cards import CARD, card
+from tagi.model.language_model import as_t5
+from tagi.model.peft_files import save_peft
+from tagi.model.rows import Rows
+from tagi.model.t5 import T5
+from tagi.model.t5_hf import load_t5, locate, save_t5
+from tagi.model.tagi import shift_right
+
+SAMPLES, LONGEST, SEED = 64, 8, 0
+"""Random inputs: how many, of how many tokens at most, and the seed that they are drawn from."""
+ROWS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Texts to answer, and what they are."""
+
+    texts: Sequence[str]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What the LoRA alone does otherwise than the whole adapter that it was taken from."""
+
+    same_answers: float
+    """Share of the inputs with the same greedy answer."""
+    kl: float
+    """KL(whole || LoRA alone), nats per target token of the whole adapter's answers."""
+    n: int
+    inputs: str
+
+    def __str__(self) -> str:
+        return (
+            f"The encoded instruction stays behind: this is the LoRA alone. On {self.n} inputs ({self.inputs}), "
+            f"{self.same_answers:.1%} of its greedy answers are those of the whole adapter, and its mean KL from it is "
+            f"{self.kl:.3f} nats per target token."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One task's LoRA, and the language model that it belongs to."""
+
+    lora: Modules
+    backbone: T5
+    base: str
+    """Folder or hub name of the language model."""
+    tokenizer: Path
+    """Folder of its tokenizer."""
+    fingerprint: str
+    about: str
+    lost: Lost | None = None
+
+    @property
+    def description(self) -> str:
+        """For a model card."""
+        return " ".join([self.about, *([str(self.lost)] if self.lost else [])])
+
+
+def from_adapter(tagi: Tagi, source: Path, base: str, tokenizer: Path, inputs: Inputs | None = None) -> Export:
+    """The LoRA of a saved adapter; what it loses without fusion is measured, on random inputs if none are given.
+
+    Raises:
+        CheckpointError: see `Tagi.load_adapter`.
+        InputError: the adapter holds something else than LoRA.
+    """
+    adapter = tagi.load_adapter(source)
+    _check_lora(adapter, source)
+    backbone, lost = as_t5(tagi.model.backbone), None
+    about = f"A task adapter that {tagi.model.method.title} wrote from an instruction."
+    if not adapter.origins[0].definition:
+        about = "A LoRA that was trained elsewhere."
+    if (tagi.model.method.fuses_encoder or tagi.model.method.fuses_decoder) and adapter.memory.shape[1]:
+        lost = measure(tagi, adapter, inputs or random_inputs(tagi))
+    return Export(adapter.modules, backbone, base, tokenizer, tagi.config.backbone_fingerprint, about, lost)
+
+
+def from_bank(source: Path, group: str, backbone: str | None) -> Export:
+    """The LoRA of one teacher; `backbone` is where its language model lies now, if not where the bank says.
+
+    Raises:
+        CheckpointError: no bank, a damaged one, or one of another language model.
+        ConfigError: no teacher of that group.
+    """
+    manifest = banks.read_manifest(source)
+    place = backbone or manifest.base
+    base = checkpoint.base_source(place)
+    model = load_t5(base).eval()
+    bank = banks.load(source, model.sites())
+    fingerprint = checkpoint.fingerprint(model)
+    banks.check(bank, source, fingerprint, manifest.rank)
+    about = f"The teacher LoRA of the group {group!r}, trained by gradient on its tasks."
+    return Export(bank.teacher(group), model, base, locate(place), fingerprint, about)
+
+
+def write_peft(export: Export, folder: Path) -> None:
+    """PEFT's files, whole or not at all, see `save_peft`."""
+    save_peft(export.lora, export.base, folder, export.description, fingerprint=export.fingerprint)
+
+
+def write_merged(export: Export, folder: Path) -> None:
+    """The language model with the LoRA added into its weights, as `transformers` opens it, whole or not at all.
+
+    Raises:
+        CheckpointError: the tokenizer's files are missing.
+        DiskError: the disk is full or cannot be written.
+    """
+    tokenizer, merged = load_tokenizer(export.tokenizer), merge(export.backbone, export.lora)
+    use = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)"""
+    about = f"{export.description}\n\nIt is added into the weights of {export.base}: W + scale · B A."
+    front = {"library_name": "transformers", "tags": ["text2text-generation", "tagi"]}
+    written = card("T5 with a LoRA merged in", about, use, base=export.base, **front)
+    with atomic_folder(folder) as draft:
+        save_t5(merged, draft)
+        tokenizer.save_pretrained(draft)
+        (draft / CARD).write_text(written, encoding="utf-8")
+
+
+def random_inputs(tagi: Tagi) -> Inputs:
+    """Texts of random tokens of the tokenizer, the same at every call."""
+    rng, special = Random(SEED), set(tagi.tokenizer.all_special_ids)
+    ids = [number for number in range(len(tagi.tokenizer)) if number not in special]
+    drawn = (rng.choices(ids, k=rng.randint(1, LONGEST)) for _ in range(SAMPLES))
+    texts = [text.strip() for text in tagi.tokenizer.batch_decode(list(drawn))]
+    return Inputs([text for text in texts if text], f"random, 1 to {LONGEST} tokens of the vocabulary, seed {SEED}")
+
+
+def measure(tagi: Tagi, adapter: TaskAdapter, inputs: Inputs) -> Lost:
+    """The LoRA worn alone, with an empty memory that changes nothing, against the whole adapter."""
+    alone = adapter.without_memory()
+    answers, others = tagi.generate(inputs.texts, adapter), tagi.generate(inputs.texts, alone)
+    same = sum(one == other for one, other in zip(answers, others, strict=True))
+    pairs = list(zip(inputs.texts, answers, strict=True))
+    losses = [_divergence(tagi, adapter, alone, pairs[i : i + ROWS]) for i in range(0, len(pairs), ROWS)]
+    kl = float(sum(loss.total for loss in losses) / sum(loss.count for loss in losses))
+    return Lost(same / len(pairs), kl, len(pairs), inputs.source)
+
+
+@torch.inference_mode()
+def _divergence(tagi: Tagi, whole: TaskAdapter, alone: TaskAdapter, pairs: Sequence[tuple[str, str]]) -> Loss:
+    """KL(whole || alone) over the tokens of given answers to inputs."""
+    inputs = [tagi.collator.input(None, text) for text, _ in pairs]
+    targets = [tagi.collator.target(answer) for _, answer in pairs]
+    batch = assemble([], inputs, targets, torch.zeros(len(pairs), dtype=torch.long)).to(tagi.device)
+    shape = tagi.model.backbone.shape
+    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
+
+    def logits(adapter: TaskAdapter) -> Tensor:
+        rows = Rows(1, len(pairs))
+        return tagi.model.respond(adapter, batch.input_ids, batch.input_mask, decoder_ids, rows).logits
+
+    return distillation(logits(alone), soften(logits(whole), 1.0), valid_positions(batch.labels), 1.0)
+
+
+def _check_lora(adapter: TaskAdapter, source: Path) -> None:
+    found = sorted({site.place for site in adapter.modules})
+    if not set(found) <= {"q", "v"} or not found:
+        held = " and ".join(found) or "no"
+        raise InputError(f"{source}: has {held} modules; only LoRA fits into PEFT's files or a model's weights")
