@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli_runs import INSTRUCTION, Run, mistake
-from tagi import Tagi
+from tagi import Decoding, Tagi
 from tagi.cli import common
 from tagi.data.types import Demonstration, Instruction
 
@@ -83,7 +83,44 @@ def test_run_prints_json(tagi: Run, checkpoint: Path) -> None:
     plain = tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", checkpoint).out
     found = tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", checkpoint, "--json").json
     assert found.pop("adapt_seconds") > 0 and found.pop("generate_seconds") > 0
+    assert found.pop("ended") in (["end"], ["length"])
     assert found == {"answers": [plain.rstrip("\n")], "n": 1, "notes": [], "method": "tagi"}
+
+
+def test_run_searches_as_told(tagi: Run, checkpoint: Path) -> None:
+    model = Tagi.from_pretrained(checkpoint)
+    adapter = model.adapt(INSTRUCTION)
+    inputs = ["red wolf saw dog plum", "cat dog"]
+    options = ["--input", inputs[0], "--input", inputs[1], "--checkpoint", checkpoint]
+    drawn = Decoding(temperature=3.0, top_p=0.9, seed=5, max_tokens=6)
+    expected = model.generate(inputs, adapter, decoding=drawn)
+    how = ["--temperature", "3", "--top-p", "0.9", "--seed", "5", "--max-tokens", "6"]
+    assert tagi("run", INSTRUCTION, *options, *how) == (0, "\n".join([*expected, ""]), "")
+    expected = model.generate(inputs, adapter, decoding=Decoding(beams=3))
+    assert tagi("run", INSTRUCTION, *options, "--beams", "3").out == "\n".join([*expected, ""])
+
+
+def test_run_streams_and_says_that_a_stop_string_did_not_come(tagi: Run, checkpoint: Path) -> None:
+    asked = ["run", INSTRUCTION, "--input", "cat dog", "--checkpoint", checkpoint]
+    assert tagi(*asked, "--stream").out == tagi(*asked).out
+    found = tagi(*asked, "--stop", "zzz", "--max-tokens", "1")
+    assert found.code == 0 and "1 of 1 answers were cut at their last token before a stop string came" in found.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--beams", "0"], ["beams: 0"]),
+        (["--beams", "2", "--temperature", "1"], ["beam search does not sample"]),
+        (["--top-p", "2"], ["top_p: 2.0"]),
+        (["--max-tokens", "0"], ["max_tokens: 0"]),
+        (["--stop", ""], ["stop string is empty"]),
+        (["--stream", "--json"], ["--stream", "single input"]),
+        (["--stream", "--input", "dog"], ["--stream", "single input"]),
+    ],
+)
+def test_a_search_that_makes_no_sense(tagi: Run, options: list[str], words: list[str]) -> None:
+    mistake(tagi("run", INSTRUCTION, "--input", "cat", *options), *words)
 
 
 def test_run_with_the_instruction_in_the_prompt(tagi: Run, metatrained: Path) -> None:

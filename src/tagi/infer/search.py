@@ -172,7 +172,7 @@ class Beams:
 
     def step(self, scores: Tensor, best: Sequence[int]) -> Step:
         count = self.decoding.beams
-        likelihood = self.limits.allowed(scores, len(self.tokens[0])).log_softmax(-1)
+        likelihood = self.limits.allowed(scores.log_softmax(-1), len(self.tokens[0]))
         total = likelihood + torch.tensor(self.scores, device=scores.device)[:, None]
         values, places = total.flatten().topk(2 * count)
         parents, tokens = (places // scores.shape[-1]).tolist(), (places % scores.shape[-1]).tolist()

@@ -69,7 +69,7 @@ class Hypernetwork(nn.Module):
 
     def forward(self, memory_TSD: Tensor, mask_TS: Tensor) -> tuple[Tensor, Tensor]:
         """The same as all A (M, T, P, r, in) and all B (M, T, P, out, r)."""
-        hidden_MTXh = self._inner(self.pool(memory_TSD, mask_TS))
+        hidden_MTXh = self._inner(self.pool(memory_TSD, mask_TS) + self.index)
         a = self._head(hidden_MTXh, self.head_a, self.fan_in[0])
         b = self._head(hidden_MTXh, self.head_b, self.fan_in[1])
         a += self.a0.unflatten(0, (-1, 1, self.per_module))
@@ -108,13 +108,10 @@ class Hypernetwork(nn.Module):
         return (weights @ memory_TSD).unflatten(1, self.query.shape[:3])
 
     def _inner(self, pooled_TMPQW: Tensor) -> Tensor:
-        """First layer of every module's own MLP on I and idx, as one batched product: (M, T, P·Q, h)."""
-        index = self.index.expand(-1, -1, self.per_site, -1).flatten(1, 2)
-        every = pooled_TMPQW.expand(-1, len(self.index), self.per_module, self.per_site, -1)
-        by_module_MXW = every.transpose(0, 1).flatten(1, 3)
-        inner = self._by_module(self.inner)
-        from_memory = (by_module_MXW @ inner).unflatten(1, (-1, index.shape[1]))
-        return F.gelu(from_memory + (index @ inner + self._by_module(self.inner_bias))[:, None])
+        """First layer of every module's own MLP, as one batched product: (M, T, P·Q, h)."""
+        by_module_MXW = pooled_TMPQW.transpose(0, 1).flatten(1, 3)
+        hidden = F.gelu(by_module_MXW @ self._by_module(self.inner) + self._by_module(self.inner_bias))
+        return hidden.unflatten(1, (len(pooled_TMPQW), -1))
 
     def _head(self, hidden_MTXh: Tensor, head: Tensor, fan_in: int) -> Tensor:
         """Second layer, scaled by its fan-in: (M, T, P, r, width)."""
