@@ -1,5 +1,6 @@
 """`tagi eval compare` and `tagi bench` from the outside: what they say, and what they refuse."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def test_bench_train(tagi: Run, tmp_path: Path) -> None:
     for one in found["comparisons"]:
         assert one["cases"][0]["ratio"] == 1.0
         assert all(case["median_s"] > 0 for case in one["cases"])
-    assert (tmp_path / "bench.json").exists()
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["comparisons"] == found["comparisons"]
+    assert written["command"] == "tagi bench train" and written["arguments"]["teachers"] == 2
+    assert written["measured"].keys() == {"date", "dtype", "threads", "processor", "versions"}
     mistake(tagi("bench", "train", "speed"), "speed: there is no such comparison; there are teachers, step, t5")
 
 
@@ -87,14 +91,62 @@ def test_bench_flops(tagi: Run, shared_data: Path) -> None:
     assert "ensemble_icl" in tagi("bench", "flops", *asked).out
 
 
+def sni(shared_data: Path) -> tuple[object, ...]:
+    return ("--data", shared_data / "sni", "--tokenizer", default_checkpoint(), "--shape", "micro", "--rounds", 2)
+
+
 def test_bench_inference(tagi: Run, shared_data: Path) -> None:
-    asked = ("--data", shared_data / "sni", "--tokenizer", default_checkpoint(), "--shape", "micro")
-    found = tagi("bench", "inference", *asked, "--rounds", 1, "--batch", 2, "--positives", 1, "--json").json
-    answering, adapting = found["comparisons"]
+    found = tagi("bench", "inference", *sni(shared_data), "--batch", 2, "--positives", 1, "--json").json
+    answering, preparing, task = found["comparisons"]
     assert answering["cases"][0]["name"] == "metatrain"
     assert {"hint", "fid_icl", "ensemble_icl", "tagi", "hypter"} < {case["name"] for case in answering["cases"]}
-    assert adapting["cases"][0]["name"] == "encoder pass"
-    assert "metatrain" not in {case["name"] for case in adapting["cases"]}
+    assert preparing["cases"][0]["name"] == "encoder pass"
+    once = {case["name"]: case["seconds"] for case in preparing["cases"]}
+    assert "metatrain" not in once
+    for case, whole in zip(answering["cases"], task["cases"], strict=True):
+        before = once.get(case["name"], [0.0, 0.0])
+        assert whole["seconds"] == pytest.approx([a + 50 * b for a, b in zip(before, case["seconds"], strict=True)])
+
+
+def test_bench_inference_in_bf16(tagi: Run, shared_data: Path) -> None:
+    """Only what is asked for, in both number formats; the floor prepares nothing, so there is nothing to add up."""
+    asked = ("--batch", 1, "--system", "no_instruction", "--transformers", "--dtype", "bf16")
+    found = tagi("bench", "inference", *sni(shared_data), *asked, "--json").json
+    (answering,) = found["comparisons"]
+    assert [case["name"] for case in answering["cases"]] == ["transformers, prompt", "no_instruction"]
+    assert found["measured"]["dtype"] == "bf16"
+
+
+def test_bench_adapt(tagi: Run, shared_data: Path, tmp_path: Path) -> None:
+    small = ("--tasks", 1, "--tasks", 3, "--together", 2, "--batch", 2, "--system", "tagi", "--system", "hypter")
+    asked = (*sni(shared_data), *small, "--rank", 2, "--plot", tmp_path / "adapt.svg")
+    found = tagi("bench", "adapt", *asked, "--json").json
+    titles = ["preparing tasks: 1", "preparing tasks: 3", "preparing a task for 100 examples", "answering, 2 at a time"]
+    assert [one["title"] for one in found["comparisons"]] == titles
+    names = [[case["name"] for case in one["cases"]] for one in found["comparisons"]]
+    assert names == [["encoder pass", "tagi", "hypter"]] * 3 + [["metatrain", "tagi", "hypter"]]
+    assert [one["name"] for one in found["break_even"]] == ["tagi", "hypter"]
+    drawn = (tmp_path / "adapt.svg").read_text()
+    assert drawn.startswith("<?xml") and drawn.count("<!-- preparing tasks -->") == 1
+    shown = tagi("bench", "adapt", *asked).out
+    assert "requests from which preparing" in shown and "folded weights" in shown
+
+
+def test_what_cannot_be_adapted(tagi: Run, shared_data: Path, tmp_path: Path) -> None:
+    mistake(tagi("bench", "adapt", *sni(shared_data), "--system", "tgi"), "did you mean tagi?")
+    mistake(tagi("bench", "adapt", *sni(shared_data), "--system", "metatrain"), "metatrain: this system prepares noth")
+    mistake(tagi("bench", "adapt", *sni(shared_data), "--tasks", 10_000), "--tasks", "1024")
+    mistake(tagi("bench", "adapt", "--data", tmp_path), "tasks: there is no such folder")
+    mistake(tagi("bench", "adapt", "--data", tmp_path, "--shape", "t5-smal"), "--shape", "did you mean t5-small?")
+
+
+def test_files_are_refused_before_anything_is_measured(tagi: Run, tmp_path: Path) -> None:
+    """An unknown shape is found later, and yet the file is what is named."""
+    (tmp_path / "file").touch()
+    late = ("bench", "mixed", "--shape", "none")
+    mistake(tagi(*late, "--plot", "mixed.pdf"), "mixed.pdf: a plot ends in .png or .svg")
+    mistake(tagi(*late, "--plot", tmp_path / "file" / "a.png"), "file/a.png: cannot be written")
+    mistake(tagi(*late, "--json-file", tmp_path), "cannot be written (Is a directory)")
 
 
 def test_bench_store(tagi: Run) -> None:
@@ -103,15 +155,26 @@ def test_bench_store(tagi: Run) -> None:
     assert found["kept"] == found["tasks"] == 40
     assert found["use"]["generated"] >= 1 and found["use"]["disk"] >= 1 and found["use"]["unwritten"] == 0
     assert found["disk_bytes"] > found["adapter_bytes"] > 0
-    assert [case["name"] for case in found["times"]["cases"]] == ["generated", "from disk", "from memory"]
+    (times,) = found["comparisons"]
+    assert [case["name"] for case in times["cases"]] == ["generated", "from disk", "from memory"]
     assert "40 of 40" in tagi("bench", "store", *asked).out
 
 
-def test_bench_mixed(tagi: Run) -> None:
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
+def test_bench_mixed(tagi: Run, tmp_path: Path) -> None:
     lengths = ("--instruction", 4, "--input", 5, "--target", 2)
-    asked = ("--shape", "micro", "--rank", 2, "--tasks", 3, "--rounds", 1, *lengths)
-    warm, cold = tagi("bench", "mixed", *asked, "--json").json["comparisons"]
-    named = {case["name"] for case in warm["cases"]}
-    assert {"tagi, one task", "tagi, 3 tasks", "tagi, one task after another", "peft adapter_names, 3 tasks"} < named
-    assert "peft adapter_names, 3 tasks" in {case["name"] for case in cold["cases"]}
-    assert "peft" not in tagi("bench", "mixed", *asked, "--no-peft").out
+    small = ("--shape", "micro", "--rank", 2, "--tasks", 1, "--tasks", 3, "--rounds", 1, *lengths)
+    found = tagi("bench", "mixed", *small, "--peft-up-to", 2, "--plot", tmp_path / "mixed.png", "--json")
+    comparisons = found.json["comparisons"]
+    titles = ["tasks with adapters at hand: 1", "tasks never seen: 1"]
+    titles += ["tasks with adapters at hand: 3", "tasks never seen: 3"]
+    assert [one["title"] for one in comparisons] == titles
+    named = [[case["name"] for case in one["cases"]] for one in comparisons]
+    ours = ["tagi, one task", "tagi, different tasks", "tagi, one task after another", "LoRA alone, different tasks"]
+    assert named[0] == named[2] == [*ours, "peft adapter_names"]
+    assert named[1] == ["tagi, different tasks", "LoRA alone, different tasks", "peft adapter_names"]
+    assert named[3] == named[1][:-1] and "3 tasks never seen: without peft" in found.err
+    for one, tasks in zip(comparisons, (1, 1, 3, 3), strict=True):
+        assert all(case["answers_per_second"] == tasks / case["median_s"] for case in one["cases"])
+    assert (tmp_path / "mixed.png").read_bytes().startswith(b"\x89PNG")
+    assert "peft" not in tagi("bench", "mixed", *small, "--no-peft").out

@@ -37,13 +37,29 @@ def test_every_link_in_the_readme_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
 
+def run_blocks(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Run a page's Python from first to last, as somebody would who reads it in a checkout; gives its names."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    (folder / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    return names
+
+
 def test_the_readme_s_ten_lines_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    (tmp_path / "src").symlink_to(ROOT / "src")
-    monkeypatch.chdir(tmp_path)
-    exec(block[1], {})
+    run_blocks(ROOT / "README.md", tmp_path, monkeypatch)
     assert capsys.readouterr().out.splitlines() == ["['plum dog saw wolf', 'bus car']", "['axe plum bus']"]
     assert (tmp_path / "my-checkpoint" / "backbone" / "config.json").exists()
+
+
+def test_the_page_on_answering_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = run_blocks(ROOT / "docs" / "inference.md", tmp_path, monkeypatch)
+    assert capsys.readouterr().out == "plum dog saw wolf"
+    assert names["answers"] == ["dog wolf"]

@@ -1,5 +1,6 @@
 """The engine: one decoding loop for every caller, whatever else is in the batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tagi.data.tokenizers import word_level
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import DiskError
+from tagi.infer.search import Decoding
 from tagi.model import adapter as adapters
 from tagi.model.adapter import Origin, TaskAdapter
 
@@ -155,3 +157,46 @@ def test_notes_say_what_was_cut_and_what_is_unknown() -> None:
 def test_empty_text_is_refused(instruction: str, text: str, sentence: str) -> None:
     with pytest.raises(InputError, match=f"{sentence} is empty"):
         make().solve(Instruction(instruction), [text])
+
+
+def test_beams_and_draws_reach_the_search() -> None:
+    tagi = make()
+    adapter = tagi.adapt(INSTRUCTIONS[2])
+    drawn = Decoding(temperature=2.0, seed=3)
+    many = tagi.generate([INPUTS[1]] * 20, adapter, decoding=drawn)
+    assert len(set(many)) > 10 and many == tagi.generate([INPUTS[1]] * 20, adapter, decoding=drawn)
+    assert tagi.generate([INPUTS[1]], adapter, decoding=drawn) == many[:1]
+    assert tagi.generate([INPUTS[1]] * 20, adapter, decoding=replace(drawn, seed=4)) != many
+    assert tagi.generate(INPUTS, adapter, decoding=Decoding(beams=4)) != tagi.generate(INPUTS, adapter)
+
+
+def test_an_answer_ends_before_a_stop_string_or_says_that_it_was_cut() -> None:
+    tagi, drawn = make(), Decoding(temperature=2.0)
+    adapter = tagi.adapt(INSTRUCTIONS[2])
+    (whole,) = tagi.answer(adapter, [INPUTS[1]], decoding=drawn)
+    words = whole.text.split()
+    stop = next(word for word in words[1:] if word != words[0])
+    (ended,) = tagi.answer(adapter, [INPUTS[1]], decoding=replace(drawn, stop=("zzz", stop)))
+    assert ended.text == whole.text[: whole.text.index(stop)].strip() != ""
+    assert ended.reason == "stop" and ended.tokens < whole.tokens
+    (never,) = tagi.answer(adapter, [INPUTS[1]], decoding=replace(drawn, stop=("zzz",), max_tokens=3))
+    assert (never.reason, never.tokens) == ("length", 3) and whole.text.startswith(never.text) and never.text
+
+
+def test_a_stream_is_the_answer_in_pieces() -> None:
+    tagi = make()
+    adapter = tagi.adapt(INSTRUCTIONS[2])
+    for text in INPUTS:
+        for decoding in (Decoding(temperature=2.0), Decoding(temperature=2.0, stop=("b c", "d")), Decoding(beams=2)):
+            (answer,) = tagi.answer(adapter, [text], decoding=decoding)
+            pieces = list(tagi.stream(adapter, text, decoding=decoding))
+            assert "".join(pieces) == answer.text and all(pieces)
+    pieces = list(tagi.stream(adapter, INPUTS[1]))
+    assert len(pieces) > 3
+
+
+def test_no_inputs_and_very_many() -> None:
+    tagi = make(max_target=2)
+    adapter = tagi.adapt(INSTRUCTIONS[0])
+    assert tagi.generate([], adapter) == []
+    assert tagi.generate([INPUTS[0]] * 2_000, adapter) == tagi.generate([INPUTS[0]], adapter) * 2_000

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from tagi.files import DiskError, append_line, atomic_folder, write_text
+from tagi.files import DiskError, append_line, atomic_folder, check_writable, write_text
 
 ERRORS = [
     pytest.param(KeyboardInterrupt(), KeyboardInterrupt, None, id="Ctrl-C"),
@@ -160,3 +160,15 @@ def test_lines_are_added_and_an_error_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(DiskError, match="folder: cannot be written"):
         append_line(tmp_path / "folder", "three")
+
+
+def test_where_a_file_can_be_written(tmp_path: Path) -> None:
+    """Tried before long work: the old file stays, nothing new is left; a folder or a file in the way is named."""
+    (tmp_path / "old").write_text("old")
+    check_writable(tmp_path / "old")
+    check_writable(tmp_path / "new" / "file")
+    assert state(tmp_path) == {"old": "old", "new": None}
+    with pytest.raises(DiskError, match=r"new: cannot be written \(Is a directory\)"):
+        check_writable(tmp_path / "new")
+    with pytest.raises(DiskError, match=r"old/file: cannot be written"):
+        check_writable(tmp_path / "old" / "file")

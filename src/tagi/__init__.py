@@ -4,24 +4,23 @@
 adapter)` solves inputs without reading the instruction again.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Tagi", "TaskAdapter", "__version__"]
+__all__ = ["Decoding", "Tagi", "TaskAdapter", "__version__"]
 
 if TYPE_CHECKING:
     from tagi.infer.engine import Tagi
+    from tagi.infer.search import Decoding
     from tagi.model.adapter import TaskAdapter
+
+
+_HOMES = {"Decoding": "tagi.infer.search", "Tagi": "tagi.infer.engine", "TaskAdapter": "tagi.model.adapter"}
 
 
 def __getattr__(name: str) -> Any:
     """Import the heavy parts on first use, so that the command line starts at once."""
-    if name == "Tagi":
-        from tagi.infer.engine import Tagi
-
-        return Tagi
-    if name == "TaskAdapter":
-        from tagi.model.adapter import TaskAdapter
-
-        return TaskAdapter
-    raise AttributeError(f"module 'tagi' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tagi' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

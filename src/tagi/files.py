@@ -94,6 +94,20 @@ def atomic_file(target: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def check_writable(target: Path) -> None:
+    """Try, before long work, whether a file can be written there; leaves nothing but its folder.
+
+    Raises:
+        DiskError: see `atomic_folder`; or a folder lies there.
+    """
+    with explained(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent):
+            pass
+
+
 def append_line(target: Path, line: str) -> None:
     """Add one line to a text file.
 

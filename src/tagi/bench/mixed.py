@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from tagi.bench.inference import answer, models_around
-from tagi.bench.timing import Comparison, Progress, alternate
-from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
+from tagi.bench.inference import answer
+from tagi.bench.models import Setup
+from tagi.bench.timing import Case, Comparison, Group, Progress, Series, alternate
 from tagi.errors import ConfigError
 from tagi.infer.engine import prepare
 from tagi.methods import get
@@ -23,63 +23,61 @@ from tagi.model.peft_files import save_peft
 from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import TagiModel
 
+SAME, DIFFERENT, IN_TURN, LORA, PEFT = (
+    "tagi, one task",
+    "tagi, different tasks",
+    "tagi, one task after another",
+    "LoRA alone, different tasks",
+    "peft adapter_names",
+)
+
 
 def warm(
-    shape: T5Shape,
-    generator: HypernetworkConfig,
-    task: TaskLengths,
-    tasks: int,
-    rounds: int,
-    *,
-    peft: bool,
-    progress: Progress | None = None,
+    setup: Setup, task: TaskLengths, tasks: int, rounds: int, *, peft: bool, progress: Progress | None = None
 ) -> Comparison:
     """One example of each of so many tasks, all adapters at hand; first, as many examples of a single task.
 
     Raises:
         ConfigError: `peft` is asked for and not installed.
     """
-    full, lora = models_around(shape, [get("tagi"), get("lora_only")], generator, FusionConfig())
+    full, lora = setup.models([get("tagi"), get("lora_only")])
     many, one = _adapted(full, task, tasks), _adapted(full, task, 1)
-    cases: dict[str, Callable[[], object]] = {
-        "tagi, one task": _answering(full, one, task, tasks),
-        f"tagi, {tasks} tasks": _answering(full, many, task, tasks),
-        "tagi, one task after another": _in_turn(full, many, task),
-        f"LoRA alone, {tasks} tasks": _answering(lora, _adapted(lora, task, tasks), task, tasks),
+    cases: dict[str, Case] = {
+        SAME: _answering(full, one, task, tasks),
+        DIFFERENT: _answering(full, many, task, tasks),
+        IN_TURN: _in_turn(full, many, task),
+        LORA: _answering(lora, _adapted(lora, task, tasks), task, tasks),
     }
     with tempfile.TemporaryDirectory() as folder:
         if peft:
-            loaded = _load(_written(lora, task, tasks, Path(folder)), Path(folder), tasks)
-            cases[f"peft adapter_names, {tasks} tasks"] = _by_names(loaded, task, tasks)
-        return alternate(f"{tasks} examples, adapters at hand", cases, rounds, progress)
+            base = _written(lora, task, tasks, Path(folder))
+            cases[PEFT] = _by_names(_load(base, Path(folder), tasks, setup.dtype), task, tasks)
+        return _compared("tasks with adapters at hand", cases, tasks, rounds, progress)
 
 
 def cold(
-    shape: T5Shape,
-    generator: HypernetworkConfig,
-    task: TaskLengths,
-    tasks: int,
-    rounds: int,
-    *,
-    peft: bool,
-    progress: Progress | None = None,
+    setup: Setup, task: TaskLengths, tasks: int, rounds: int, *, peft: bool, progress: Progress | None = None
 ) -> Comparison:
     """From tasks never seen to one answer of each: we generate their adapters, `peft` loads its own from disk.
 
     Raises:
         ConfigError: `peft` is asked for and not installed.
     """
-    full, lora = models_around(shape, [get("tagi"), get("lora_only")], generator, FusionConfig())
-    cases: dict[str, Callable[[], object]] = {
-        f"tagi, {tasks} tasks": lambda: _answering(full, _adapted(full, task, tasks), task, tasks)(),
-        f"LoRA alone, {tasks} tasks": lambda: _answering(lora, _adapted(lora, task, tasks), task, tasks)(),
+    full, lora = setup.models([get("tagi"), get("lora_only")])
+    cases: dict[str, Case] = {
+        DIFFERENT: lambda: _answering(full, _adapted(full, task, tasks), task, tasks)(),
+        LORA: lambda: _answering(lora, _adapted(lora, task, tasks), task, tasks)(),
     }
     with tempfile.TemporaryDirectory() as folder:
         if peft:
             base = _written(lora, task, tasks, Path(folder))
-            name = f"peft adapter_names, {tasks} tasks"
-            cases[name] = lambda: _by_names(_load(base, Path(folder), tasks), task, tasks)()
-        return alternate(f"{tasks} examples, from tasks never seen", cases, rounds, progress)
+            cases[PEFT] = lambda: _by_names(_load(base, Path(folder), tasks, setup.dtype), task, tasks)()
+        return _compared("tasks never seen", cases, tasks, rounds, progress)
+
+
+def _compared(what: str, cases: dict[str, Case], tasks: int, rounds: int, progress: Progress | None) -> Comparison:
+    group = Group(f"{what}: {tasks:,}", cases, answers=tasks, series=Series(what, tasks))
+    return alternate(group, rounds, progress)
 
 
 @torch.inference_mode()
@@ -90,8 +88,8 @@ def _adapted(model: TagiModel, task: TaskLengths, tasks: int) -> TaskAdapter:
 
 def _answering(model: TagiModel, adapter: TaskAdapter, task: TaskLengths, examples: int) -> Callable[[], None]:
     with torch.inference_mode():
-        prepared = prepare(model, adapter, examples)
-    return answer(model, prepared, reading(model.method, task), examples, task.target)
+        worn = prepare(model, adapter, examples)
+    return answer(model, worn, reading(model.method, task), examples, task.target)
 
 
 def _in_turn(model: TagiModel, adapter: TaskAdapter, task: TaskLengths) -> Callable[[], None]:
@@ -113,16 +111,16 @@ def _written(model: TagiModel, task: TaskLengths, tasks: int, folder: Path) -> P
     return base
 
 
-def _load(base: Path, folder: Path, tasks: int) -> Any:
-    """A `peft` model with an adapter for every task."""
+def _load(base: Path, folder: Path, tasks: int, dtype: torch.dtype) -> Any:
+    """A `peft` model with an adapter for every task, everything in the same number format."""
     try:
         from peft import PeftModel
     except ImportError as error:
         raise ConfigError("this comparison needs peft: pip install peft, or --no-peft") from error
     plain: Any = T5ForConditionalGeneration.from_pretrained(base)
-    model = PeftModel.from_pretrained(plain, folder / "0", adapter_name="0")
+    model = PeftModel.from_pretrained(plain.to(dtype), folder / "0", adapter_name="0", autocast_adapter_dtype=False)
     for number in range(1, tasks):
-        model.load_adapter(folder / f"{number}", adapter_name=f"{number}")
+        model.load_adapter(folder / f"{number}", adapter_name=f"{number}", autocast_adapter_dtype=False)
     return model.eval()
 
 

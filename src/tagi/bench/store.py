@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tagi.bench.inference import models_around
+from tagi.bench.models import Setup
 from tagi.bench.timing import Comparison, Progress, Timing
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.data import microtasks
@@ -43,8 +43,8 @@ class StoreBench:
     times: Comparison
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"use": asdict(self.use), "times": self.times.as_json()}
+        """All but the times as plain values."""
+        return {name: value for name, value in asdict(self).items() if name != "times"}
 
 
 def store_bench(
@@ -120,7 +120,7 @@ def _tagi(shape: T5Shape, rank: int) -> Tagi:
     """TAGI of a shape with random weights, that reads words."""
     tokenizer = word_level(microtasks.micro_vocabulary())
     hypernetwork, fusion = HypernetworkConfig(rank=rank), FusionConfig()
-    (model,) = models_around(shape, [get("tagi")], hypernetwork, fusion)
+    (model,) = Setup(shape, hypernetwork, fusion).models([get("tagi")])
     config = ModelConfig(
         method="tagi",
         hypernetwork=hypernetwork,

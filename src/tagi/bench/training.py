@@ -1,7 +1,6 @@
 """What training costs: the teacher bank against separate runs, TAGI's step against metatraining's, our T5 against
 `transformers`' (all on random token ids of given lengths, which cost what real ones cost)."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import T5ForConditionalGeneration
 
 from tagi import methods
-from tagi.bench.timing import Comparison, Progress, alternate
+from tagi.bench.models import as_transformers
+from tagi.bench.timing import Comparison, Group, Progress, alternate
 from tagi.config import FusionConfig, HypernetworkConfig, T5Shape, TrainingConfig
 from tagi.data.collate import Batch
 from tagi.errors import ConfigError
@@ -22,7 +21,6 @@ from tagi.model import tagi as tagi_module
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.language_model import as_t5
 from tagi.model.t5 import T5, initialise
-from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.align import alignment_term
@@ -58,7 +56,7 @@ def bank_against_peft(shape: T5Shape, teachers: int, rows: int, rank: int, round
     stage = _bank_stage(base, teachers, rank, lengths)
     one_by_one = _peft_steps(as_t5(base.backbone), teachers, rank, _batch(lengths, shape))
     cases = {"peft, one after another": one_by_one, "bank in lock-step": _step(stage, _TEACHER_TRAINING)}
-    return alternate(f"{teachers} teachers of {rows} rows", cases, rounds, report)
+    return alternate(Group(f"{teachers} teachers of {rows} rows", cases), rounds, report)
 
 
 def step_against_metatraining(
@@ -95,17 +93,14 @@ def step_against_metatraining(
     cached(batch)
     cached.flush()
     title = f"{lengths.tasks} tasks x {lengths.rows} rows, {lengths.instruction} + {lengths.input} -> {lengths.target}"
-    return alternate(title, cases, rounds, report)
+    return alternate(Group(title, cases), rounds, report)
 
 
 def t5_against_transformers(shape: T5Shape, lengths: Lengths, rounds: int, report: Progress) -> Comparison:
     """A whole training step (forward, backward, clipping, AdamW) of our T5 and of `transformers`' same weights."""
     batch = _batch(lengths, shape).as_prompt()
     ours = _model("metatrain", shape, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        save_t5(as_t5(ours.backbone), Path(folder))
-        theirs: Any = T5ForConditionalGeneration.from_pretrained(folder)
-    theirs.train()
+    theirs = as_transformers(as_t5(ours.backbone)).train()
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=_PLAIN.lr, betas=optim.BETAS, weight_decay=0.0)
 
     def step() -> None:
@@ -114,7 +109,7 @@ def t5_against_transformers(shape: T5Shape, lengths: Lengths, rounds: int, repor
 
     stage = _training(ModelStage(ours, {}, lambda _: batch, _nothing, _nothing), ("backbone",))
     cases = {"transformers": _repeated(step), "ours": _step(stage, _PLAIN)}
-    return alternate("T5 training step", cases, rounds, report)
+    return alternate(Group("T5 training step", cases), rounds, report)
 
 
 _PLAIN = TrainingConfig(steps=1, lr=1e-4)
@@ -208,13 +203,10 @@ def _peft_steps(backbone: T5, teachers: int, rank: int, batch: Batch) -> Callabl
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ConfigError("this comparison needs peft: pip install peft") from error
-    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=["q", "v"])
-    with tempfile.TemporaryDirectory() as folder:
-        save_t5(backbone, Path(folder))
-        models: list[Any] = [
-            get_peft_model(T5ForConditionalGeneration.from_pretrained(folder), settings)  # type: ignore[arg-type]
-            for _ in range(teachers)
-        ]
+    models: list[Any] = [
+        get_peft_model(as_transformers(backbone), LoraConfig(r=rank, lora_alpha=rank, target_modules=["q", "v"]))
+        for _ in range(teachers)
+    ]
     steps = [_peft_step(model, batch, batch.task_index == number) for number, model in enumerate(models)]
 
     def all_of_them() -> None:

@@ -136,14 +136,22 @@ class Tagi:
         *,
         tasks: Sequence[int] | None = None,
         decoding: Decoding = GREEDY,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """Like `solve` and `generate`, each answer with why it ended, in the order of the inputs."""
+        """Like `solve` and `generate`, each answer with why it ended, in the order of the inputs.
+
+        Args:
+            progress: called with answers done and answers in all.
+        """
         tokens: dict[int, list[int]] = {number: [] for number in range(len(inputs))}
-        reasons: dict[int, Reason | None] = {}
+        reasons: dict[int, Reason] = {}
         for alike in grouped(self._requests(told, inputs, tasks, decoding)):
             for step in decode(self.model, at_hand(alike), capacity(alike)):
                 tokens[step.number] += step.new
-                reasons[step.number] = step.reason
+                if step.reason is not None:
+                    reasons[step.number] = step.reason
+                    if progress is not None:
+                        progress(len(reasons), len(inputs))
         return [self._answer(tokens[number], reasons[number], decoding) for number in tokens]
 
     def stream(self, told: Instruction | TaskAdapter, text: str, *, decoding: Decoding = GREEDY) -> Iterator[str]:
