@@ -18,7 +18,7 @@ from tagi.data.collate import pad
 from tagi.errors import ConfigError
 from tagi.methods import Method, get
 from tagi.model.adapter import to_bytes
-from tagi.model.backbone import KeyValue
+from tagi.model.cache import KeyValue
 from tagi.model.costs import TaskLengths, reading
 from tagi.model.tagi import Prepared, TagiModel
 

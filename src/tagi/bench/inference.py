@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tagi.bench.models import Setup
 from tagi.bench.timing import Case, Comparison, Group, Progress, Timing, alternate_all
+from tagi.infer.answers import at_hand
+from tagi.infer.decode import Request, decode
 from tagi.infer.engine import prepare
+from tagi.infer.search import Limits
 from tagi.methods import Method, get
 from tagi.model.costs import Reading, TaskLengths, reading
-from tagi.model.rows import Rows
 from tagi.model.tagi import Prepared, TagiModel
 
 ENCODER, TRANSFORMERS = "encoder pass", "transformers, prompt"
@@ -108,16 +110,17 @@ def prepared(model: TagiModel, task: TaskLengths) -> Prepared:
 
 
 def answer(model: TagiModel, worn: Prepared, reads: Reading, batch: int, steps: int) -> Callable[[], None]:
-    """Solving `batch` examples, shared evenly by the prepared tasks."""
-    prompts = torch.full((batch * reads.prompts, reads.prompt), 2)
-    rows, modules = Rows(worn.adapter.tasks, len(prompts)), worn.adapter.modules
+    """Solving `batch` examples, shared evenly by the prepared tasks, in the engine's loop.
 
-    @torch.inference_mode()
+    Every answer has `steps` tokens for every system, whatever its random weights would say.
+    """
+    prompts = [[2] * reads.prompt] * reads.prompts
+    limits = Limits(model.backbone.shape.eos_token_id, steps, steps)
+    each = batch // worn.adapter.tasks
+    requests = [Request(number, prompts, worn, number // each, "", limits) for number in range(batch)]
+
     def case() -> None:
-        context = model.encode_input(prompts, torch.ones_like(prompts), worn, rows)
-        past, token = None, prompts[:, :1]
-        for _ in range(steps):  # the same number for every system, whatever its random weights would say
-            logits, past = model.backbone.decode(token, context, modules=modules, rows=rows, past=past)
-            token = logits.argmax(-1)
+        for _ in decode(model, at_hand(requests), batch):
+            pass
 
     return case

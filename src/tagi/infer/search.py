@@ -129,11 +129,11 @@ class Line:
 
     def _choose(self, scores: Tensor, best: int) -> int:
         produced = len(self.tokens)
-        if produced < self.limits.least:
-            scores = self.limits.allowed(scores, produced)
-            best = int(scores.argmax())
-        if not self.decoding.temperature:
+        if not self.decoding.temperature and (best != self.limits.end or produced >= self.limits.least):
             return best
+        scores = self.limits.allowed(scores, produced)
+        if not self.decoding.temperature:
+            return int(scores.argmax())
         drawn = Random(f"{self.seed} {produced}").random()
         return sample(scores, self.decoding.temperature, self.decoding.top_p, drawn)
 

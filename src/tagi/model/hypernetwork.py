@@ -62,17 +62,18 @@ class Hypernetwork(nn.Module):
 
     def factors(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
         """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
-        a, b = (factors.unbind(1) for factors in self(memory_TSD, mask_TS))
+        a, b = self(memory_TSD, mask_TS)
         scale = self.config.scale if self.kind == "lora" else 1.0
-        return {site: Factors(a[i], b[i], scale) for i, site in enumerate(self.sites)}
+        places = (divmod(number, self.per_module) for number in range(len(self.sites)))
+        return {site: Factors(a[m, :, p], b[m, :, p], scale) for site, (m, p) in zip(self.sites, places, strict=True)}
 
     def forward(self, memory_TSD: Tensor, mask_TS: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as all A (T, M·P, r, in) and all B (T, M·P, out, r)."""
-        pooled_TMPQW = self.pool(memory_TSD, mask_TS) + self.index
-        hidden_MXh = self._inner(pooled_TMPQW)
-        a = self._head(hidden_MXh, self.head_a, memory_TSD.shape[0], self.width_in) * self.fan_in[0] ** -0.5
-        b = self._head(hidden_MXh, self.head_b, memory_TSD.shape[0], self.width_out) * self.fan_in[1] ** -0.5
-        return a + self.a0, b.transpose(-1, -2)
+        """The same as all A (M, T, P, r, in) and all B (M, T, P, out, r)."""
+        hidden_MTXh = self._inner(self.pool(memory_TSD, mask_TS))
+        a = self._head(hidden_MTXh, self.head_a, self.fan_in[0])
+        b = self._head(hidden_MTXh, self.head_b, self.fan_in[1])
+        a += self.a0.unflatten(0, (-1, 1, self.per_module))
+        return a, b.transpose(-1, -2)
 
     def start_from(self, a0: Mapping[Site, Tensor]) -> None:
         """Take A₀ (r, in) of every site from a teacher bank.
@@ -107,16 +108,22 @@ class Hypernetwork(nn.Module):
         return (weights @ memory_TSD).unflatten(1, self.query.shape[:3])
 
     def _inner(self, pooled_TMPQW: Tensor) -> Tensor:
-        """First layer of every module's own MLP, as one batched product: (M, T·P·Q, h)."""
-        by_module_MXW = pooled_TMPQW.transpose(0, 1).flatten(1, 3)
-        mlp = self.module_mlp
-        return F.gelu(by_module_MXW @ self.inner[mlp] + self.inner_bias[mlp])
+        """First layer of every module's own MLP on I and idx, as one batched product: (M, T, P·Q, h)."""
+        index = self.index.expand(-1, -1, self.per_site, -1).flatten(1, 2)
+        every = pooled_TMPQW.expand(-1, len(self.index), self.per_module, self.per_site, -1)
+        by_module_MXW = every.transpose(0, 1).flatten(1, 3)
+        inner = self._by_module(self.inner)
+        from_memory = (by_module_MXW @ inner).unflatten(1, (-1, index.shape[1]))
+        return F.gelu(from_memory + (index @ inner + self._by_module(self.inner_bias))[:, None])
 
-    def _head(self, hidden_MXh: Tensor, head: Tensor, tasks: int, width: int) -> Tensor:
-        """Second layer: (T, M·P, r, width)."""
-        out = hidden_MXh @ head[self.module_mlp]
-        modules = out.shape[0]
-        return out.view(modules, tasks, self.per_module, self.rank, width).transpose(0, 1).flatten(1, 2)
+    def _head(self, hidden_MTXh: Tensor, head: Tensor, fan_in: int) -> Tensor:
+        """Second layer, scaled by its fan-in: (M, T, P, r, width)."""
+        out = hidden_MTXh.flatten(1, 2) @ (self._by_module(head) * fan_in**-0.5)
+        return out.view(*hidden_MTXh.shape[:2], self.per_module, self.rank, -1)
+
+    def _by_module(self, mlps: Tensor) -> Tensor:
+        """A parameter of every MLP as one of every module, (M, ...); copied only where modules share an MLP."""
+        return mlps if len(mlps) == len(self.module_mlp) else mlps[self.module_mlp]
 
 
 def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
