@@ -199,4 +199,4 @@ def test_no_inputs_and_very_many() -> None:
     tagi = make(max_target=2)
     adapter = tagi.adapt(INSTRUCTIONS[0])
     assert tagi.generate([], adapter) == []
-    assert tagi.generate([INPUTS[0]] * 2_000, adapter) == tagi.generate([INPUTS[0]], adapter) * 2_000
+    assert tagi.generate([INPUTS[0]] * 10_000, adapter) == tagi.generate([INPUTS[0]], adapter) * 10_000

@@ -109,6 +109,8 @@ def _begin(model: TagiModel, requests: Sequence[Request]) -> _Running:
     if beams > 1:
         each = torch.arange(len(ids), device=device).unflatten(0, (-1, 1, members)).expand(-1, beams, -1).flatten()
         context, rows = context.select(each), rows.select(each)
+    if rows.tasks == rows.count:
+        context = context.with_memory_inside(rows)
     last = ids.new_full((rows.count, 1), model.backbone.shape.decoder_start_token_id)
     return _Running(tuple(requests), searches, last, context, prepared.adapter.modules, rows, None)
 
@@ -184,12 +186,15 @@ def _joined(running: _Running | None, joining: _Running) -> _Running:
     ours, theirs = _select(running, running.open), _select(joining, joining.open)
     requests = ours.requests + theirs.requests
     prepared, rows = _worn(requests, requests[0].rows)
+    shared = ours.context.memory is not None and theirs.context.memory is not None
+    if not shared:
+        ours, theirs = (replace(one, context=one.context.with_memory_inside(one.rows)) for one in (ours, theirs))
     assert ours.past is not None and theirs.past is not None
     return _Running(
         requests,
         ours.searches + theirs.searches,
         torch.cat((ours.last, theirs.last)),
-        ours.context.beside(theirs.context, prepared.decoder),
+        ours.context.beside(theirs.context, prepared.decoder if shared else None),
         prepared.adapter.modules,
         rows,
         ours.past.beside(theirs.past, max(one.limits.most for one in requests)),
@@ -218,7 +223,7 @@ def _select(running: _Running, places: Sequence[int]) -> _Running:
         requests,
         tuple(running.searches[place] for place in places),
         running.last[index],
-        replace(running.context.select(index), memory=prepared.decoder),
+        replace(running.context.select(index), memory=running.context.memory and prepared.decoder),
         prepared.adapter.modules,
         rows,
         None if running.past is None else running.past.select(index),

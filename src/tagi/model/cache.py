@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagi.model.rows import Rows
+
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
@@ -65,6 +67,17 @@ class DecoderContext:
     def select(self, index: Tensor) -> "DecoderContext":
         """The context of some rows, in the order of `index`; the memory is shared as before."""
         return DecoderContext(tuple(own.select(index) for own in self.layers), self.bias[index], self.memory)
+
+    def with_memory_inside(self, rows: Rows) -> "DecoderContext":
+        """The same with each row's instruction copied in front of its input, so that one attention reads both.
+
+        Worth its copy where no two rows share a memory, and for all rows of a batch if for one of them.
+        """
+        if self.memory is None:
+            return self
+        shared = (KeyValue(rows.pick(own.k), rows.pick(own.v)) for own in self.memory.layers)
+        layers = tuple(told.then(own) for told, own in zip(shared, self.layers, strict=True))
+        return DecoderContext(layers, torch.cat((rows.pick(self.memory.bias), self.bias), dim=-1), None)
 
     def beside(self, other: "DecoderContext", memory: DecoderMemory | None) -> "DecoderContext":
         """These rows, then the other's, the shorter ones padded, with the memory of all of them."""
