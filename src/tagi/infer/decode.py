@@ -183,7 +183,7 @@ def _joined(running: _Running | None, joining: _Running) -> _Running:
         return joining
     if not joining.open:
         return running
-    ours, theirs = _select(running, running.open), _select(joining, joining.open)
+    ours, theirs = _picked(running, running.open), _picked(joining, joining.open)
     requests = ours.requests + theirs.requests
     prepared, rows = _worn(requests, requests[0].rows)
     shared = ours.context.memory is not None and theirs.context.memory is not None
@@ -207,26 +207,29 @@ def _kept(running: _Running) -> _Running | None:
     if not places:
         return None
     finished = len(running.requests) - len(places)
-    return _select(running, places) if finished >= FREED * len(running.requests) else running
+    if finished == 0 or finished < FREED * len(running.requests):
+        return running
+    left = _picked(running, places)
+    prepared, rows = _worn(left.requests, left.requests[0].rows)
+    context = replace(left.context, memory=left.context.memory and prepared.decoder)
+    return replace(left, context=context, modules=prepared.adapter.modules, rows=rows)
 
 
-def _select(running: _Running, places: Sequence[int]) -> _Running:
-    """Some of the requests."""
+def _picked(running: _Running, places: Sequence[int]) -> _Running:
+    """Some of the requests, beside the tasks of all."""
     if len(places) == len(running.requests):
         return running
-    requests = tuple(running.requests[place] for place in places)
-    each = requests[0].rows
-    prepared, rows = _worn(requests, each)
-    index = torch.tensor(places, device=running.last.device)
-    index = (index[:, None] * each + torch.arange(each, device=index.device)).flatten()
-    return _Running(
-        requests,
-        tuple(running.searches[place] for place in places),
-        running.last[index],
-        replace(running.context.select(index), memory=running.context.memory and prepared.decoder),
-        prepared.adapter.modules,
-        rows,
-        None if running.past is None else running.past.select(index),
+    each, device = running.requests[0].rows, running.last.device
+    index = torch.tensor(places, device=device)
+    index = (index[:, None] * each + torch.arange(each, device=device)).flatten()
+    return replace(
+        running,
+        requests=tuple(running.requests[place] for place in places),
+        searches=tuple(running.searches[place] for place in places),
+        last=running.last[index],
+        context=running.context.select(index),
+        rows=running.rows.select(index),
+        past=None if running.past is None else running.past.select(index),
     )
 
 
