@@ -172,8 +172,9 @@ class BackboneConfig(Frozen):
     """Of random initialisation; beside `path`, what its weights are expected to be: a dry run needs no more."""
     causal: CausalShape | None = None
     """A decoder-only model from random initialisation instead."""
-    tokenizer: Literal["micro", "unigram"] | None = None
-    """Built with a random backbone: the closed microtask vocabulary, or unigram over training text."""
+    tokenizer: str | None = None
+    """Of a random backbone: `micro` (the closed microtask vocabulary), `unigram` (trained on the training text), or a
+    folder that holds the files of one."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -182,14 +183,47 @@ class BackboneConfig(Frozen):
         if self.causal is not None and (self.path is not None or self.shape is not None):
             raise ValueError("causal is the shape of random initialisation; leave path and shape out")
         if self.path is None and self.tokenizer is None:
-            raise ValueError("a backbone from random initialisation needs a tokenizer: micro or unigram")
+            raise ValueError("a backbone from random initialisation needs a tokenizer: micro, unigram or a folder")
+        return self
+
+
+class CorpusConfig(Frozen):
+    """Plain text that a language model is trained on from nothing, and how it is cut into rows."""
+
+    c4: str | None = None
+    """Folder of documents in C4's format."""
+    sni: str | None = None
+    """Folder of Super-NaturalInstructions, whose training inputs are read."""
+    p3: str | None = None
+    """Folder of P3, whose training inputs are read."""
+    max_instances: Positive | None = None
+    """Inputs of each training task or template; None means all."""
+    overlap: Positive = 13
+    """A document that shares so many words in a row with a test row of sni or p3 is dropped."""
+    valid_documents: Annotated[int, Field(ge=0)] = 200
+    """Documents of C4's validation part that a checkpoint's bits per byte are measured on."""
+    length: Annotated[int, Field(ge=8)] = 512
+    """Input tokens of a packed row."""
+    target_length: Annotated[int, Field(ge=8)] = 128
+    """Target tokens of a packed row of span corruption; a row of prefix LM has `length` of them too."""
+    density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of the tokens that span corruption hides."""
+    mean_span: Annotated[float, Field(ge=1.0)] = 3.0
+    """Mean length of a hidden span."""
+    adapt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Share of the steps, the last ones, that are prefix language modelling (LM adaptation)."""
+
+    @model_validator(mode="after")
+    def _some_text(self) -> Self:
+        if self.c4 is None and self.sni is None and self.p3 is None:
+            raise ValueError("names no text; give c4, sni or p3 (folders)")
         return self
 
 
 class DataConfig(Frozen):
     """Training and validation tasks."""
 
-    source: Literal["micro", "sni", "c4", "p3"]
+    source: Literal["micro", "sni", "c4", "p3", "corpus"]
     path: str | None = None
     """Folder of the data set (sni, c4, p3)."""
     split: str = "default"
@@ -218,10 +252,14 @@ class DataConfig(Frozen):
     """Documents of plain text (c4); None means all."""
     seed: int = 0
     """Seed of the splits and of the generated tasks; the order of training has its own."""
+    corpus: CorpusConfig | None = None
+    """Plain text (corpus)."""
 
     @model_validator(mode="after")
     def _has_folder(self) -> Self:
-        if self.source != "micro" and self.path is None:
+        if (self.source == "corpus") != (self.corpus is not None):
+            raise ValueError("corpus: source=corpus and data.corpus belong together")
+        if self.source not in ("micro", "corpus") and self.path is None:
             raise ValueError(f"data.path is required for source={self.source}")
         if self.part == "test" and not self.skip:
             raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
@@ -240,7 +278,9 @@ class TrainingConfig(Frozen):
     hypernetwork_lr_scale: Annotated[float, Field(gt=0.0)] = 1.0
     """Learning rate of the generator and of fusion relative to the backbone's `lr`."""
     warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    schedule: Literal["constant", "linear", "cosine", "trapezoid"] = "linear"
+    """After warmup: down to 0 all the way, or (trapezoid) in the last `decay` of the steps only."""
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     weight_decay: Rate = 0.0
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     accumulation: Positive = 1
@@ -332,9 +372,10 @@ class BankConfig(Frozen):
 class RunConfig(Frozen):
     """A complete run: `tagi train STAGE --config FILE`."""
 
-    stage: Literal["metatrain", "teachers", "pretrain", "finetune"]
+    stage: Literal["backbone", "metatrain", "teachers", "pretrain", "finetune"]
     method: str
-    """Stage `teachers`: how the language model under the LoRAs reads, `no_instruction` (b) or `metatrain` (a; b)."""
+    """Stage `teachers`: how the language model under the LoRAs reads, `no_instruction` (b) or `metatrain` (a; b). Stage
+    `backbone`: `no_instruction`."""
     start_from: str | None = None
     """A checkpoint of an earlier stage to go on from (pretrain, then finetune)."""
     backbone: BackboneConfig | None = None

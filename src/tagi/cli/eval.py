@@ -21,6 +21,7 @@ from tagi.cli.common import (
     print_json,
     stderr,
     stdout,
+    table,
     waiting,
 )
 from tagi.cli.compare import EXAMPLE as COMPARE_EXAMPLE
@@ -178,6 +179,38 @@ def p3(
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
     asked |= {"reads": reads, "checkpoint": checkpoint, "seed": seed}
     ranks.score(tagi, shown, instruction, norm, asked, output=free, as_json=as_json)
+
+
+@app.command("text", epilog="Example: tagi eval text --data data/c4 --checkpoint runs/backbone/final")
+def text(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Documents in C4's format, of its validation part.")],
+    documents: Annotated[int, typer.Option(min=1, help="Documents, the first ones.")] = 200,
+    length: Annotated[int, typer.Option(min=8, help="Input tokens of a row.")] = 256,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    as_json: Json = False,
+) -> None:
+    """Bits per byte that a language model needs for text it was not trained on, without any instruction."""
+    from tagi.config import CorpusConfig
+    from tagi.data.corpus import held_out
+
+    corpus = CorpusConfig(c4=str(data), valid_documents=documents, length=length, target_length=length)
+    texts = held_out(corpus)
+    tagi = open_tagi(checkpoint, backbone)
+    from tagi.eval.bits import bits_per_byte, kinds
+
+    found: dict[str, float] = {}
+    with bar("reading") as report:
+        for number, kind in enumerate(kinds(tagi), 1):
+            found[kind] = bits_per_byte(tagi, texts, corpus, kind)
+            report(number, len(kinds(tagi)))
+    if as_json:
+        print_json({"bits_per_byte": found, "documents": len(texts), "bytes": sum(len(x.encode()) for x in texts)})
+        return
+    made = table("bits per byte of held-out text", ("what is said", "bits per byte"))
+    for name, bits in found.items():
+        made.add_row(name, f"{bits:.3f}")
+    stdout().print(made)
 
 
 def _score(

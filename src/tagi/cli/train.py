@@ -18,7 +18,7 @@ from tagi.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tagi.config import RunConfig
+    from tagi.config import CorpusConfig, RunConfig
     from tagi.train.plan import Plan
     from tagi.train.stage import ModelStage
 
@@ -28,7 +28,7 @@ EXAMPLE = (
 )
 ALL = "all"
 
-Stage = Literal["metatrain", "teachers", "pretrain", "finetune", "all"]
+Stage = Literal["backbone", "metatrain", "teachers", "pretrain", "finetune", "all"]
 
 
 def train(
@@ -173,10 +173,13 @@ def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
 
 
 def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:
-    """Scores of a checkpoint on the meta-valid tasks; None where a config holds out none."""
+    """Scores of a checkpoint on the meta-valid tasks or, of stage `backbone`, on text; None where none is held out."""
     from tagi.eval.evaluate import evaluate
     from tagi.infer.engine import Tagi
     from tagi.train.finetune import valid_tasks
+
+    if config.data.corpus is not None:
+        return _text_validator(config.data.corpus)
 
     tasks = valid_tasks(config)
 
@@ -185,6 +188,21 @@ def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:
         return {f"valid_{metric}": fmean(getattr(scores, metric)) for metric in ("rouge_l", "exact_match")}
 
     return score if tasks else None
+
+
+def _text_validator(corpus: CorpusConfig) -> Callable[[Path], dict[str, float]] | None:
+    """Bits per byte of a checkpoint on held-out documents."""
+    from tagi.data.corpus import held_out
+    from tagi.eval.bits import bits_per_byte, kinds
+    from tagi.infer.engine import Tagi
+
+    texts = held_out(corpus)
+
+    def score(folder: Path) -> dict[str, float]:
+        tagi = Tagi.from_pretrained(folder)
+        return {f"valid_bits_{kind}": bits_per_byte(tagi, texts, corpus, kind) for kind in kinds(tagi)}
+
+    return score if texts else None
 
 
 def _table(plan: Plan) -> Table:

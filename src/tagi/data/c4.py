@@ -80,20 +80,20 @@ class TokenStore:
         Raises:
             DataError: See `documents`; also if no document is long enough.
         """
-        store = TokenStore.of(islice(documents(files), limit), tokenizer)
+        store = TokenStore.of(islice(documents(files), limit), tokenizer, longest=MAX_LENGTH)
         if not len(store):
             raise DataError(files[0].parent, "text", f"no document has {SEGMENTS} tokens or more")
         return store
 
     @staticmethod
-    def of(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> "TokenStore":
-        """Tokenize texts; those with fewer than 3 tokens are skipped, long ones cut.
+    def of(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, *, longest: int | None = None) -> "TokenStore":
+        """Tokenize texts; those with fewer than 3 tokens are skipped, those with more than `longest` cut.
 
         Takes two bytes a token, four with a vocabulary past 65,536. No special tokens are added.
         """
         tokens = array("H" if len(tokenizer) <= 1 << 16 else "i")
         ends = array("q", [0])
-        for ids in _tokenized(texts, tokenizer):
+        for ids in _tokenized(texts, tokenizer, longest):
             if len(ids) >= SEGMENTS:
                 tokens.extend(ids)
                 ends.append(len(tokens))
@@ -116,7 +116,8 @@ def pretraining_segments(store: TokenStore, index: int, seed: int) -> Segments:
     return cut(store[int(document)], np.random.default_rng((seed, 1, index)))
 
 
-def _tokenized(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def _tokenized(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, longest: int | None) -> Iterator[list[int]]:
+    cut = {"truncation": True, "max_length": longest} if longest is not None else {}
     while chunk := list(islice(texts, _CHUNK)):
-        encoded = tokenizer(chunk, add_special_tokens=False, truncation=True, max_length=MAX_LENGTH)
+        encoded = tokenizer(chunk, add_special_tokens=False, **cut)
         yield from encoded["input_ids"]

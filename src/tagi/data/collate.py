@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,17 @@ from tagi.data.types import Instruction
 from tagi.methods import Method
 
 IGNORE = -100
+
+
+class Packing(NamedTuple):
+    """Which of a row's texts, numbered from 1, each token belongs to; 0 is padding. Texts of a row do not meet."""
+
+    input: Tensor  # (R, N)
+    target: Tensor  # (R, O)
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same on another device."""
+        return Packing(self.input.to(device), self.target.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,7 @@ class Batch:
     prompt_ids: Tensor | None = None  # (R, P), instruction and input in one text, for a teacher that reads (a; b)
     prompt_mask: Tensor | None = None  # (R, P)
     shots: tuple[Tensor, Tensor] | None = None  # (T, E, S) each: demonstrations for a teacher, and their mask
+    packing: Packing | None = None  # of rows that hold several texts each
 
     @property
     def tokens(self) -> int:
@@ -48,6 +60,8 @@ class Batch:
         moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
         if self.shots is not None:
             moved["shots"] = (self.shots[0].to(device), self.shots[1].to(device))
+        if self.packing is not None:
+            moved["packing"] = self.packing.to(device)
         return replace(self, **moved)
 
     def as_prompt(self) -> "Batch":

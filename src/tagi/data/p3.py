@@ -172,6 +172,17 @@ class P3Dataset:
             raise DataError(self.root / "eval", "", "holds no held-out task (such as super_glue_rte.jsonl)")
         return here
 
+    def eval_texts(self) -> Iterator[str]:
+        """Every text of the held-out rows that are here, field by field.
+
+        Raises:
+            DataError: a damaged row.
+        """
+        for path in (self.root / "eval" / f"{name}.jsonl" for name in EVALUATION):
+            if path.exists():
+                for _, row in _raw_rows(path):
+                    yield from _texts(row)
+
     def _tasks(self, name: str, category: str, template: Template, examples: list[Example]) -> list[Task]:
         if self.instruction == "template":
             return [Task(name, Instruction(masked(template)), (category,), examples)]
@@ -240,6 +251,15 @@ def _raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise DataError(path, f"line {number}", "must be a JSON object")
         yield f"{number}", row
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inside in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inside)
 
 
 def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]]) -> list[Example]:

@@ -5,7 +5,7 @@ Both keep T5's special tokens and their ids: `<pad>` 0, `</s>` 1 (appended to ev
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, count, takewhile
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -73,6 +73,13 @@ def unigram(texts: Iterable[str], vocabulary_size: int, *, extra_ids: int = 0) -
     return _finish(tokenizer, sentinels=[f"<extra_id_{index}>" for index in reversed(range(extra_ids))])
 
 
+def sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids of `<extra_id_0>`, `<extra_id_1>` and so on, as many as a tokenizer has."""
+    vocabulary = tokenizer.get_vocab()
+    names = takewhile(lambda name: name in vocabulary, (f"<extra_id_{index}>" for index in count()))
+    return tuple(vocabulary[name] for name in names)
+
+
 def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     """The stretches of `text` that the tokenizer maps to `<unk>`, in order, each once."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -84,10 +91,10 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
 def _alphabet(texts: Sequence[str]) -> set[str]:
     counts = Counter(character for text in texts for character in text if character != " ")
     ranked = counts.most_common()
-    reached = accumulate(count for _, count in ranked)
+    reached = accumulate(times for _, times in ranked)
     needed = CHARACTER_COVERAGE * counts.total()
     return {_SPACE} | {
-        character for (character, count), total in zip(ranked, reached, strict=True) if total - count < needed
+        character for (character, times), total in zip(ranked, reached, strict=True) if total - times < needed
     }
 
 

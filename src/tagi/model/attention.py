@@ -21,10 +21,10 @@ def join_heads(x_RHLK: Tensor) -> Tensor:
     return x_RHLK.transpose(1, 2).flatten(-2)
 
 
-def padding_bias(mask_RL: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 for a token and 0 for padding -> additive bias (R, 1, 1, L)."""
-    lowest = torch.finfo(dtype).min
-    return torch.zeros_like(mask_RL, dtype=dtype).masked_fill(mask_RL == 0, lowest)[:, None, None, :]
+def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 for a token and 0 for padding, (R, L), or by query (R, O, L) -> additive bias (R, 1, 1 or O, L)."""
+    hidden = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)
+    return hidden[:, None] if mask.dim() == 3 else hidden[:, None, None, :]
 
 
 def causal_bias(length: int, past: int, like: Tensor) -> Tensor:

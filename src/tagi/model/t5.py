@@ -235,10 +235,20 @@ class T5(nn.Module):
         return DecoderContext(layers, padding_bias(mask, hidden.dtype), memory)
 
     def decode(
-        self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: Past | None = None
+        self,
+        ids: Tensor,
+        context: DecoderContext,
+        *,
+        modules: Modules,
+        rows: Rows,
+        past: Past | None = None,
+        seen: Tensor | None = None,
     ) -> tuple[Tensor, Past]:
+        """See `Backbone.decode`; `seen` (R, O, O) says which tokens each one sees of those before it, if not all."""
         x_ROD = self.dropout(self.embedding(ids))
         bias = self._decoder_bias(ids.shape[1], modules, past)
+        if seen is not None:
+            bias = bias + padding_bias(seen, bias.dtype)
         read: list[KeyValue] = []
         for block in self.decoder:
             x_ROD, own = self._through(block, x_ROD, bias, context, modules, rows, past)
@@ -246,6 +256,19 @@ class T5(nn.Module):
         layers = tuple(read)
         longer = Past(layers, layers[0].k.shape[2]) if past is None else past.after(layers)
         return self.logits(self.dropout(self.decoder_norm(x_ROD))), longer
+
+    def packed(self, ids: Tensor, owner_RN: Tensor, decoder_ids: Tensor, decoder_owner_RO: Tensor) -> Tensor:
+        """Logits (R, O, V) of rows that hold several texts each, as if every text were a row of its own.
+
+        Args:
+            ids: (R, N), as `owner_RN`, the text of its row that each token belongs to.
+            decoder_ids: (R, O), as `decoder_owner_RO`; every text begins with the start token.
+        """
+        rows = Rows(len(ids), len(ids))
+        hidden = self.encode(ids, _same(owner_RN, owner_RN), modules={}, rows=rows)
+        context = self.context(hidden, _same(decoder_owner_RO, owner_RN), modules={}, rows=rows, memory=None)
+        seen = _same(decoder_owner_RO, decoder_owner_RO)
+        return self.decode(decoder_ids, context, modules={}, rows=rows, seen=seen)[0]
 
     def logits(self, x_ROD: Tensor) -> Tensor:
         """Decoder outputs to scores over the vocabulary (R, O, V)."""
@@ -288,6 +311,11 @@ class T5(nn.Module):
             max_distance=self.shape.relative_attention_max_distance,
         )
         return table(bucket).permute(2, 0, 1)[None]
+
+
+def _same(owner_RO: Tensor, owner_RL: Tensor) -> Tensor:
+    """Whether a query and a key belong to the same text, (R, O, L)."""
+    return owner_RO[:, :, None] == owner_RL[:, None, :]
 
 
 def _prefix_length(modules: Modules, kind: AttentionKind) -> int:

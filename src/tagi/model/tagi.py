@@ -22,6 +22,7 @@ from tagi.model.hypernetwork import Hypernetwork
 from tagi.model.language_model import LanguageModel
 from tagi.model.lora import folded
 from tagi.model.rows import Rows
+from tagi.model.t5 import T5
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +168,17 @@ class TagiModel(nn.Module):
         decoder_ids: Tensor,
         rows: Rows,
         memory: Tensor | None = None,
+        packing: tuple[Tensor, Tensor] | None = None,
     ) -> Output:
         """Instructions (T, S), inputs (R, N), shifted targets (R, O) to logits (R, O, V).
 
-        `memory` (T, S, D) are the instructions already encoded, where that was done before.
+        `memory` (T, S, D) are the instructions already encoded, where that was done before. With `packing` rows hold
+        several texts each, (R, N) and (R, O) say which; such rows have no instruction.
         """
+        if packing is not None:
+            assert isinstance(self.backbone, T5)
+            logits = self.backbone.packed(input_ids, packing[0], decoder_ids, packing[1])
+            return Output(logits, neutral(self.backbone, 1))
         if memory is None:
             adapter = self.adapt(instruction_ids, instruction_mask)
         else:
@@ -211,8 +218,13 @@ def initialise(model: TagiModel, generator: torch.Generator) -> None:
         fusion_module.initialise(model.fusion, generator)
 
 
-def shift_right(labels_RO: Tensor, start: int, pad: int) -> Tensor:
-    """Labels (ignored positions -100) to decoder inputs: the start token, then all but the last label."""
+def shift_right(labels_RO: Tensor, start: int, pad: int, owner_RO: Tensor | None = None) -> Tensor:
+    """Labels (ignored positions -100) to decoder inputs: the start token, then all but the last label.
+
+    Where rows hold several texts, `owner_RO` says which a label belongs to, and every one of them begins anew.
+    """
     shifted = labels_RO.roll(1, dims=1)
     shifted[:, 0] = start
+    if owner_RO is not None:
+        shifted[:, 1:].masked_fill_(owner_RO[:, 1:] != owner_RO[:, :-1], start)
     return shifted.masked_fill(shifted == -100, pad)

@@ -3,14 +3,14 @@
 import warnings
 from pathlib import Path
 
+from tagi import methods
 from tagi.config import RunConfig
 from tagi.data.collate import Collator
 from tagi.errors import ConfigError
-from tagi.model import checkpoint
-from tagi.model.checkpoint import BACKBONE
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
+from tagi.train.backbone import check_tokenizer, read_text, text_batches, write_about
 from tagi.train.encodings import encodings
 from tagi.train.objective import build_objective
 from tagi.train.sources import batches, check_stage
@@ -27,29 +27,41 @@ def build_stage(config: RunConfig) -> ModelStage:
     Raises:
         TagiError: whatever in the config, the data or the checkpoint does not fit.
     """
+    check_stage(config, methods.get(config.method))
+    if config.stage == "backbone":
+        return _backbone_stage(config)
     begin = start(config)
-    model, tokenizer, settings = begin.model, begin.tokenizer, begin.settings
-    method = model.method
-    check_stage(config, method)
+    model, tokenizer = begin.model, begin.tokenizer
     _check_parts(config, model)
     objective = build_objective(config, model, tokenizer)
     distils = config.objective.lambda_kl > 0
-    collator = Collator(tokenizer, config.prompt, method, prompts=distils, shots=config.objective.shots)
-    outside = None if settings.backbone == BACKBONE else settings.backbone
+    collator = Collator(tokenizer, config.prompt, model.method, prompts=distils, shots=config.objective.shots)
 
     def write(folder: Path) -> None:
         if objective.cache is not None:
             objective.cache.flush()  # what a checkpoint has seen must be found again when it is resumed
-        changed = {} if outside else {"backbone_fingerprint": checkpoint.fingerprint(model.backbone)}
-        checkpoint.write(model, settings.model_copy(update=changed), folder)
-        tokenizer.save_pretrained(folder)
-
-    def read(folder: Path) -> None:
-        model.load_state_dict(checkpoint.load(folder, backbone=outside).model.state_dict())
+        begin.write(folder)
 
     parts = optim.trainable(model, config.training)
     terms, encode = objective.terms, encodings(model, config.training)
-    return ModelStage(model, parts, batches(config, collator), write, read, terms, encode=encode)
+    return ModelStage(model, parts, batches(config, collator), write, begin.read, terms, encode=encode)
+
+
+def _backbone_stage(config: RunConfig) -> ModelStage:
+    """Stage `backbone`: plain text, read and written without any instruction."""
+    text = read_text(config)
+    begin = start(config, text.tokenizer)
+
+    def write(folder: Path) -> None:
+        begin.write(folder)
+        write_about(text.about, folder)
+
+    def read(folder: Path) -> None:
+        check_tokenizer(text, folder)
+        begin.read(folder)
+
+    parts = optim.trainable(begin.model, config.training)
+    return ModelStage(begin.model, parts, text_batches(config, text), write, read)
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
-from tagi.config import RunConfig, Shape
+from tagi.config import DataConfig, RunConfig, Shape
 from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
@@ -48,8 +48,12 @@ def tokenizer_at_hand(config: RunConfig, shape: Shape) -> PreTrainedTokenizerBas
 
 
 def data_at_hand(config: RunConfig) -> bool:
-    """Whether the run's data can be read here."""
+    """Whether the run's data can be read here; a corpus need not be, for its rows have a fixed length."""
     data = config.data
+    return data.source != "corpus" and _here(data)
+
+
+def _here(data: DataConfig) -> bool:
     return data.source == "micro" or Path(data.path or "").is_dir()
 
 
@@ -88,7 +92,11 @@ def from_limits(config: RunConfig) -> Measured:
     training, prompt = config.training, config.prompt
     method = methods.get(config.method)
     rows = training.tasks_per_batch * training.rows_per_task
-    if config.data.source == "c4":
+    if config.data.corpus is not None:
+        corpus = config.data.corpus
+        lengths = Lengths(1, rows, 0, corpus.length, corpus.target_length)
+        tokens = rows * (corpus.length + corpus.target_length)
+    elif config.data.source == "c4":
         part = longest_part(rows)
         lengths, tokens = Lengths(rows, rows, part, part, part), rows * MAX_LENGTH
     else:

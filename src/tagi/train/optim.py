@@ -82,7 +82,7 @@ def clip_lanes(parameters: Sequence[Tensor], limit: float) -> Tensor:
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Factor on every group's rate at a step (from 0): linear warmup, then the schedule down to 0."""
+    """Factor on every group's rate at a step (from 0): linear warmup, then the schedule."""
     warm = math.ceil(config.warmup * config.steps)
     if step < warm:
         return (step + 1) / warm
@@ -91,6 +91,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         return 1.0 - rest
     if config.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * rest))
+    if config.schedule == "trapezoid":
+        return min(1.0, (1.0 - step / config.steps) / config.decay)
     return 1.0
 
 

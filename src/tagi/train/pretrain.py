@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tagi.config import DataConfig, RunConfig
-from tagi.data.c4 import Segments, TokenStore, list_files, pretraining_segments
+from tagi.data.c4 import MAX_LENGTH, Segments, TokenStore, list_files, pretraining_segments
 from tagi.data.collate import Batch, Collator, assemble
 from tagi.data.mixture import epoch_order
 from tagi.train.finetune import micro_split
@@ -34,7 +34,7 @@ def text_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch
 def _store(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     data = config.data
     if data.source == "micro":
-        return TokenStore.of(micro_text(data), tokenizer)
+        return TokenStore.of(micro_text(data), tokenizer, longest=MAX_LENGTH)
     return TokenStore.build(list_files(Path(data.path or ""), "train"), tokenizer, limit=data.max_documents)
 
 

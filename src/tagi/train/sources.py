@@ -25,6 +25,10 @@ def check_stage(config: RunConfig, method: Method) -> None:
         ConfigError: one sentence that names the field.
     """
     stage, name, once, source = config.stage, config.method, method.reads_instruction_once, config.data.source
+    if (stage == "backbone") != (source == "corpus"):
+        raise ConfigError(f"data.source: {source} does not suit stage {stage}")
+    if stage == "backbone" and (once or method.prompt or method.decoder_only):
+        raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")
     if method.decoder_only and config.training.gradient_checkpointing:
         raise ConfigError(f"training.gradient_checkpointing: {name} trains through cached keys, which it would drop")
     if method.on_target != (config.data.part == "test"):

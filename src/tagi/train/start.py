@@ -39,9 +39,27 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     settings: ModelConfig
 
+    @property
+    def outside(self) -> str | None:
+        """Where a backbone lies that a checkpoint only refers to."""
+        return None if self.settings.backbone == BACKBONE else self.settings.backbone
 
-def start(config: RunConfig) -> Start:
+    def write(self, folder: Path) -> None:
+        """The files of a checkpoint of the model as it is now, into a folder that exists."""
+        changed = {} if self.outside else {"backbone_fingerprint": checkpoint.fingerprint(self.model.backbone)}
+        checkpoint.write(self.model, self.settings.model_copy(update=changed), folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def read(self, folder: Path) -> None:
+        """Put a checkpoint's tensors into the model."""
+        self.model.load_state_dict(checkpoint.load(folder, backbone=self.outside).model.state_dict())
+
+
+def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Start:
     """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
+
+    Args:
+        tokenizer: of random initialisation, where it is made already.
 
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
@@ -50,12 +68,12 @@ def start(config: RunConfig) -> Start:
         return _go_on(config, Path(config.start_from))
     assert config.backbone is not None
     generator = torch.Generator().manual_seed(config.training.seed)
-    backbone, tokenizer = _backbone(config.backbone, config.data, generator)
-    return _with_parts(config, backbone, tokenizer, config.backbone.path, generator)
+    backbone, found = _backbone(config.backbone, config.data, generator, tokenizer)
+    return _with_parts(config, backbone, found, config.backbone.path, generator)
 
 
 def _backbone(
-    config: BackboneConfig, data: DataConfig, generator: torch.Generator
+    config: BackboneConfig, data: DataConfig, generator: torch.Generator, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if config.path is not None:
         folder = locate(config.path)
@@ -64,7 +82,7 @@ def _backbone(
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, load_tokenizer(folder)
     shape = random_shape(config)
-    tokenizer = random_tokenizer(config, shape, data)
+    tokenizer = tokenizer or random_tokenizer(config, shape, data)
     backbone = build(shape.model_copy(update={"vocab_size": len(tokenizer)}), generator.initial_seed())
     if isinstance(backbone, T5):
         initialise_t5(backbone, generator)
@@ -94,6 +112,8 @@ def random_tokenizer(config: BackboneConfig, shape: Shape, data: DataConfig) -> 
     """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
         return word_level(microtasks.micro_vocabulary())
+    if config.tokenizer != "unigram":
+        return load_tokenizer(Path(str(config.tokenizer)))
     return unigram(_texts(data), shape.vocab_size)
 
 
