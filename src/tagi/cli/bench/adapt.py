@@ -26,6 +26,7 @@ def adapt(
     shape: options.ShapeName = "t5-small",
     positives: options.Shots = 0,
     rank: options.Rank = 32,
+    hidden: options.Hidden = 128,
     width: options.Width = None,
     tokenizer: options.TokenizerOption = None,
     tasks: Annotated[
@@ -58,7 +59,10 @@ def adapt(
 
     systems = [get(name) for name in system or SYSTEMS]
     check(systems)
-    sizes, lengths = options.setup(shape, rank, width, dtype), options.lengths_of_tasks(data, positives, tokenizer)
+    sizes, lengths = (
+        options.setup(shape, rank, hidden, width, dtype),
+        options.lengths_of_tasks(data, positives, tokenizer),
+    )
     with bar("timing") as report:
         found = adapt_bench(
             sizes,

@@ -28,6 +28,7 @@ def flops(
     shape: options.ShapeName = "t5-base",
     positives: options.Shots = 0,
     rank: options.Rank = 32,
+    hidden: options.Hidden = 128,
     width: options.Width = None,
     tokenizer: options.TokenizerOption = None,
     as_json: Json = False,
@@ -37,11 +38,18 @@ def flops(
 
     from tagi.bench.tasks import mean_lengths, system_costs
 
-    sizes = options.setup(shape, rank, width, "fp32")
+    sizes = options.setup(shape, rank, hidden, width, "fp32")
     lengths = options.lengths_of_tasks(data, positives, tokenizer)
     found = system_costs(sizes.shape, sizes.generator, sizes.fused, lengths)
     if as_json:
-        asked = {"data": str(data), "shape": shape, "positives": positives, "rank": rank, "width": width}
+        asked = {
+            "data": str(data),
+            "shape": shape,
+            "positives": positives,
+            "rank": rank,
+            "hidden": hidden,
+            "width": width,
+        }
         print_json({"systems": [asdict(one) for one in found], "lengths": mean_lengths(lengths), "command": asked})
         return
     stdout().print(_flops_table(found, f"100 examples of a task, {shape}, {positives} demonstrations"))
@@ -53,6 +61,7 @@ def inference(
     shape: options.ShapeName = "t5-small",
     positives: options.Shots = 0,
     rank: options.Rank = 32,
+    hidden: options.Hidden = 128,
     width: options.Width = None,
     tokenizer: options.TokenizerOption = None,
     batch: options.Batches = None,
@@ -71,7 +80,7 @@ def inference(
     from tagi.bench.inference import one_task
     from tagi.bench.tasks import mean_lengths, mean_task
 
-    sizes, systems = options.setup(shape, rank, width, dtype), _systems(system)
+    sizes, systems = options.setup(shape, rank, hidden, width, dtype), _systems(system)
     lengths = options.lengths_of_tasks(data, positives, tokenizer)
     with bar("timing") as report:
         found = one_task(

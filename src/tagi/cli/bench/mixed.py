@@ -27,6 +27,7 @@ def mixed(
     length: Annotated[int, typer.Option("--input", min=1, help="Tokens of an input.")] = 116,
     target: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 12,
     rank: options.Rank = 32,
+    hidden: options.Hidden = 128,
     dtype: options.Dtype = "fp32",
     peft: Annotated[bool, typer.Option("--peft/--no-peft", help="Compare with peft's adapter_names.")] = True,
     peft_up_to: Annotated[
@@ -47,7 +48,11 @@ def mixed(
     from tagi.bench import mixed as cases
     from tagi.model.costs import TaskLengths
 
-    sizes, task, found = options.setup(shape, rank, None, dtype), TaskLengths(instruction, 0, 0, length, target), []
+    sizes, task, found = (
+        options.setup(shape, rank, hidden, None, dtype),
+        TaskLengths(instruction, 0, 0, length, target),
+        [],
+    )
     for count in tasks or TASKS:
         with bar(f"{count} tasks, adapters at hand") as report:
             found.append(cases.warm(sizes, task, count, rounds, peft=peft, progress=report))

@@ -31,6 +31,7 @@ Shots = Annotated[
 ]
 Rank = Annotated[int, typer.Option("--rank", min=1, help="LoRA rank.")]
 Width = Annotated[int | None, typer.Option("--width", min=4, help="Width of fusion (default: d_model / 4).")]
+Hidden = Annotated[int, typer.Option("--hidden", min=1, help="Hidden width of the adapter generator.")]
 TokenizerOption = Annotated[
     str | None,
     typer.Option("--tokenizer", metavar="DIR", help="A tokenizer, folder or hub name (default: trained on the tasks)."),
@@ -59,7 +60,7 @@ def named(name: str) -> T5Shape:
         raise ConfigError(f"--shape: {error}") from error
 
 
-def setup(shape: str, rank: int, width: int | None, dtype: str) -> Setup:
+def setup(shape: str, rank: int, hidden: int, width: int | None, dtype: str) -> Setup:
     """Sizes and number format of the models.
 
     Raises:
@@ -69,7 +70,7 @@ def setup(shape: str, rank: int, width: int | None, dtype: str) -> Setup:
     from tagi.config import FusionConfig, HypernetworkConfig
     from tagi.train.precision import DTYPES
 
-    return Setup(named(shape), HypernetworkConfig(rank=rank), FusionConfig(width=width), DTYPES[dtype])
+    return Setup(named(shape), HypernetworkConfig(rank=rank, hidden=hidden), FusionConfig(width=width), DTYPES[dtype])
 
 
 def lengths_of_tasks(data: Path, positives: int, tokenizer: str | None) -> list[TaskLengths]:
