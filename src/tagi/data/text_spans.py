@@ -8,6 +8,7 @@ from tagi.data.text_kinds import (
     Draw,
     Kind,
     Row,
+    answered,
     inner_names,
     need,
     once,
