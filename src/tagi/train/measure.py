@@ -9,7 +9,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
-from tagi.config import RunConfig, Shape
+from tagi.config import DataConfig, RunConfig, Shape
 from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
@@ -49,8 +49,15 @@ def tokenizer_at_hand(config: RunConfig, shape: Shape) -> PreTrainedTokenizerBas
 
 def data_at_hand(config: RunConfig) -> bool:
     """Whether the run's data can be read here."""
-    data = config.data
-    return data.source == "micro" or Path(data.path or "").is_dir()
+    sources = tuple(config.data.parts.values()) or (config.data,)
+    return all(data.source == "micro" or Path(data.path or "").is_dir() for data in sources)
+
+
+def _shortened(data: DataConfig) -> DataConfig:
+    """The same data with no more documents than a plan needs."""
+    limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
+    parts = {name: _shortened(part) for name, part in data.parts.items()}
+    return data.model_copy(update={"max_documents": limit, "parts": parts})
 
 
 def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None]) -> Measured:
@@ -59,10 +66,8 @@ def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Cal
     Raises:
         TagiError: the data is there but cannot be used.
     """
-    method, data = methods.get(config.method), config.data
-    limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
-    short = config.model_copy(update={"data": data.model_copy(update={"max_documents": limit})})
-    collator = Collator(tokenizer, config.prompt, method)
+    short = config.model_copy(update={"data": _shortened(config.data)})
+    collator = Collator(tokenizer, config.prompt, methods.get(config.method))
     draw = batches(short, collator)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []
