@@ -10,7 +10,7 @@ from rich.table import Table
 
 import tagi as package
 from tagi.cli.common import bar, table
-from tagi.cli.scores import interval, percent, with_interval
+from tagi.cli.scores import interval, percent
 from tagi.data.text_tasks import Probe, ProbeTasks
 from tagi.data.types import Task
 from tagi.eval.evaluate import Evaluation, InstructionControl, evaluate
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from tagi.infer.engine import Tagi
 
 CONTROLS: dict[InstructionControl, str] = {
-    "aligned": "right instruction",
-    "shuffled": "another task's",
+    "aligned": "right",
+    "shuffled": "another's",
     "empty": "none",
 }
 TITLES: dict[Probe, str] = {
-    "copy": "copying a span that is named",
-    "choose": "choosing an option",
-    "yes_no": "yes or no by a rule",
+    "copy": "copy a span",
+    "choose": "choose",
+    "yes_no": "yes or no",
 }
-HEADER = ("", "n", *CONTROLS.values(), "chance", "seen values", "new values")
+HEADER = ("", "n", *CONTROLS.values(), "chance", "seen", "new")
 
 
 def score(tagi: Tagi, drawn: Mapping[Probe, ProbeTasks], seed: int, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,15 +46,13 @@ def score(tagi: Tagi, drawn: Mapping[Probe, ProbeTasks], seed: int, asked: Mappi
 
 
 def score_table(scores: Mapping[str, Any]) -> Table:
-    """The scores for a terminal."""
+    """The scores for a terminal; the last columns are the right instruction's, by the values that it names."""
     command = scores["command"]
-    shown = table(f"probes, exact match, {command['method']}", HEADER)
+    shown = table(f"probes, exact match by instruction, {command['method']}", HEADER)
     for name, title in TITLES.items():
         one = scores["probes"][name]
-        right = with_interval(one["exact_match"]["aligned"], one["interval"])
-        others = [percent(one["exact_match"][control]) for control in list(CONTROLS)[1:]]
-        parts = [percent(one["by_values"][part]) for part in ("seen", "new")]
-        shown.add_row(title, f"{one['n']:,}", right, *others, percent(one["chance"]), *parts)
+        values = [*(one["exact_match"][control] for control in CONTROLS), one["chance"], *one["by_values"].values()]
+        shown.add_row(title, f"{one['n']:,}", *map(percent, values))
     return shown
 
 

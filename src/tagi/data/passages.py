@@ -85,8 +85,8 @@ class Passages:
         """
         found = Passages.of(islice(documents(list_files(folder, part)), limit), folder)
         if len(found.sentences) < FEWEST_SENTENCES or not found.nameable:
-            reason = f"holds {len(found.sentences)} usable English sentences in c4-{part} files, too few for tasks"
-            raise DataError(folder, "text", reason)
+            held = f"{len(found.sentences)} usable English sentences and {len(found.nameable)} words to name"
+            raise DataError(folder, "text", f"holds {held} in c4-{part} files, too few for tasks")
         return found
 
     @staticmethod

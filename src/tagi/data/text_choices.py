@@ -261,7 +261,7 @@ KINDS = (
     ),
     _choose("holds_word", ('contains the word "{word}"', 'has the word "{word}" in it'), _sentence_with, "word"),
     _choose("asks", ("is a question", "asks something"), _question),
-    Kind("nth_option", "choose", ("comes {place}", "is the {place} of them"), _nth_option, ("place", *_CHOICE)),
+    Kind("nth_option", "choose", ("comes {place}", "is the {place} of them"), _nth_option, ("place", "options")),
     _judge(
         "has_word",
         ('contains the word "{word}"', 'has the word "{word}" in it'),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Literal, NamedTuple, get_args
 from zlib import crc32
@@ -26,7 +26,8 @@ _DERIVED = re.compile(r"(?:an|ish|ese|day|ber|uary|ism|ist)$|^(?:March|April|May
 _HELD_OUT = 5  # one word in so many is named in probes only
 
 
-class Values(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Values:
     """The values that an instruction names; a kind uses some of them."""
 
     word: str = ""
@@ -47,7 +48,7 @@ class Values(NamedTuple):
     @property
     def spoken(self) -> dict[str, str]:
         """As they stand in an instruction."""
-        told = {name: str(value) for name, value in self._asdict().items()}
+        told = {name: str(value) for name, value in asdict(self).items()}
         number = f"{COUNT_WORDS[self.sentences]} sentence" + ("s" if self.sentences > 1 else "")
         return told | {"count": COUNT_WORDS[self.count], "nth": ORDINALS[self.nth], "sentences": number}
 
