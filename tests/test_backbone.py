@@ -244,7 +244,7 @@ def test_a_model_that_knows_nothing_needs_log_v_bits_a_token(reader: Tagi, texts
     assert kinds(reader) == ("spans", "prefix")
     measured = bits_per_byte(reader, [text], config, "prefix")
     vocabulary = reader.model.backbone.shape.vocab_size
-    cuts = [(len(ids) - cut + 1, len(reader.tokenizer.decode(ids[cut:]).encode())) for cut in range(1, len(ids))]
+    cuts = [(len(ids) - cut + 1, len(str(reader.tokenizer.decode(ids[cut:])).encode())) for cut in range(1, len(ids))]
     possible = [tokens * math.log2(vocabulary) / size for tokens, size in cuts]
     spaced = [tokens * math.log2(vocabulary) / (size + 1) for tokens, size in cuts]  # a piece that begins with a space
     assert min(abs(measured - one) for one in possible + spaced) < 1e-4

@@ -223,9 +223,13 @@ class CorpusConfig(Frozen):
 class DataConfig(Frozen):
     """Training and validation tasks."""
 
-    source: Literal["micro", "sni", "c4", "p3", "corpus"]
+    source: Literal["micro", "sni", "c4", "p3", "corpus", "text", "mixture"]
+    """`corpus`: plain text of several kinds, `corpus`; `text`: tasks over the documents of a folder in C4's format;
+    `mixture`: several sources of tasks, `parts`."""
     path: str | None = None
-    """Folder of the data set (sni, c4, p3)."""
+    """Folder of the data set (sni, c4, p3, text)."""
+    parts: dict[str, "DataPart"] = {}
+    """Sources that share the turns of a mixture, by any name: `data.parts.NAME.path=…` addresses a field."""
     split: str = "default"
     """A folder of `splits/` (sni); 5, 10, 20, 36 (the default) or all (p3)."""
     part: Literal["train", "test"] = "train"
@@ -249,7 +253,7 @@ class DataConfig(Frozen):
     single_visits: Positive = 100
     """Turns that each family of single operations has in an epoch, shared by its operations (micro)."""
     max_documents: Positive | None = None
-    """Documents of plain text (c4); None means all."""
+    """Documents of plain text (c4, text); None means all (c4) or the first 10,000 (text)."""
     seed: int = 0
     """Seed of the splits and of the generated tasks; the order of training has its own."""
     corpus: CorpusConfig | None = None
@@ -259,11 +263,31 @@ class DataConfig(Frozen):
     def _has_folder(self) -> Self:
         if (self.source == "corpus") != (self.corpus is not None):
             raise ValueError("corpus: source=corpus and data.corpus belong together")
-        if self.source not in ("micro", "corpus") and self.path is None:
+        if self.source not in ("micro", "corpus", "mixture") and self.path is None:
             raise ValueError(f"data.path is required for source={self.source}")
+        if (self.source == "mixture") != bool(self.parts):
+            raise ValueError("source=mixture needs parts, and nothing else has any")
         if self.part == "test" and not self.skip:
             raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
         return self
+
+
+class DataPart(DataConfig):
+    """One source of a mixture."""
+
+    share: Annotated[float, Field(gt=0.0)]
+    """Of the turns, relative to the other parts; kept to a thousandth."""
+
+    @model_validator(mode="after")
+    def _can_be_mixed(self) -> Self:
+        if self.source in ("c4", "mixture"):
+            raise ValueError(f"source={self.source} cannot be part of a mixture; micro, sni, p3 and text can")
+        if self.part == "test":
+            raise ValueError("part=test cannot be part of a mixture")
+        return self
+
+
+DataConfig.model_rebuild()
 
 
 class TrainingConfig(Frozen):
@@ -401,7 +425,8 @@ class RunConfig(Frozen):
     def _one_start(self) -> Self:
         if (self.start_from is None) == (self.backbone is None):
             raise ValueError("give either backbone (a fresh start) or start_from (an earlier stage)")
-        if self.data.instruction == "full" and self.training.rows_per_task > 1:
+        full = any(data.instruction == "full" for data in (self.data, *self.data.parts.values()))
+        if full and self.training.rows_per_task > 1:
             raise ValueError("data.instruction: with full every row is a task of its own; set training.rows_per_task=1")
         if self.objective.lambda_ins and self.bank is None:
             raise ValueError("objective.lambda_ins needs a teacher bank (bank)")
@@ -505,13 +530,17 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
 
 
 def _all_keys(kind: type[BaseModel]) -> set[str]:
-    keys: set[str] = set()
-    for name, field in kind.model_fields.items():
-        keys.add(name)
+    return {name for section in _sections(kind, set()) for name in section.model_fields}
+
+
+def _sections(kind: type[BaseModel], found: set[type[BaseModel]]) -> set[type[BaseModel]]:
+    """A config and every config inside it, added to those that were `found` already."""
+    found.add(kind)
+    for field in kind.model_fields.values():
         for nested in _members(field.annotation):
-            if isinstance(nested, type) and issubclass(nested, BaseModel):
-                keys |= _all_keys(nested)
-    return keys
+            if isinstance(nested, type) and issubclass(nested, BaseModel) and nested not in found:
+                _sections(nested, found)
+    return found
 
 
 def _members(annotation: Any) -> list[Any]:

@@ -213,6 +213,33 @@ def text(
     stdout().print(made)
 
 
+@app.command("probes", epilog="Example: tagi eval probes --data c4 --checkpoint runs/backbone-metatrain/final")
+def probes(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Text in C4's format: c4-validation.*.json.gz.")],
+    tasks: Annotated[int, typer.Option(min=2, help="Tasks of each probe, and as many that name new values.")] = 24,
+    instances: Annotated[
+        int, typer.Option(min=1, help="Rows of each task; with 12 every answer stands at every place equally often.")
+    ] = 12,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Copying what the instruction names, choosing an option, yes or no by a rule: exact match beside chance.
+
+    Each with the right instruction, with another task's of the same probe, and with none.
+    """
+    from tagi.cli import probes as probes_cli
+    from tagi.data.text_tasks import probes as draw
+
+    tagi = open_tagi(checkpoint, backbone)
+    with waiting("drawing tasks"):
+        drawn = draw(data, seed, tasks=tasks, instances=instances, positives=tagi.config.prompt.positives)
+    asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "seed": seed}
+    scores = probes_cli.score(tagi, drawn, seed, asked | {"checkpoint": checkpoint})
+    print_json(scores) if as_json else stdout().print(probes_cli.score_table(scores))
+
+
 def _score(
     tagi: Tagi,
     tasks: Sequence[Task],

@@ -5,7 +5,8 @@ Batch i is a pure function of the seed and i, so a run resumes at any batch with
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from math import gcd
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ ENDLESS = 100_000
 """A sequence at least this long generates its examples in random order already; it is read straight on."""
 BLOCK = 4
 """Within a task, rows are drawn in shuffled blocks of at most BLOCK · k, sorted by length and cut into groups of k."""
+
+_ROUND = 1_000
 
 
 class TaskSource(Protocol):
@@ -45,6 +48,34 @@ class FixedTasks:
         return self.tasks[number]
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Several sources that take turns, evenly spread; each cycles through its own tasks and counts its own visits."""
+
+    sources: Sequence[TaskSource]
+    shares: Sequence[float]
+    """Relative to each other, kept to a thousandth of the whole; every source has a turn in a round."""
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Turns of every source in one round."""
+        total = sum(self.shares)
+        counts = [max(round(share / total * _ROUND), 1) for share in self.shares]
+        return tuple(count // gcd(*counts) for count in counts)
+
+    @cached_property
+    def _order(self) -> list[tuple[int, int]]:
+        """Of every turn of a round, whose it is and the number m among that source's n, which is due at (m + ½) / n."""
+        due = [((m + 0.5) / n, part, m) for part, n in enumerate(self.counts) for m in range(n)]
+        return [(part, m) for _, part, m in sorted(due)]
+
+    def turn(self, turn: int) -> tuple[int, int]:
+        """Whose turn number `turn` of all is, and its number among that source's own."""
+        number, place = divmod(turn, len(self._order))
+        part, m = self._order[place]
+        return part, number * self.counts[part] + m
+
+
 @dataclass(frozen=True, slots=True)
 class TaskGroup:
     """One task and the k rows of it that stand together in a batch."""
@@ -59,12 +90,16 @@ class TaskGroup:
 
 
 class Mixture:
-    """Every epoch visits each task once, in an order of its own; each visit shows the next k rows."""
+    """Every epoch of a source visits each of its tasks once, in an order of its own; each visit shows the next k rows.
 
-    def __init__(self, source: TaskSource, *, tasks: int, rows: int, seed: int) -> None:
-        if len(source) == 0:
+    Of several sources each has its own epochs; see `Shares`.
+    """
+
+    def __init__(self, source: TaskSource | Shares, *, tasks: int, rows: int, seed: int) -> None:
+        self.shares = source if isinstance(source, Shares) else Shares((source,), (1.0,))
+        if not all(map(len, self.shares.sources)):
             raise ValueError("a mixture needs at least one task")
-        self.source, self.tasks, self.rows, self.seed = source, tasks, rows, seed
+        self.tasks, self.rows, self.seed = tasks, rows, seed
         self._window = lru_cache(maxsize=2)(self._draw_window)
 
     def batch(self, index: int) -> tuple[TaskGroup, ...]:
@@ -80,9 +115,11 @@ class Mixture:
         return [batches[i] for i in order]
 
     def _group(self, turn: int) -> TaskGroup:
-        visit, place = divmod(turn, len(self.source))
-        number = int(epoch_order(self.seed, visit, len(self.source))[place])
-        task = self.source.task(number, visit)
+        part, own = self.shares.turn(turn)
+        source = self.shares.sources[part]
+        visit, place = divmod(own, len(source))
+        number = int(epoch_order(self.seed, visit, len(source))[place])
+        task = source.task(number, visit)
         return TaskGroup(task, draw_rows(task.examples, self.rows, visit, (self.seed, 2, number)))
 
 
@@ -102,7 +139,7 @@ def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[in
     return tuple(members[start : start + rows])
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """The order in which one epoch visits `count` things, a function of the seed and the epoch."""
     return np.random.default_rng((seed, 0, epoch)).permutation(count)

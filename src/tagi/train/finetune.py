@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from tagi.config import DataConfig, RunConfig
+from tagi.data import text_tasks
 from tagi.data.collate import Batch, Collator
 from tagi.data.micro_splits import Split, splits
 from tagi.data.microtasks import MicroTask
-from tagi.data.mixture import FixedTasks, Mixture, TaskSource
+from tagi.data.mixture import FixedTasks, Mixture, Shares, TaskSource
 from tagi.data.p3 import P3Dataset, TrainSet, with_demonstrations
 from tagi.data.sni import SniDataset, largest_categories, meta_split
 from tagi.data.types import Example, Task, named
@@ -61,15 +62,50 @@ def micro_split(data: DataConfig) -> Split:
     return splits(data.seed, train_compositions=data.compositions, valid=data.valid_tasks)
 
 
-def micro_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
-    """Batches of microtasks: compositions once an epoch, single operations as often as the config says."""
+def training_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
+    """Batches of a run's training tasks.
+
+    Raises:
+        TagiError: the data cannot be used, or holds no task.
+    """
+    return task_batches(_mixture(config, task_source(config)), collator)
+
+
+def task_source(config: RunConfig) -> TaskSource | Shares:
+    """The training tasks of a run, or of each part of its mixture.
+
+    Raises:
+        ConfigError: a part without tasks.
+    """
+    parts = config.data.parts
+    if not parts:
+        return _SOURCES[config.data.source](config)
+    sources = {name: _SOURCES[part.source](of_part(config, part)) for name, part in parts.items()}
+    if empty := [name for name, source in sources.items() if not len(source)]:
+        raise ConfigError(f"data.parts.{empty[0]}: has no task to train on")
+    return Shares(tuple(sources.values()), tuple(part.share for part in parts.values()))
+
+
+def of_part(config: RunConfig, part: DataConfig) -> RunConfig:
+    """The run as if a part of its mixture were all of its data."""
+    return config.model_copy(update={"data": part})
+
+
+def text_source(config: RunConfig) -> TaskSource:
+    """Tasks over the training documents of a folder."""
+    data = config.data
+    return text_tasks.text_source(Path(data.path or ""), data.seed, config.demonstrations, data.max_documents)
+
+
+def micro_source(config: RunConfig) -> TaskSource:
+    """Microtasks: compositions once an epoch, single operations as often as the config says."""
     data, split = config.data, micro_split(config.data)
     if data.part == "test":
         targets = named(split.test, lambda task: task.name, data.only)
-        return task_batches(_mixture(config, MicroSource(tuple(targets), config.demonstrations, data.skip)), collator)
+        return MicroSource(tuple(targets), config.demonstrations, data.skip)
     tasks = repeated_singles(split.singles, data.single_visits) + split.compositions
     chosen = named(tasks, lambda task: task.name, data.only)
-    return task_batches(_mixture(config, MicroSource(tuple(chosen), config.demonstrations)), collator)
+    return MicroSource(tuple(chosen), config.demonstrations)
 
 
 def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[MicroTask, ...]:
@@ -78,9 +114,9 @@ def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[Micro
     return tuple(task for task in singles for _ in range(max(visits // sizes[task.operations[0].family], 1)))
 
 
-def sni_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
-    """Batches of the meta-train tasks of Super-NaturalInstructions."""
-    return task_batches(_mixture(config, FixedTasks(sni_tasks(config.data))), collator)
+def sni_source(config: RunConfig) -> TaskSource:
+    """The meta-train tasks of Super-NaturalInstructions."""
+    return FixedTasks(sni_tasks(config.data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +135,17 @@ class P3Source:
         return with_demonstrations(task, count, visit) if count else task
 
 
-def p3_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
-    """Batches of the templates of P3's training sets, without those of the held-out data sets."""
-    return task_batches(_mixture(config, P3Source(tuple(p3_tasks(config.data)), config.demonstrations)), collator)
+def p3_source(config: RunConfig) -> TaskSource:
+    """The templates of P3's training sets, without those of the held-out data sets."""
+    return P3Source(tuple(p3_tasks(config.data)), config.demonstrations)
+
+
+_SOURCES: dict[str, Callable[[RunConfig], TaskSource]] = {
+    "micro": micro_source,
+    "sni": sni_source,
+    "p3": p3_source,
+    "text": text_source,
+}
 
 
 def p3_tasks(data: DataConfig) -> list[Task]:
@@ -161,7 +205,7 @@ def _grouped(things: Iterable[G], key: Callable[[G], str]) -> dict[str, list[G]]
     return dict(sorted(groups.items()))
 
 
-def _mixture(config: RunConfig, source: TaskSource) -> Mixture:
+def _mixture(config: RunConfig, source: TaskSource | Shares) -> Mixture:
     training = config.training
     return Mixture(source, tasks=training.tasks_per_batch, rows=training.rows_per_task, seed=training.seed)
 
@@ -169,7 +213,7 @@ def _mixture(config: RunConfig, source: TaskSource) -> Mixture:
 def valid_tasks(config: RunConfig) -> list[Task]:
     """The meta-valid tasks held out of training, with their first instances; none beside the target tasks themselves.
 
-    With microtasks `valid_tasks` says even then which tasks are the unseen ones.
+    Those of a mixture are its parts'. With microtasks `valid_tasks` says even then which tasks are the unseen ones.
     """
     data = config.data
     if data.part == "test":
@@ -182,7 +226,10 @@ def valid_tasks(config: RunConfig) -> list[Task]:
         return [dataset.load(name, limit=data.valid_instances) for name in names]
     if data.source == "p3":
         return _p3_valid(config)
-    return []
+    if data.source == "text" and data.valid_tasks:
+        folder, shown = Path(data.path or ""), config.prompt.positives
+        return text_tasks.valid_tasks(folder, data.seed, data.valid_tasks, data.valid_instances, shown)
+    return [task for part in data.parts.values() for task in valid_tasks(of_part(config, part))]
 
 
 def sni_tasks(data: DataConfig) -> list[Task]:

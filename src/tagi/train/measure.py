@@ -49,12 +49,19 @@ def tokenizer_at_hand(config: RunConfig, shape: Shape) -> PreTrainedTokenizerBas
 
 def data_at_hand(config: RunConfig) -> bool:
     """Whether the run's data can be read here; a corpus need not be, for its rows have a fixed length."""
-    data = config.data
-    return data.source != "corpus" and _here(data)
+    sources = tuple(config.data.parts.values()) or (config.data,)
+    return all(map(_here, sources))
 
 
 def _here(data: DataConfig) -> bool:
-    return data.source == "micro" or Path(data.path or "").is_dir()
+    return data.source == "micro" or (data.source != "corpus" and Path(data.path or "").is_dir())
+
+
+def _shortened(data: DataConfig) -> DataConfig:
+    """The same data with no more documents than a plan needs."""
+    limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
+    parts = {name: _shortened(part) for name, part in data.parts.items()}
+    return data.model_copy(update={"max_documents": limit, "parts": parts})
 
 
 def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None]) -> Measured:
@@ -63,10 +70,8 @@ def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Cal
     Raises:
         TagiError: the data is there but cannot be used.
     """
-    method, data = methods.get(config.method), config.data
-    limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
-    short = config.model_copy(update={"data": data.model_copy(update={"max_documents": limit})})
-    collator = Collator(tokenizer, config.prompt, method)
+    short = config.model_copy(update={"data": _shortened(config.data)})
+    collator = Collator(tokenizer, config.prompt, methods.get(config.method))
     draw = batches(short, collator)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []

@@ -6,15 +6,13 @@ from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.errors import ConfigError
 from tagi.methods import Method
-from tagi.train.finetune import micro_batches, p3_batches, sni_batches
+from tagi.train.finetune import training_batches
 from tagi.train.pretrain import text_batches
-
-_TASKS = {"micro": micro_batches, "sni": sni_batches, "p3": p3_batches}
 
 
 def batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
     """Batch number i of a run's data, a pure function of the run's seed and i."""
-    draw = text_batches if config.stage == "pretrain" else _TASKS[config.data.source]
+    draw = text_batches if config.stage == "pretrain" else training_batches
     return draw(config, collator)
 
 
@@ -39,5 +37,5 @@ def check_stage(config: RunConfig, method: Method) -> None:
         raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
     if stage in ("pretrain", "finetune") and not once:
         raise ConfigError(f"stage: {stage} trains the parts that read an instruction; {name} has none")
-    if source in (("sni", "p3") if stage == "pretrain" else ("c4",)):
+    if source in (("sni", "p3", "text", "mixture") if stage == "pretrain" else ("c4",)):
         raise ConfigError(f"data.source: {source} does not suit stage {stage}")

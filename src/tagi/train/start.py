@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
 from tagi.train.finetune import p3_tasks, sni_tasks
+from tagi.train.pretrain import micro_text
 
 _CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon")
 TOKENIZER_DOCUMENTS = 20_000
@@ -119,7 +121,13 @@ def random_tokenizer(config: BackboneConfig, shape: Shape, data: DataConfig) -> 
 
 def _texts(data: DataConfig) -> Iterator[str]:
     """The training text of a run, for its tokenizer."""
-    if data.source == "c4":
+    if data.parts:
+        yield from chain.from_iterable(map(_texts, data.parts.values()))
+        return
+    if data.source == "micro":
+        yield from micro_text(data)
+        return
+    if data.source in ("c4", "text"):
         files = list_files(Path(data.path or ""), "train")
         yield from (text for _, text in zip(range(TOKENIZER_DOCUMENTS), documents(files), strict=False))
         return
