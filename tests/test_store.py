@@ -74,6 +74,8 @@ def test_both_bounds_hold_and_nothing_is_lost(tagi: Tagi, tmp_path: Path) -> Non
         for key in [*keys, *keys[-2:], *keys]:
             store.get(key)
             assert store.held_bytes <= bounds["memory_bytes"]
+            everything = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+            assert everything == store.written_bytes() <= bounds["disk_bytes"]
         written = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
         assert 0 < written < store.written_bytes() <= bounds["disk_bytes"]
         assert store.use.memory == 2 and store.use.generated > len(TEXTS)

@@ -103,6 +103,8 @@ class AdapterStore:
         rows = [(key, _text(one)) for key, one in zip(keys, told, strict=True)]
         with self._lock, _explained(self.folder / INSTRUCTIONS), self._instructions:
             self._instructions.executemany("INSERT OR IGNORE INTO instructions VALUES (?, ?)", rows)
+        with self._lock, _tolerated(self.folder / USES):
+            self._drop()
         return keys
 
     def instruction(self, key: str) -> Instruction:
@@ -153,10 +155,9 @@ class AdapterStore:
         return self._held_bytes
 
     def written_bytes(self) -> int:
-        """Of the folder, as the databases have it: adapters of every checkpoint and instructions."""
+        """Of the folder: adapters of every checkpoint, instructions, and when each was used."""
         with self._lock:
-            files = self._uses.execute("SELECT COALESCE(SUM(bytes), 0) FROM uses").fetchone()[0]
-        return int(files) + _size(self.folder / INSTRUCTIONS)
+            return self._files_bytes() + self._databases_bytes()
 
     def close(self) -> None:
         """Close the databases."""
@@ -231,6 +232,8 @@ class AdapterStore:
         data = adapters.to_bytes(adapter)
         if len(data) > self._room():
             return
+        with _tolerated(self.folder / USES):
+            self._drop(len(data))
         target = self._files / key[:2] / f"{key}-{_digest(data)}.safetensors"
         try:
             with atomic_file(target) as draft:
@@ -250,11 +253,18 @@ class AdapterStore:
 
     def _room(self) -> int:
         """Bytes that adapters may have on disk."""
-        return self.disk_bytes - _size(self.folder / INSTRUCTIONS)
+        return self.disk_bytes - self._databases_bytes()
 
-    def _drop(self) -> None:
-        """Drop the files that were longest unused until the rest has room."""
-        total = self._uses.execute("SELECT COALESCE(SUM(bytes), 0) FROM uses").fetchone()[0]
+    def _databases_bytes(self) -> int:
+        """Of both databases, with what is not yet moved into them."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.sqlite3*"))
+
+    def _files_bytes(self) -> int:
+        return int(self._uses.execute("SELECT COALESCE(SUM(bytes), 0) FROM uses").fetchone()[0])
+
+    def _drop(self, needed: int = 0) -> None:
+        """Drop the files that were longest unused until the rest, and so many bytes more, have room."""
+        total = self._files_bytes() + needed
         while total > self._room():
             oldest = self._uses.execute(
                 "SELECT file, path, bytes FROM uses ORDER BY used LIMIT ?", (DROPPED_TOGETHER,)
@@ -311,7 +321,7 @@ _USES = "CREATE TABLE IF NOT EXISTS uses (file TEXT PRIMARY KEY, path TEXT, byte
 def _open(path: Path, table: str, *, synced: bool) -> sqlite3.Connection:
     level = "DEFERRED" if synced else None  # None: every statement stands by itself
     opened = sqlite3.connect(path, timeout=WAIT, check_same_thread=False, isolation_level=level)
-    opened.execute("PRAGMA journal_mode=WAL")
+    opened.execute(f"PRAGMA journal_mode={'WAL' if synced else 'TRUNCATE'}")  # a log beside it would grow unseen
     opened.execute(f"PRAGMA synchronous={'FULL' if synced else 'OFF'}")
     opened.execute(table)
     return opened
@@ -350,8 +360,3 @@ def _told(text: str) -> Instruction:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
-
-
-def _size(path: Path) -> int:
-    """Of a database with what is not yet moved into it."""
-    return sum(one.stat().st_size for one in (path, path.with_name(f"{path.name}-wal")) if one.exists())
