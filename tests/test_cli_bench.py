@@ -53,9 +53,9 @@ def test_what_cannot_be_compared(tagi: Run, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 def test_bench_train(tagi: Run, tmp_path: Path) -> None:
     """Every comparison has its cases and positive times; no time is asserted."""
-    small = ("--rounds", 1, "--teachers", 2, "--teacher-rows", 1, "--tasks", 1, "--rows", 2, "--rank", 2)
+    small = ("--rounds", 1, "--teachers", 2, "--teacher-rows", 1, "--tasks", 1, "--rows", 2, "--rank", 2, "--text-rows", 2)
     found = tagi("bench", "train", *small, "--json-file", tmp_path / "bench.json", "--json").json
-    assert [len(one["cases"]) for one in found["comparisons"]] == [2, 4, 2]
+    assert [len(one["cases"]) for one in found["comparisons"]] == [2, 4, 2, 3]
     for one in found["comparisons"]:
         assert one["cases"][0]["ratio"] == 1.0
         assert all(case["median_s"] > 0 for case in one["cases"])
@@ -63,7 +63,7 @@ def test_bench_train(tagi: Run, tmp_path: Path) -> None:
     assert written["comparisons"] == found["comparisons"]
     assert written["command"] == "tagi bench train" and written["arguments"]["teachers"] == 2
     assert written["measured"].keys() == {"date", "dtype", "threads", "processor", "versions"}
-    mistake(tagi("bench", "train", "speed"), "speed: there is no such comparison; there are teachers, step, t5")
+    mistake(tagi("bench", "train", "speed"), "speed: there is no such comparison; there are teachers, step, t5, text")
 
 
 def test_bench_logits(tagi: Run, metatrained: Path, tmp_path: Path) -> None:

@@ -1,20 +1,26 @@
 """What training costs: the teacher bank against separate runs, TAGI's step against metatraining's, our T5 against
-`transformers`' (all on random token ids of given lengths, which cost what real ones cost)."""
+`transformers`', on prompts and on packed text.
 
-from collections.abc import Callable
+All on random token ids of given lengths, which cost what real ones cost."""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from tagi import methods
 from tagi.bench.models import as_transformers
 from tagi.bench.timing import Comparison, Group, Progress, alternate
-from tagi.config import FusionConfig, HypernetworkConfig, T5Shape, TrainingConfig
+from tagi.config import CorpusConfig, FusionConfig, HypernetworkConfig, T5Shape, TrainingConfig
+from tagi.data.c4 import TokenStore
 from tagi.data.collate import Batch
+from tagi.data.packing import PackedText, SpanCorruption
 from tagi.errors import ConfigError
 from tagi.losses import IGNORE
 from tagi.model import tagi as tagi_module
@@ -100,16 +106,33 @@ def t5_against_transformers(shape: T5Shape, lengths: Lengths, rounds: int, repor
     """A whole training step (forward, backward, clipping, AdamW) of our T5 and of `transformers`' same weights."""
     batch = _batch(lengths, shape).as_prompt()
     ours = _model("metatrain", shape, 1)
-    theirs = as_transformers(as_t5(ours.backbone)).train()
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=_PLAIN.lr, betas=optim.BETAS, weight_decay=0.0)
-
-    def step() -> None:
-        output = theirs(input_ids=batch.input_ids, attention_mask=batch.input_mask, labels=batch.labels)
-        _descend(output.loss, list(theirs.parameters()), optimizer)
-
+    theirs = _transformers_steps(as_t5(ours.backbone), [_tensors(batch)])
     stage = _training(ModelStage(ours, {}, lambda _: batch, _nothing, _nothing), ("backbone",))
-    cases = {"transformers": _repeated(step), "ours": _step(stage, _PLAIN)}
+    cases = {"transformers": theirs, "ours": _step(stage, _PLAIN)}
     return alternate(Group("T5 training step", cases), rounds, report)
+
+
+def text_against_transformers(
+    shape: T5Shape, corpus: CorpusConfig, rows: int, rounds: int, report: Progress
+) -> Comparison:
+    """A training step on random documents of many lengths in packed rows, and `transformers` on the same texts.
+
+    Two ways of theirs: the same rows, in which the texts then see each other (T5's own practice), and every text in a
+    row of its own, padded to the longest of as many.
+    """
+    objective = _corruption(shape, corpus)
+    text = PackedText(_documents(shape, objective.sentinels), objective, seed=0)
+    batch, alone = text.batch(0, rows), _apart(text.batch(0, rows))
+    ours = _model("no_instruction", shape, 1)
+    cases = {
+        "transformers, one text a row": _transformers_steps(as_t5(ours.backbone), alone),
+        "transformers, filled rows": _transformers_steps(as_t5(ours.backbone), [_tensors(batch)]),
+        "ours, packed": _step(
+            _training(ModelStage(ours, {}, lambda _: batch, _nothing, _nothing), ("backbone",)), _PLAIN
+        ),
+    }
+    title = f"{batch.tokens:,} tokens of text, {rows} rows of {corpus.length} + {corpus.target_length}"
+    return alternate(Group(title, cases), rounds, report)
 
 
 _PLAIN = TrainingConfig(steps=1, lr=1e-4)
@@ -187,6 +210,64 @@ def _repeated(step: Callable[[], None]) -> Callable[[], None]:
             step()
 
     return several
+
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""Input ids, their mask, labels."""
+
+
+def _tensors(batch: Batch) -> Tensors:
+    return batch.input_ids, batch.input_mask, batch.labels
+
+
+def _transformers_steps(backbone: T5, parts: Sequence[Tensors]) -> Callable[[], None]:
+    """One round of steps of `transformers`' T5 with the same weights, each over a batch in so many parts."""
+    theirs = as_transformers(backbone).train()
+    parameters = list(theirs.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=_PLAIN.lr, betas=optim.BETAS, weight_decay=0.0)
+
+    def step() -> None:
+        for ids, mask, labels in parts[:-1]:
+            theirs(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        ids, mask, labels = parts[-1]
+        _descend(theirs(input_ids=ids, attention_mask=mask, labels=labels).loss, parameters, optimizer)
+
+    return _repeated(step)
+
+
+def _corruption(shape: T5Shape, corpus: CorpusConfig) -> SpanCorruption:
+    """Span corruption whose sentinels are the last ids of a vocabulary."""
+    marks = tuple(range(shape.vocab_size - 1, shape.vocab_size - 101, -1))
+    room = corpus.length, corpus.target_length
+    return SpanCorruption(*room, corpus.density, corpus.mean_span, marks, shape.eos_token_id)
+
+
+def _documents(shape: T5Shape, sentinels: tuple[int, ...]) -> TokenStore:
+    """Random documents as long as the inputs of tasks are: most have tens of tokens, a few have hundreds."""
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.normal(4.3, 0.9, 2_000)).astype(np.int64) + 3
+    return TokenStore(rng.integers(2, min(sentinels), lengths.sum()), np.concatenate(([0], np.cumsum(lengths))))
+
+
+def _apart(batch: Batch) -> list[Tensors]:
+    """The texts of packed rows, each in a row of its own, in batches of as many rows, similar lengths together."""
+    assert batch.packing is not None
+    told, asked = batch.packing
+    each = zip(batch.input_ids, told, batch.labels, asked, strict=True)
+    pairs = [
+        (ids[owner == number], labels[said == number])
+        for ids, owner, labels, said in each
+        for number in range(1, int(owner.max()) + 1)
+    ]
+    pairs.sort(key=lambda pair: len(pair[0]))
+    rows = len(batch.input_ids)
+    return [_padded(pairs[first : first + rows]) for first in range(0, len(pairs), rows)]
+
+
+def _padded(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensors:
+    told, asked = zip(*pairs, strict=True)
+    labels = pad_sequence(list(asked), batch_first=True, padding_value=IGNORE)
+    return pad_sequence(list(told), True), pad_sequence([torch.ones_like(x) for x in told], True), labels
 
 
 def _bank_stage(base: TagiModel, teachers: int, rank: int, lengths: Lengths) -> BankStage:

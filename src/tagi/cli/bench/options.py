@@ -25,7 +25,9 @@ BATCHES = (1, 16)
 """Examples at a time, where nothing else is asked for."""
 
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")]
-ShapeName = Annotated[str, typer.Option("--shape", help="micro, or a named T5 such as t5-small.")]
+ShapeName = Annotated[
+    str, typer.Option("--shape", help="micro, a named T5 such as t5-small, or the file of a run, for its backbone.")
+]
 Shots = Annotated[
     int, typer.Option("--positives", min=0, help="Demonstrations of every task: 0 is Def, 2 is Def+2Pos.")
 ]
@@ -46,13 +48,19 @@ Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which th
 
 
 def named(name: str) -> T5Shape:
-    """The shape of that name.
+    """The shape of that name, or of the backbone in a run's file.
 
     Raises:
-        ConfigError: unknown; names the nearest.
+        ConfigError: unknown, names the nearest; a file without a shape.
     """
-    from tagi.config import T5Shape, parse
+    from tagi.config import T5Shape, load, parse
     from tagi.shapes import named_shape
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        backbone = load(Path(name)).backbone
+        if backbone is None or backbone.shape is None:
+            raise ConfigError(f"{name}: backbone.shape: is missing")
+        return backbone.shape
 
     try:
         return parse(T5Shape, MICRO if name == "micro" else named_shape(name), source="--shape")

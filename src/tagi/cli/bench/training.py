@@ -15,7 +15,7 @@ from tagi.errors import ConfigError
 
 TRAIN_EXAMPLE = "Example: tagi bench train --shape micro --rounds 5 --json-file train.json"
 LOGITS_EXAMPLE = "Example: tagi bench logits --config configs/ablation/full.yaml"
-CASES = ("teachers", "step", "t5")
+CASES = ("teachers", "step", "t5", "text")
 
 
 def train(
@@ -29,15 +29,21 @@ def train(
     teacher_rows: Annotated[int, typer.Option(min=1, help="Rows of each teacher in a step.")] = 2,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks in a batch.")] = 8,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each task in a batch.")] = 4,
+    text_rows: Annotated[int, typer.Option(min=1, help="Packed rows of text in a batch.")] = 16,
+    text_length: Annotated[int, typer.Option(min=8, help="Input tokens of a packed row; targets are a quarter.")] = 256,
     rounds: options.Rounds = 7,
     json_file: JsonFile = None,
     plot: PlotFile = None,
     as_json: Json = False,
 ) -> None:
-    """Training: the teacher bank against peft, TAGI's step against metatraining's, our T5 against transformers'."""
+    """Training: the teacher bank against peft, TAGI's step against metatraining's, our T5 against transformers'.
+
+    The last on prompts (t5) and on documents of many lengths (text).
+    """
     out = output(context, json_file, plot, as_json)
     from tagi.bench import training
     from tagi.bench.training import Lengths
+    from tagi.config import CorpusConfig
 
     if unknown := sorted(set(cases or ()) - set(CASES)):
         raise ConfigError(f"{unknown[0]}: there is no such comparison; there are {', '.join(CASES)}")
@@ -50,6 +56,9 @@ def train(
                 elif case == "step":
                     kept = Path(folder) / "logits"
                     found.append(training.step_against_metatraining(chosen, lengths, rank, rounds, kept, report))
+                elif case == "text":
+                    corpus = CorpusConfig(c4="-", length=text_length, target_length=max(text_length // 4, 8))
+                    found.append(training.text_against_transformers(chosen, corpus, text_rows, rounds, report))
                 else:
                     found.append(training.t5_against_transformers(chosen, lengths, rounds, report))
     out.show(found)
