@@ -171,7 +171,7 @@ def test_incremental_decoding_equals_full_decoding(pair: Pair, chunks: list[int]
     ids, mask = token_batch([12, 5], seed=0)
     decoder_ids, _ = token_batch([20, 20], seed=1)
     context, rows = contextualise(pair.ours, ids, mask), Rows(2, 2)
-    past: Past | None = None
+    past: Any = None
     parts: list[Tensor] = []
     for chunk in decoder_ids.split(chunks, dim=1):
         logits, past = pair.ours.decode(chunk, context, modules={}, rows=rows, past=past)

@@ -2,7 +2,7 @@
 
 A batch is laid out so that a handful of graphs serve every step: requests, tokens of the inputs and of the
 instruction, and places of the answers are rounded up. Rows wear the one task that they share, or each request has a
-copy of its own task. Everything that lasts longer than a step lies at addresses that stay, as CUDA graphs want it.
+copy of its own task. All but the last tokens and the rows' lengths lies at addresses that stay, as CUDA graphs want it.
 The encoder and an answer's first step are not compiled: they read each request once, and their lengths vary.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tagi.errors import ConfigError
 from tagi.infer.steps import StepInput, Steps, begun, step
@@ -140,7 +141,7 @@ class _Steps:
             rows, context = Rows(size, count), read.context.with_memory_inside(read.rows)
             owner = read.rows.pick(torch.arange(read.rows.tasks, device=read.last.device))[::each]
         return StepInput(
-            self._places.put(("last",), read.last, (count, 1)),
+            F.pad(read.last, (0, 0, 0, count - len(read.last))),
             self._context(context, count),
             self._modules(read.modules, owner, size),
             rows,
@@ -165,7 +166,7 @@ class _Steps:
 
     def _past(self, past: FixedPast, count: int) -> FixedPast:
         layers = (self._key_value(("past", i), own, count, past.capacity) for i, own in enumerate(past.layers))
-        return FixedPast(tuple(layers), self._places.put(("length",), past.length, (count,)))
+        return FixedPast(tuple(layers), F.pad(past.length, (0, count - len(past.length))))
 
     def _key_value(self, name: tuple[object, ...], own: KeyValue, count: int, length: int) -> KeyValue:
         shape = (count, own.k.shape[1], length, own.k.shape[3])
