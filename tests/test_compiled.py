@@ -90,8 +90,9 @@ def warm_up(model: TagiModel, compiled: Compiled) -> None:
                 for i, (text, most) in enumerate(zip(texts, mosts, strict=False))
             ]
             list(decode(model, at_hand(wanted), CAPACITY, compiled))
-    left = at_hand([Request(i, [text], one, 0, "", Limits(END, MOST, MOST)) for i, text in enumerate(texts)])
-    list(decode(model, lambda free, idle: left(1, idle), CAPACITY, compiled))
+    for count in (2, 4):
+        left = at_hand([Request(i, [texts[i]], one, 0, "", Limits(END, MOST, MOST)) for i in range(count)])
+        list(decode(model, lambda free, idle, left=left: left(1, idle), CAPACITY, compiled))
 
 
 def test_few_graphs_serve_every_request() -> None:
@@ -106,10 +107,17 @@ def test_few_graphs_serve_every_request() -> None:
 
 def test_beams_go_on_in_the_places_of_others() -> None:
     model = a_model("tagi")
-    check_equal(model, Compiled(model.backbone, "eager"), mixed(model, 20, seed=1, beams=3))
+    check_equal(model, Compiled(model.backbone, "eager"), mixed(model, 12, seed=1, beams=3))
 
 
-OTHERS = [("tagi", 1, 1), ("tagi", 3, 1), ("lora_only", 1, 1), ("lora_only", 3, 1), ("hypertuning_prefix", 1, 1), ("metatrain", 2, 3)]
+OTHERS = [
+    ("tagi", 1, 1),
+    ("tagi", 3, 1),
+    ("lora_only", 1, 1),
+    ("lora_only", 3, 1),
+    ("hypertuning_prefix", 1, 1),
+    ("metatrain", 2, 3),
+]
 
 
 @pytest.mark.slow
@@ -156,7 +164,7 @@ def worst_logit(backend: Any) -> float:
 
 
 def test_logits_are_those_of_one_pass_over_the_answer() -> None:
-    """Worst difference measured 0."""
+    """Worst difference measured 1.2e-6."""
     assert worst_logit("eager") <= 1e-4
 
 

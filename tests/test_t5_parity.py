@@ -16,7 +16,7 @@ from tagi import methods
 from tagi.config import FusionConfig, HypernetworkConfig
 from tagi.model.attention import attend, relative_bucket
 from tagi.model.backbone import Backbone
-from tagi.model.cache import DecoderContext, KeyValue, Past
+from tagi.model.cache import DecoderContext, KeyValue
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5, Attention
 from tagi.model.t5_hf import load_t5, save_t5, tensor_names
