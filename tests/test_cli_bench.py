@@ -117,6 +117,21 @@ def test_bench_inference_in_bf16(tagi: Run, shared_data: Path) -> None:
     assert found["measured"]["dtype"] == "bf16"
 
 
+@pytest.mark.slow
+def test_bench_compiled(tagi: Run, shared_data: Path) -> None:
+    """Compiled cases stand beside plain ones, and nothing else is timed again."""
+    asked = ("--batch", 2, "--system", "tagi", "--compile", "--json")
+    (answering,) = tagi("bench", "inference", *sni(shared_data), *asked).json["comparisons"]
+    assert [case["name"] for case in answering["cases"]] == ["tagi", "tagi, compiled"]
+    small = ("--shape", "micro", "--tasks", 2, "--no-peft", "--rounds", 1, "--target", 3, "--compile", "--json")
+    warm, _ = tagi("bench", "mixed", *small).json["comparisons"]
+    names = [case["name"] for case in warm["cases"]]
+    assert [name for name in names if name.endswith("compiled")] == [
+        "tagi, different tasks, compiled",
+        "LoRA alone, different tasks, compiled",
+    ]
+
+
 def test_bench_adapt(tagi: Run, shared_data: Path, tmp_path: Path) -> None:
     small = ("--tasks", 1, "--tasks", 3, "--together", 2, "--batch", 2, "--system", "tagi", "--system", "hypter")
     asked = (*sni(shared_data), *small, "--rank", 2, "--plot", tmp_path / "adapt.svg")

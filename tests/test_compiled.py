@@ -170,7 +170,7 @@ def test_logits_are_those_of_one_pass_over_the_answer() -> None:
 
 @pytest.mark.slow
 def test_inductor_s_logits_are_those_of_one_pass_over_the_answer() -> None:
-    """Worst difference measured 0."""
+    """Worst difference measured 1.2e-6."""
     assert worst_logit("inductor") <= 1e-4
 
 

@@ -97,7 +97,7 @@ class History(Protocol):
         ...
 
     def distances(self, new: int) -> Tensor:
-        """Place of each key that `append` gives - place of each of `new` queries, (1 or R, new, L); hidden if above 0."""
+        """Place of each key that `append` gives - that of each of `new` queries, (1 or R, new, L); hidden above 0."""
         ...
 
     def hidden(self, length: int) -> Tensor | None:
