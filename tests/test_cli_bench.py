@@ -53,7 +53,22 @@ def test_what_cannot_be_compared(tagi: Run, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 def test_bench_train(tagi: Run, tmp_path: Path) -> None:
     """Every comparison has its cases and positive times; no time is asserted."""
-    small = ("--rounds", 1, "--teachers", 2, "--teacher-rows", 1, "--tasks", 1, "--rows", 2, "--rank", 2, "--text-rows", 2)
+    small = (
+        "--rounds",
+        1,
+        "--teachers",
+        2,
+        "--teacher-rows",
+        1,
+        "--tasks",
+        1,
+        "--rows",
+        2,
+        "--rank",
+        2,
+        "--text-rows",
+        2,
+    )
     found = tagi("bench", "train", *small, "--json-file", tmp_path / "bench.json", "--json").json
     assert [len(one["cases"]) for one in found["comparisons"]] == [2, 4, 2, 3]
     for one in found["comparisons"]:
@@ -115,6 +130,21 @@ def test_bench_inference_in_bf16(tagi: Run, shared_data: Path) -> None:
     (answering,) = found["comparisons"]
     assert [case["name"] for case in answering["cases"]] == ["transformers, prompt", "no_instruction"]
     assert found["measured"]["dtype"] == "bf16"
+
+
+@pytest.mark.slow
+def test_bench_compiled(tagi: Run, shared_data: Path) -> None:
+    """Compiled cases stand beside plain ones, and nothing else is timed again."""
+    asked = ("--batch", 2, "--system", "tagi", "--compile", "--json")
+    (answering,) = tagi("bench", "inference", *sni(shared_data), *asked).json["comparisons"]
+    assert [case["name"] for case in answering["cases"]] == ["tagi", "tagi, compiled"]
+    small = ("--shape", "micro", "--tasks", 2, "--no-peft", "--rounds", 1, "--target", 3, "--compile", "--json")
+    warm, _ = tagi("bench", "mixed", *small).json["comparisons"]
+    names = [case["name"] for case in warm["cases"]]
+    assert [name for name in names if name.endswith("compiled")] == [
+        "tagi, different tasks, compiled",
+        "LoRA alone, different tasks, compiled",
+    ]
 
 
 def test_bench_adapt(tagi: Run, shared_data: Path, tmp_path: Path) -> None:

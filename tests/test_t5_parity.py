@@ -16,7 +16,7 @@ from tagi import methods
 from tagi.config import FusionConfig, HypernetworkConfig
 from tagi.model.attention import attend, relative_bucket
 from tagi.model.backbone import Backbone
-from tagi.model.cache import DecoderContext, KeyValue, Past
+from tagi.model.cache import DecoderContext, History, KeyValue, Past
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5, Attention
 from tagi.model.t5_hf import load_t5, save_t5, tensor_names
@@ -171,14 +171,15 @@ def test_incremental_decoding_equals_full_decoding(pair: Pair, chunks: list[int]
     ids, mask = token_batch([12, 5], seed=0)
     decoder_ids, _ = token_batch([20, 20], seed=1)
     context, rows = contextualise(pair.ours, ids, mask), Rows(2, 2)
-    past: Past | None = None
+    past: History | None = None
     parts: list[Tensor] = []
     for chunk in decoder_ids.split(chunks, dim=1):
         logits, past = pair.ours.decode(chunk, context, modules={}, rows=rows, past=past)
         parts.append(logits)
     full, full_past = pair.ours.decode(decoder_ids, context, modules={}, rows=rows)
     assert worst(torch.cat(parts, dim=1), full) < INCREMENTAL
-    assert past is not None and past.layers[0].k.shape == full_past.layers[0].k.shape
+    assert isinstance(past, Past) and isinstance(full_past, Past)
+    assert past.layers[0].k.shape == full_past.layers[0].k.shape
 
 
 def test_greedy_tokens_equal_generate(pair: Pair) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tagi.bench.models import Setup
 from tagi.bench.timing import Case, Comparison, Group, Progress, Timing, alternate_all
 from tagi.infer.answers import at_hand
+from tagi.infer.compiled import Compiled
 from tagi.infer.decode import Request, decode
 from tagi.infer.engine import prepare
 from tagi.infer.search import Limits
@@ -30,30 +31,50 @@ def one_task(
     progress: Progress | None = None,
     *,
     transformers: bool = False,
+    compiled: bool = False,
 ) -> list[Comparison]:
     """All in one alternating run: answering a batch of each size, preparing the task, and the two added up to a task.
 
+    Where steps are compiled, answering alone: nothing else changes by it.
+
     Args:
         transformers: begin with the instruction in the prompt of `transformers`' own T5, by its `generate`.
+        compiled: time every system once more with the decoder's steps compiled, which is done before the first round.
+
+    Raises:
+        ConfigError: a system's steps cannot be compiled.
     """
     models = setup.models(systems)
     ready = [(model, prepared(model, task)) for model in models]
-    groups = [answering(ready, task, batch) for batch in batches]
+    groups = [answering(ready, task, batch, compiled=compiled) for batch in batches]
     if transformers:
         theirs = setup.transformers()
         groups = [_after(_generate(theirs, task, batch), group) for batch, group in zip(batches, groups, strict=True)]
-    if not any(model.method.reads_instruction_once for model in models):
+    if compiled or not any(model.method.reads_instruction_once for model in models):
         return alternate_all(groups, rounds, progress)
     *answered, once = alternate_all([*groups, preparing(models, task)], rounds, progress)
     return [*answered, once, *(whole_task(one, once, task.examples) for one in answered)]
 
 
-def answering(ready: Sequence[tuple[TagiModel, Prepared]], task: TaskLengths, batch: int) -> Group:
+def answering(
+    ready: Sequence[tuple[TagiModel, Prepared]], task: TaskLengths, batch: int, *, compiled: bool = False
+) -> Group:
     """`batch` examples with the task prepared: encoder, then every target token with a cache."""
-    cases: dict[str, Case] = {
-        model.method.name: answer(model, worn, reading(model.method, task), batch, task.target) for model, worn in ready
-    }
+    cases: dict[str, Case] = {}
+    for model, worn in ready:
+        for name, steps in ways(model.method.name, model, compiled=compiled).items():
+            cases[name] = answer(model, worn, reading(model.method, task), batch, task.target, steps)
     return Group(f"answering, {batch} at a time", cases, answers=batch)
+
+
+def ways(name: str, model: TagiModel, *, compiled: bool) -> dict[str, Compiled | None]:
+    """A case's name, without and perhaps with the model's steps compiled.
+
+    Raises:
+        ConfigError: they cannot be compiled.
+    """
+    plain: dict[str, Compiled | None] = {name: None}
+    return plain | {f"{name}, compiled": Compiled(model.backbone)} if compiled else plain
 
 
 def _after(first: Case, group: Group) -> Group:
@@ -109,7 +130,9 @@ def prepared(model: TagiModel, task: TaskLengths) -> Prepared:
     return prepare(model, model.adapt(told, torch.ones_like(told)), task.examples)
 
 
-def answer(model: TagiModel, worn: Prepared, reads: Reading, batch: int, steps: int) -> Callable[[], None]:
+def answer(
+    model: TagiModel, worn: Prepared, reads: Reading, batch: int, steps: int, compiled: Compiled | None = None
+) -> Callable[[], None]:
     """Solving `batch` examples, shared evenly by the prepared tasks, in the engine's loop.
 
     Every answer has `steps` tokens for every system, whatever its random weights would say.
@@ -120,7 +143,7 @@ def answer(model: TagiModel, worn: Prepared, reads: Reading, batch: int, steps: 
     requests = [Request(number, prompts, worn, number // each, "", limits) for number in range(batch)]
 
     def case() -> None:
-        for _ in decode(model, at_hand(requests), batch):
+        for _ in decode(model, at_hand(requests), batch, compiled):
             pass
 
     return case

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from tagi.bench.inference import answer
+from tagi.bench.inference import answer, ways
 from tagi.bench.models import Setup
 from tagi.bench.timing import Case, Comparison, Group, Progress, Series, alternate
 from tagi.errors import ConfigError
+from tagi.infer.compiled import Compiled
 from tagi.infer.engine import prepare
 from tagi.methods import get
 from tagi.model import adapter as adapters
@@ -33,20 +34,30 @@ SAME, DIFFERENT, IN_TURN, LORA, PEFT = (
 
 
 def warm(
-    setup: Setup, task: TaskLengths, tasks: int, rounds: int, *, peft: bool, progress: Progress | None = None
+    setup: Setup,
+    task: TaskLengths,
+    tasks: int,
+    rounds: int,
+    *,
+    peft: bool,
+    compiled: bool = False,
+    progress: Progress | None = None,
 ) -> Comparison:
     """One example of each of so many tasks, all adapters at hand; first, as many examples of a single task.
 
+    Args:
+        compiled: time batches of different tasks once more with the decoder's steps compiled.
+
     Raises:
-        ConfigError: `peft` is asked for and not installed.
+        ConfigError: `peft` is asked for and not installed, or nothing can be compiled here.
     """
     full, lora = setup.models([get("tagi"), get("lora_only")])
     many, one = _adapted(full, task, tasks), _adapted(full, task, 1)
     cases: dict[str, Case] = {
         SAME: _answering(full, one, task, tasks),
-        DIFFERENT: _answering(full, many, task, tasks),
+        **_both(DIFFERENT, full, many, task, compiled),
         IN_TURN: _in_turn(full, many, task),
-        LORA: _answering(lora, _adapted(lora, task, tasks), task, tasks),
+        **_both(LORA, lora, _adapted(lora, task, tasks), task, compiled),
     }
     with tempfile.TemporaryDirectory() as folder:
         if peft:
@@ -86,10 +97,18 @@ def _adapted(model: TagiModel, task: TaskLengths, tasks: int) -> TaskAdapter:
     return model.adapt(told, torch.ones_like(told))
 
 
-def _answering(model: TagiModel, adapter: TaskAdapter, task: TaskLengths, examples: int) -> Callable[[], None]:
+def _both(name: str, model: TagiModel, adapter: TaskAdapter, task: TaskLengths, compiled: bool) -> dict[str, Case]:
+    """An example of each of the adapter's tasks, without and perhaps with compiled steps."""
+    each = ways(name, model, compiled=compiled).items()
+    return {name: _answering(model, adapter, task, adapter.tasks, steps) for name, steps in each}
+
+
+def _answering(
+    model: TagiModel, adapter: TaskAdapter, task: TaskLengths, examples: int, compiled: Compiled | None = None
+) -> Callable[[], None]:
     with torch.inference_mode():
         worn = prepare(model, adapter, examples)
-    return answer(model, worn, reading(model.method, task), examples, task.target)
+    return answer(model, worn, reading(model.method, task), examples, task.target, compiled)
 
 
 def _in_turn(model: TagiModel, adapter: TaskAdapter, task: TaskLengths) -> Callable[[], None]:

@@ -14,6 +14,7 @@ import typer
 from tagi.cli.common import (
     Backbone,
     Checkpoint,
+    Compile,
     Json,
     bar,
     note,
@@ -94,6 +95,7 @@ def sni(
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
     seed: Seed = 0,
+    compiled: Compile = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -108,9 +110,9 @@ def sni(
         tasks = [dataset.load(name, limit=instances) for name in names]
         if drop_seen:
             tasks = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train")))
-    tagi = open_tagi(checkpoint, backbone)
+    tagi = open_tagi(checkpoint, backbone, compiled=compiled)
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
-    _score(tagi, tasks, None, setting, asked | {"checkpoint": checkpoint})
+    _score(tagi, tasks, None, setting, asked | {"checkpoint": checkpoint, "compile": compiled})
 
 
 @app.command("micro", epilog="Example: tagi eval micro --tasks 100 --instruction shuffled")
@@ -129,12 +131,13 @@ def micro(
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
     seed: Seed = 0,
+    compiled: Compile = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Score compositions of list operations that were not trained on."""
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
-    tagi = open_tagi(checkpoint, backbone)
+    tagi = open_tagi(checkpoint, backbone, compiled=compiled)
     from tagi.cli import micro as micro_cli
     from tagi.data.types import named
 
@@ -146,7 +149,8 @@ def micro(
             chosen, instances, positives=tagi.config.prompt.positives, held_out=phrasings == "new"
         )
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
-    _score(tagi, drawn, partners, setting, asked | {"data_seed": data.seed, "checkpoint": checkpoint})
+    asked |= {"data_seed": data.seed, "checkpoint": checkpoint, "compile": compiled}
+    _score(tagi, drawn, partners, setting, asked)
 
 
 @app.command("p3", epilog="Example: tagi eval p3 --data p3 --checkpoint runs/p3/final --instances 60 -o scores")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Json, Positives, bar, note, open_tagi, print_json
+from tagi.cli.common import Backbone, Checkpoint, Compile, Json, Positives, bar, note, open_tagi, print_json
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def run(
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this; may be given several times.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show the answer to a single input as it grows.")] = False,
+    compiled: Compile = False,
     as_json: Json = False,
 ) -> None:
     """Solve inputs of one task: one answer a line on stdout, remarks on stderr."""
@@ -65,7 +66,7 @@ def run(
         raise InputError("there is no input: give --input TEXT or --inputs FILE")
     if stream and (as_json or len(inputs) > 1):
         raise InputError("--stream shows one answer as it grows: give a single input, and no --json")
-    tagi = open_tagi(checkpoint, backbone)
+    tagi = open_tagi(checkpoint, backbone, compiled=compiled)
     began = time.perf_counter()
     told = _told(tagi, source)
     adapted = time.perf_counter()

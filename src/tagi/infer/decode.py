@@ -5,6 +5,7 @@ Rows of a batch: every request has its beams, and each of them one row for every
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from tagi.data.collate import pad
+from tagi.infer.compiled import Compiled
 from tagi.infer.search import GREEDY, Decoding, Limits, Reason, Search, Step, begin
+from tagi.infer.steps import Plain, StepInput, Steps
 from tagi.losses import valid_positions
-from tagi.model.backbone import Modules
-from tagi.model.cache import DecoderContext, Past
 from tagi.model.rows import Rows
 from tagi.model.tagi import Prepared, TagiModel, shift_right
 
@@ -66,12 +67,8 @@ class _Running:
 
     requests: tuple[Request, ...]
     searches: tuple[Search | None, ...]
-    """None where the answer is complete."""
-    last: Tensor  # (R, 1)
-    context: DecoderContext
-    modules: Modules
-    rows: Rows
-    past: Past | None
+    """None where the answer is complete, and for places behind the last request."""
+    read: StepInput
 
     @property
     def open(self) -> list[int]:
@@ -80,22 +77,33 @@ class _Running:
 
 
 @torch.inference_mode()
-def decode(model: TagiModel, waiting: Waiting, capacity: int = CAPACITY) -> Iterator[Tokens]:
-    """Answer requests as they come: those that wait join the running batch as others finish."""
+def decode(
+    model: TagiModel, waiting: Waiting, capacity: int = CAPACITY, compiled: Compiled | None = None
+) -> Iterator[Tokens]:
+    """Answer requests as they come: those that wait join the running batch as others finish.
+
+    Args:
+        compiled: of the model's backbone, where its steps are to be compiled.
+    """
+    with nullcontext(Plain(model.backbone)) if compiled is None else compiled.steps() as steps:
+        yield from _decoded(model, waiting, capacity, steps)
+
+
+def _decoded(model: TagiModel, waiting: Waiting, capacity: int, steps: Steps) -> Iterator[Tokens]:
     running: _Running | None = None
     while True:
-        free = capacity - (len(running.requests) if running is not None else 0)
+        free = capacity - (len(running.open) if running is not None else 0)
         new = waiting(free, running is None) if running is None or free >= FREED * capacity else ()
         if new:
-            joining, settled = _step(model, _begin(model, new))
+            joining, settled = _step(model, _begin(model, new), steps)
             yield from settled
-            running = _joined(running, joining)
+            running = _joined(running, joining, steps)
         elif running is None:
             return
         else:
-            running, settled = _step(model, running)
+            running, settled = _step(model, running, steps)
             yield from settled
-        running = _kept(running)
+        running = _kept(running, steps)
 
 
 def _begin(model: TagiModel, requests: Sequence[Request]) -> _Running:
@@ -112,7 +120,7 @@ def _begin(model: TagiModel, requests: Sequence[Request]) -> _Running:
     if rows.tasks == rows.count:
         context = context.with_memory_inside(rows)
     last = ids.new_full((rows.count, 1), model.backbone.shape.decoder_start_token_id)
-    return _Running(tuple(requests), searches, last, context, prepared.adapter.modules, rows, None)
+    return _Running(tuple(requests), searches, StepInput(last, context, prepared.adapter.modules, rows, None))
 
 
 def _worn(requests: Sequence[Request], rows: int) -> tuple[Prepared, Rows]:
@@ -140,14 +148,13 @@ def _gathered(each: Sequence[Request]) -> Prepared:
     return together
 
 
-def _step(model: TagiModel, running: _Running) -> tuple[_Running, list[Tokens]]:
+def _step(model: TagiModel, running: _Running, how: Steps) -> tuple[_Running, list[Tokens]]:
     """One token more for every answer that goes on."""
     beams, members = running.requests[0].decoding.beams, len(running.requests[0].prompts)
-    logits, past = model.backbone.decode(
-        running.last, running.context, modules=running.modules, rows=running.rows, past=running.past
-    )
-    if running.past is None:
-        past = past.with_room(max(one.limits.most for one in running.requests))
+    if running.read.past is None:
+        logits, past = how.first(running.read, max(one.limits.most for one in running.requests))
+    else:
+        logits, past = how.next(running.read)
     scores = averaged(logits[:, -1:], members)[:, 0].float()
     best = scores.argmax(-1).tolist()
     spans = [slice(place, place + beams) for place in range(0, len(best), beams)]
@@ -157,16 +164,16 @@ def _step(model: TagiModel, running: _Running) -> tuple[_Running, list[Tokens]]:
     ]
     filler = [model.backbone.shape.pad_token_id] * beams
     tokens = [token for step in steps for token in (step.tokens if step and step.tokens else filler)]
-    last = running.last.new_tensor(tokens).repeat_interleave(members)[:, None]
+    last = running.read.last.new_tensor(tokens).repeat_interleave(members)[:, None]
     if any(step is not None and step.parents is not None for step in steps):
-        past = past.select(_reordered(steps, beams, members).to(last.device))
+        past = past.reordered(_reordered(steps, beams, members).to(last.device))
     searches = tuple(None if step is None or step.reason else step.search for step in steps)
     settled = [
         Tokens(one.number, step.emitted, step.reason)
-        for one, step in zip(running.requests, steps, strict=True)
+        for one, step in zip(running.requests, steps, strict=False)
         if step is not None and (step.emitted or step.reason)
     ]
-    return replace(running, searches=searches, last=last, past=past), settled
+    return replace(running, searches=searches, read=replace(running.read, last=last, past=past)), settled
 
 
 def _reordered(steps: Sequence[Step | None], beams: int, members: int) -> Tensor:
@@ -177,59 +184,70 @@ def _reordered(steps: Sequence[Step | None], beams: int, members: int) -> Tensor
     return (rows[:, None] * members + torch.arange(members)).flatten()
 
 
-def _joined(running: _Running | None, joining: _Running) -> _Running:
+def _joined(running: _Running | None, joining: _Running, steps: Steps) -> _Running:
     """One batch out of two; answers that are complete are dropped."""
     if running is None:
-        return joining
+        return _placed(joining, steps)
     if not joining.open:
         return running
     ours, theirs = _picked(running, running.open), _picked(joining, joining.open)
     requests = ours.requests + theirs.requests
+    read = _beside(ours.read, theirs.read, requests)
+    return _placed(_Running(requests, ours.searches + theirs.searches, read), steps)
+
+
+def _beside(ours: StepInput, theirs: StepInput, requests: Sequence[Request]) -> StepInput:
+    """What all of the requests read, of which the first ones are ours."""
     prepared, rows = _worn(requests, requests[0].rows)
-    shared = ours.context.memory is not None and theirs.context.memory is not None
+    contexts = ours.context, theirs.context
+    shared = all(one.memory is not None for one in contexts)
     if not shared:
-        ours, theirs = (replace(one, context=one.context.with_memory_inside(one.rows)) for one in (ours, theirs))
+        contexts = ours.context.with_memory_inside(ours.rows), theirs.context.with_memory_inside(theirs.rows)
     assert ours.past is not None and theirs.past is not None
-    return _Running(
-        requests,
-        ours.searches + theirs.searches,
+    return StepInput(
         torch.cat((ours.last, theirs.last)),
-        ours.context.beside(theirs.context, prepared.decoder if shared else None),
+        contexts[0].beside(contexts[1], prepared.decoder if shared else None),
         prepared.adapter.modules,
         rows,
         ours.past.beside(theirs.past, max(one.limits.most for one in requests)),
     )
 
 
-def _kept(running: _Running) -> _Running | None:
+def _placed(running: _Running, steps: Steps) -> _Running:
+    """Laid out for the steps that follow."""
+    each = running.requests[0].rows
+    read = steps.placed(running.read, each)
+    spare = (None,) * (read.rows.count // each - len(running.searches))
+    return replace(running, searches=running.searches + spare, read=read)
+
+
+def _kept(running: _Running, steps: Steps) -> _Running | None:
     """Without the answers that are complete, where that is worth its copies; None where nothing is left."""
     places = running.open
     if not places:
         return None
     finished = len(running.requests) - len(places)
-    if finished == 0 or finished < FREED * len(running.requests):
+    if steps.size(len(places)) == len(running.searches) or finished < FREED * len(running.requests):
         return running
     left = _picked(running, places)
     prepared, rows = _worn(left.requests, left.requests[0].rows)
-    context = replace(left.context, memory=left.context.memory and prepared.decoder)
-    return replace(left, context=context, modules=prepared.adapter.modules, rows=rows)
+    context = replace(left.read.context, memory=left.read.context.memory and prepared.decoder)
+    read = replace(left.read, context=context, modules=prepared.adapter.modules, rows=rows)
+    return _placed(replace(left, read=read), steps)
 
 
 def _picked(running: _Running, places: Sequence[int]) -> _Running:
     """Some of the requests, beside the tasks of all."""
-    if len(places) == len(running.requests):
+    if len(places) == len(running.searches):
         return running
-    each, device = running.requests[0].rows, running.last.device
+    each, device = running.requests[0].rows, running.read.last.device
     index = torch.tensor(places, device=device)
     index = (index[:, None] * each + torch.arange(each, device=device)).flatten()
     return replace(
         running,
         requests=tuple(running.requests[place] for place in places),
         searches=tuple(running.searches[place] for place in places),
-        last=running.last[index],
-        context=running.context.select(index),
-        rows=running.rows.select(index),
-        past=None if running.past is None else running.past.select(index),
+        read=running.read.select(index),
     )
 
 

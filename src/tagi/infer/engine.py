@@ -1,5 +1,6 @@
 """Text in, text out: the engine that `run`, `eval`, in-training evaluation and a server share."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import atomic_folder, check_replaceable
 from tagi.infer.answers import Answer, at_hand, capacity, cut, grouped, seeded, settled
+from tagi.infer.compiled import Backend, Compiled
 from tagi.infer.decode import Request, decode
 from tagi.infer.search import GREEDY, Decoding, Limits, Reason
 from tagi.model import adapter as adapters
@@ -47,6 +49,7 @@ class Tagi:
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
         self.collator = Collator(tokenizer, config.prompt, model.method)
         self._fingerprint: str | None = None
+        self._compiled: Compiled | None = None
 
     @classmethod
     def from_pretrained(
@@ -72,6 +75,16 @@ class Tagi:
             opened.fingerprint()  # of the values as they were written: adapters are worn at any precision
         opened.model.to(device, dtype)
         return opened
+
+    def compiled(self, backend: Backend = "inductor") -> Self:
+        """The same model, its decoder's steps compiled where it lies now; a graph is made when new shapes first come.
+
+        Raises:
+            ConfigError: not a T5, or nothing can be compiled here.
+        """
+        made = copy.copy(self)
+        made._compiled = Compiled(self.model.backbone, backend)
+        return made
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the checkpoint whole or not at all, in the place of one that lies there already; a frozen backbone is
@@ -146,7 +159,7 @@ class Tagi:
         tokens: dict[int, list[int]] = {number: [] for number in range(len(inputs))}
         reasons: dict[int, Reason] = {}
         for alike in grouped(self._requests(told, inputs, tasks, decoding)):
-            for step in decode(self.model, at_hand(alike), capacity(alike)):
+            for step in decode(self.model, at_hand(alike), capacity(alike), self._compiled):
                 tokens[step.number] += step.new
                 if step.reason is not None:
                     reasons[step.number] = step.reason
@@ -158,7 +171,7 @@ class Tagi:
         """The answer to one input, piece by piece as it grows; beam search gives it as a whole."""
         tokens: list[int] = []
         shown = 0
-        for step in decode(self.model, at_hand(self._requests(told, [text], None, decoding))):
+        for step in decode(self.model, at_hand(self._requests(told, [text], None, decoding)), 1, self._compiled):
             tokens += step.new
             answer = self._answer(tokens, step.reason, decoding).text
             end = len(answer) if step.reason else settled(answer, decoding.stop)

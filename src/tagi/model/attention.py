@@ -27,12 +27,6 @@ def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return hidden[:, None] if mask.dim() == 3 else hidden[:, None, None, :]
 
 
-def causal_bias(length: int, past: int, like: Tensor) -> Tensor:
-    """Bias (1, 1, length, past + length) that hides the future."""
-    lowest = torch.finfo(like.dtype).min
-    return torch.full((length, past + length), lowest, dtype=like.dtype, device=like.device).triu(past + 1)[None, None]
-
-
 def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last dimension, computed in fp32 and returned in the scores' dtype."""
     return F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)

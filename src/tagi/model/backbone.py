@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from tagi.config import ModuleKind
-from tagi.model.cache import DecoderContext, DecoderMemory, Past
+from tagi.model.cache import DecoderContext, DecoderMemory, History
 from tagi.model.rows import Rows
 
 AttentionKind = Literal["encoder.self", "decoder.self", "decoder.cross"]
@@ -99,7 +99,7 @@ class Backbone(Protocol):
         ...
 
     def decode(
-        self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: Past | None = None
-    ) -> tuple[Tensor, Past]:
+        self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: History | None = None
+    ) -> tuple[Tensor, History]:
         """Decoder ids (R, O) after `past` to logits (R, O, vocabulary) and the longer past."""
         ...

@@ -28,7 +28,7 @@ from tagi.config import CausalShape, ModuleKind, parse
 from tagi.errors import CheckpointError, ConfigError, InputError
 from tagi.model.attention import padding_bias
 from tagi.model.backbone import AfterSelfAttention, Modules, Site
-from tagi.model.cache import DecoderContext, DecoderMemory, KeyValue, Past
+from tagi.model.cache import DecoderContext, DecoderMemory, History, KeyValue, Past
 from tagi.model.rows import Rows
 from tagi.model.t5_hf import read_hf_config
 
@@ -96,13 +96,14 @@ class CausalLM(nn.Module):
         return DecoderContext(read, padding_bias(mask, hidden.dtype), None)
 
     def decode(
-        self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: Past | None = None
-    ) -> tuple[Tensor, Past]:
+        self, ids: Tensor, context: DecoderContext, *, modules: Modules, rows: Rows, past: History | None = None
+    ) -> tuple[Tensor, History]:
         """Answers (R, O) after the prompt, which the context holds, and what `past` holds of the answer.
 
         Raises:
             InputError: more tokens than the model has positions.
         """
+        assert past is None or isinstance(past, Past)
         prompt = context.bias[:, 0, 0] == 0
         seen, new = 0 if past is None else past.length, ids.shape[1]
         hidden = None if past is None else past.hidden(seen + new)

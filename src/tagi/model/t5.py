@@ -16,7 +16,7 @@ from tagi.config import ModuleKind, T5Shape
 from tagi.model import attention as att
 from tagi.model.attention import join_heads, padding_bias, split_heads
 from tagi.model.backbone import AfterSelfAttention, AttentionKind, FeedForwardKind, Modules, Site
-from tagi.model.cache import DecoderContext, DecoderMemory, KeyValue, Past
+from tagi.model.cache import DecoderContext, DecoderMemory, History, KeyValue, Past, distances
 from tagi.model.lora import bottleneck, prefixed, project
 from tagi.model.rows import Rows
 
@@ -142,7 +142,7 @@ class DecoderBlock(nn.Module):
         context: DecoderContext,
         modules: Modules,
         rows: Rows,
-        past: Past | None,
+        past: History | None,
     ) -> tuple[Tensor, KeyValue]:
         normed = self.attention.norm(x_ROD)
         own = self.attention.key_value(normed, modules, rows)
@@ -219,7 +219,7 @@ class T5(nn.Module):
         x_RND = self.dropout(self.embedding(ids))
         before = _prefix_length(modules, "encoder.self")
         hidden = F.pad(padding_bias(mask, x_RND.dtype), (before, 0))
-        bias = self._position_bias("encoder", ids.shape[1], before) + hidden
+        bias = self._position_bias("encoder", distances(ids.shape[1], before, ids.device)) + hidden
         for block in self.encoder:
             x_RND = self._through(block, x_RND, bias, modules, rows, after_self_attention)
         return self.dropout(self.encoder_norm(x_RND))
@@ -241,9 +241,9 @@ class T5(nn.Module):
         *,
         modules: Modules,
         rows: Rows,
-        past: Past | None = None,
+        past: History | None = None,
         seen: Tensor | None = None,
-    ) -> tuple[Tensor, Past]:
+    ) -> tuple[Tensor, History]:
         """See `Backbone.decode`; `seen` (R, O, O) says which tokens each one sees of those before it, if not all."""
         x_ROD = self.dropout(self.embedding(ids))
         bias = self._decoder_bias(ids.shape[1], modules, past)
@@ -291,26 +291,28 @@ class T5(nn.Module):
         each = (block.cross.key_value(hidden, modules, rows) for block in blocks)
         return tuple(KeyValue(own.k.contiguous(), own.v.contiguous()) for own in each)
 
-    def _decoder_bias(self, length: int, modules: Modules, past: Past | None) -> Tensor:
-        """Positions, the future and what a row cannot see of a shared past, (1 or R, H, length, seen + length)."""
-        seen = _prefix_length(modules, "decoder.self") if past is None else past.length
-        bias = self._position_bias("decoder", length, seen)
-        bias = bias + att.causal_bias(length, seen, bias)
-        hidden = None if past is None else past.hidden(seen + length)
-        return bias if hidden is None else bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
+    def _decoder_bias(self, length: int, modules: Modules, past: History | None) -> Tensor:
+        """Positions, the future and what a row cannot see of a shared past, (1 or R, H, length, read places)."""
+        if past is None:
+            seen, device = _prefix_length(modules, "decoder.self"), self.decoder_position.weight.device
+            distance, hidden = distances(length, seen, device), None
+        else:
+            distance = past.distances(length)
+            hidden = past.hidden(distance.shape[-1])
+        future = (distance > 0)[:, None]
+        bias = self._position_bias("decoder", distance)
+        return bias.masked_fill(future if hidden is None else future | hidden, torch.finfo(bias.dtype).min)
 
-    def _position_bias(self, stack: Literal["encoder", "decoder"], length: int, past: int) -> Tensor:
-        """Relative position bias (1, H, length, past + length)."""
+    def _position_bias(self, stack: Literal["encoder", "decoder"], distance: Tensor) -> Tensor:
+        """Relative position bias (1 or R, H, queries, keys) of key places - query places (1 or R, queries, keys)."""
         table = self.encoder_position if stack == "encoder" else self.decoder_position
-        keys = torch.arange(past + length, device=table.weight.device)
-        distance = keys[None, :] - keys[past:, None]
         bucket = att.relative_bucket(
             distance,
             bidirectional=stack == "encoder",
             buckets=self.shape.relative_attention_num_buckets,
             max_distance=self.shape.relative_attention_max_distance,
         )
-        return table(bucket).permute(2, 0, 1)[None]
+        return table(bucket).permute(0, 3, 1, 2)
 
 
 def _same(owner_RO: Tensor, owner_RL: Tensor) -> Tensor:

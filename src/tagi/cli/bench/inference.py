@@ -9,7 +9,7 @@ import typer
 
 from tagi.cli.bench import options
 from tagi.cli.bench.results import JsonFile, PlotFile, output
-from tagi.cli.common import Json, bar, print_json, stdout, table
+from tagi.cli.common import Compile, Json, bar, print_json, stdout, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,6 +70,7 @@ def inference(
         bool, typer.Option("--transformers", help="Compare with the instruction in the prompt of `transformers`.")
     ] = False,
     dtype: options.Dtype = "fp32",
+    compiled: Compile = False,
     rounds: options.Rounds = 5,
     json_file: JsonFile = None,
     plot: PlotFile = None,
@@ -84,7 +85,14 @@ def inference(
     lengths = options.lengths_of_tasks(data, positives, tokenizer)
     with bar("timing") as report:
         found = one_task(
-            sizes, systems, mean_task(lengths), batch or options.BATCHES, rounds, report, transformers=transformers
+            sizes,
+            systems,
+            mean_task(lengths),
+            batch or options.BATCHES,
+            rounds,
+            report,
+            transformers=transformers,
+            compiled=compiled,
         )
     out.show(found, lengths=mean_lengths(lengths))
 

@@ -8,7 +8,7 @@ import typer
 
 from tagi.cli.bench import options
 from tagi.cli.bench.results import JsonFile, PlotFile, output
-from tagi.cli.common import Json, bar, note
+from tagi.cli.common import Compile, Json, bar, note
 
 EXAMPLE = "Example: tagi bench mixed --tasks 8 --tasks 64 --rounds 5 --plot mixed.png"
 TASKS = (1, 8, 64, 256)
@@ -38,6 +38,7 @@ def mixed(
             "(half a minute for 64 of t5-small, 8 minutes for 256).",
         ),
     ] = 64,
+    compiled: Compile = False,
     rounds: options.Rounds = 5,
     json_file: JsonFile = None,
     plot: PlotFile = None,
@@ -55,7 +56,7 @@ def mixed(
     )
     for count in tasks or TASKS:
         with bar(f"{count} tasks, adapters at hand") as report:
-            found.append(cases.warm(sizes, task, count, rounds, peft=peft, progress=report))
+            found.append(cases.warm(sizes, task, count, rounds, peft=peft, compiled=compiled, progress=report))
         loads = peft and count <= peft_up_to
         with bar(f"{count} tasks never seen") as report:
             found.append(cases.cold(sizes, task, count, rounds, peft=loads, progress=report))
