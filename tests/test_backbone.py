@@ -22,11 +22,13 @@ from tagi.data.overlap import Runs
 from tagi.data.tokenizers import sentinels, unigram
 from tagi.errors import CheckpointError, ConfigError, DataError
 from tagi.eval.bits import bits_per_byte, kinds, piece_bytes
+from tagi.files import DiskError
 from tagi.infer.engine import Tagi
 from tagi.model.language_model import as_t5
 from tagi.train.backbone import DROPPED, TEXT, read_text
 from tagi.train.build import build_stage
 from tagi.train.trainer import train
+from test_checkpoint import file_size_limit
 from training_runs import furthest, losses
 
 WORDS = (
@@ -362,3 +364,10 @@ def test_a_config_that_names_no_text_or_a_folder_that_is_not_there(tmp_path: Pat
         read_text(settings(tmp_path / "runs", tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"source=corpus and data\.corpus belong together"):
         parse(RunConfig, settings(tmp_path, c4).model_dump(mode="json") | {"data": {"source": "corpus"}}, source="x")
+
+
+def test_a_full_disk_leaves_no_half_read_text(tmp_path: Path, c4: Path) -> None:
+    with pytest.raises(DiskError, match="text: cannot be written"), file_size_limit(3000):
+        read_text(settings(tmp_path / "runs", c4))
+    assert not (tmp_path / "runs" / TEXT).exists()
+    read_text(settings(tmp_path / "runs", c4))

@@ -6,6 +6,7 @@ Both keep T5's special tokens and their ids: `<pad>` 0, `</s>` 1 (appended to ev
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, count, takewhile
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -78,6 +79,20 @@ def sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
     names = takewhile(lambda name: name in vocabulary, (f"<extra_id_{index}>" for index in count()))
     return tuple(vocabulary[name] for name in names)
+
+
+def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The standard fast-tokenizer files, into a folder that exists.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # what the tokenizers library makes of the system's errors
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi.config import Shape
+from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
 from tagi.data.prompts import render_instruction
 from tagi.data.tokenizers import unknown_words
@@ -96,7 +97,7 @@ class Tagi:
         check_replaceable(Path(folder), checkpoint.CONFIG, checkpoint.KIND)
         with atomic_folder(Path(folder)) as draft:
             checkpoint.write(self.model, self.config, draft, dtype=dtype)
-            self.tokenizer.save_pretrained(draft)
+            tokenizers.save(self.tokenizer, draft)
             (draft / CARD).write_text(_card(self), encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -8,6 +8,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from tagi.data import tokenizers
 from tagi.data.collate import assemble
 from tagi.errors import InputError
 from tagi.files import atomic_folder
@@ -134,7 +135,7 @@ model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(FOLDER), AutoTokenizer.
     written = card("T5 with a LoRA merged in", about, use, base=export.base, **front)
     with atomic_folder(folder) as draft:
         save_t5(merged, draft)
-        tokenizer.save_pretrained(draft)
+        tokenizers.save(tokenizer, draft)
         (draft / CARD).write_text(written, encoding="utf-8")
 
 

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig, read_json
 from tagi.data import corpus as corpora
+from tagi.data import tokenizers
 from tagi.data.c4 import TokenStore
 from tagi.data.collate import Batch
 from tagi.data.corpus import Corpus
 from tagi.data.packing import PackedText, prefix_lm, span_corruption
-from tagi.data.tokenizers import unigram
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.infer.engine import load_tokenizer
@@ -119,7 +119,7 @@ def _keep(config: RunConfig, chosen: CorpusConfig, folder: Path) -> None:
     corpus = corpora.read(chosen)
     (folder / DROPPED).write_text(corpus.dropped_lines(), encoding="utf-8")
     tokenizer = _tokenizer(config, corpus)
-    tokenizer.save_pretrained(folder)
+    tokenizers.save(tokenizer, folder)
     store = TokenStore.of((one.text for one in corpus.documents), tokenizer)
     save_file({"tokens": store.tokens, "offsets": store.offsets}, folder / TOKENS)
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
@@ -148,7 +148,7 @@ def _tokenizer(config: RunConfig, corpus: Corpus) -> PreTrainedTokenizerBase:
         return load_tokenizer(Path(config.start_from))
     assert config.backbone is not None
     if config.backbone.tokenizer == "unigram":
-        return unigram(_sample(corpus), _pieces(config.backbone), extra_ids=EXTRA_IDS)
+        return tokenizers.unigram(_sample(corpus), _pieces(config.backbone), extra_ids=EXTRA_IDS)
     return load_tokenizer(Path(str(config.backbone.tokenizer or config.backbone.path)))
 
 

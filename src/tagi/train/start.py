@@ -10,9 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tagi import methods
 from tagi.config import BackboneConfig, DataConfig, RunConfig, Shape, T5Shape
-from tagi.data import microtasks
+from tagi.data import microtasks, tokenizers
 from tagi.data.c4 import documents, list_files
-from tagi.data.tokenizers import unigram, word_level
 from tagi.errors import ConfigError
 from tagi.infer.engine import load_tokenizer
 from tagi.model import bank as banks
@@ -50,7 +49,7 @@ class Start:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
         changed = {} if self.outside else {"backbone_fingerprint": checkpoint.fingerprint(self.model.backbone)}
         checkpoint.write(self.model, self.settings.model_copy(update=changed), folder)
-        self.tokenizer.save_pretrained(folder)
+        tokenizers.save(self.tokenizer, folder)
 
     def read(self, folder: Path) -> None:
         """Put a checkpoint's tensors into the model."""
@@ -113,10 +112,10 @@ def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
 def random_tokenizer(config: BackboneConfig, shape: Shape, data: DataConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
-        return word_level(microtasks.micro_vocabulary())
+        return tokenizers.word_level(microtasks.micro_vocabulary())
     if config.tokenizer != "unigram":
         return load_tokenizer(Path(str(config.tokenizer)))
-    return unigram(_texts(data), shape.vocab_size)
+    return tokenizers.unigram(_texts(data), shape.vocab_size)
 
 
 def _texts(data: DataConfig) -> Iterator[str]:
