@@ -184,7 +184,7 @@ def test_a_run_is_a_t5_that_transformers_opens_and_says_what_it_stands_on(tmp_pa
     with torch.no_grad():
         ours = as_t5(tagi.model.backbone).packed(ids, torch.ones_like(ids), ids, torch.ones_like(ids))
         theirs = reference(input_ids=ids, decoder_input_ids=ids).logits
-    assert float((ours - theirs).abs().max()) < 1e-4  # 1e-6 seen
+    assert float((ours - theirs).abs().max()) < 1e-5  # 0 measured
     about = json.loads((final / "corpus.json").read_text(encoding="utf-8"))
     assert about["sources"]["c4"]["documents"] == 50
     assert (tmp_path / "runs" / TEXT / DROPPED).read_text(encoding="utf-8") == ""

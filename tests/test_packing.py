@@ -143,7 +143,7 @@ def _rows() -> list[list[Pair]]:
 
 
 def test_packed_rows_give_the_logits_that_transformers_gives_to_each_text_alone() -> None:
-    """The worst difference seen is 2.1e-6."""
+    """The worst difference measured is 1.4e-6, of logits up to 4.5."""
     rows = _rows()
     model = small_tagi(method="no_instruction")
     reference = as_transformers(as_t5(model.backbone)).eval()
@@ -158,7 +158,7 @@ def test_packed_rows_give_the_logits_that_transformers_gives_to_each_text_alone(
 
 
 def test_the_loss_of_packed_rows_and_its_gradient_are_the_sum_over_their_texts() -> None:
-    """The worst difference of a gradient seen is 1e-6 of its largest value."""
+    """The worst difference of a gradient measured is 5.5e-7 of its largest value."""
     rows = _rows()
     together, apart = small_tagi(method="no_instruction"), small_tagi(method="no_instruction")
     batch = packed(rows, (24, 12))
@@ -171,7 +171,7 @@ def test_the_loss_of_packed_rows_and_its_gradient_are_the_sum_over_their_texts()
     assert int(loss.count) == sum(len(pair.target) for row in rows for pair in row)
     for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None, name
-        assert worst(ours.grad, theirs.grad) <= 1e-4 * float(theirs.grad.abs().max()), name
+        assert worst(ours.grad, theirs.grad) <= 1e-5 * float(theirs.grad.abs().max()), name
 
 
 def test_a_text_does_not_see_its_neighbours() -> None:
