@@ -371,3 +371,10 @@ def test_a_full_disk_leaves_no_half_read_text(tmp_path: Path, c4: Path) -> None:
         read_text(settings(tmp_path / "runs", c4))
     assert not (tmp_path / "runs" / TEXT).exists()
     read_text(settings(tmp_path / "runs", c4))
+
+
+def test_damaged_tokens_are_named(tmp_path: Path, c4: Path) -> None:
+    read_text(settings(tmp_path / "runs", c4))
+    (tmp_path / "runs" / TEXT / "tokens.safetensors").write_bytes(b"no tokens")
+    with pytest.raises(CheckpointError, match=r"tokens\.safetensors"):
+        read_text(settings(tmp_path / "runs", c4))

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def held_out(config: CorpusConfig) -> list[str]:
     if config.c4 is None or not config.valid_documents:
         return []
     files = list_files(Path(config.c4), "validation")
-    return [text for _, text in zip(range(config.valid_documents), documents(files), strict=False)]
+    return list(islice(documents(files), config.valid_documents))
 
 
 def _documents(config: CorpusConfig) -> Iterator[Document]:

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig, read_json
@@ -21,6 +21,7 @@ from tagi.data.packing import PackedText, prefix_lm, span_corruption
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.infer.engine import load_tokenizer
+from tagi.model.t5_hf import read_safetensors
 
 TEXT, TOKENS, ABOUT, DROPPED = "text", "tokens.safetensors", "corpus.json", "dropped.jsonl"
 _WHAT = ("max_instances", "overlap")
@@ -65,8 +66,8 @@ def read_text(config: RunConfig) -> Text:
             _keep(config, chosen, draft)
     about, tokenizer = read_about(folder), load_tokenizer(folder)
     _check_same(about, chosen, folder)
-    kept = load_file(folder / TOKENS)
-    return Text(about, tokenizer, TokenStore(kept["tokens"], kept["offsets"]))
+    kept = read_safetensors(folder / TOKENS)
+    return Text(about, tokenizer, TokenStore(kept["tokens"].numpy(), kept["offsets"].numpy()))
 
 
 def read_about(folder: Path) -> About:
