@@ -252,8 +252,7 @@ def _score(
     asked: dict[str, Any],
 ) -> None:
     """Solve, score, print and write."""
-    import tagi as package
-    from tagi.cli.scores import collect, score_table
+    from tagi.cli.scores import collect, made_by, score_table
     from tagi.eval.evaluate import evaluate, reference_points
 
     began = time.perf_counter()
@@ -273,7 +272,7 @@ def _score(
         if not any(task.instruction.positives for task in tasks):
             del references["copy_demonstration"]
         scores = collect(evaluation, references, setting.seed)
-    made = {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
+    made = made_by(tagi)
     scores["control"] = setting.control
     scores["command"] = asked | {"seed": setting.seed, "solve_seconds": seconds} | made
     title = _title(scores)

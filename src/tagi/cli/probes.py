@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-import tagi as package
 from tagi.cli.common import bar, table
-from tagi.cli.scores import interval, percent
+from tagi.cli.scores import interval, made_by, percent
 from tagi.data.text_tasks import Probe, ProbeTasks
 from tagi.data.types import Task
 from tagi.eval.evaluate import Evaluation, InstructionControl, evaluate
@@ -35,7 +34,7 @@ HEADER = ("", "n", *CONTROLS.values(), "chance", "seen", "new")
 def score(tagi: Tagi, drawn: Mapping[Probe, ProbeTasks], seed: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Every figure, as fractions; `exact_match` is the mean over the probes."""
     found = {name: _probe(tagi, name, tasks, seed) for name, tasks in drawn.items()}
-    made = {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
+    made = made_by(tagi)
     return {
         "exact_match": fmean(one["exact_match"]["aligned"] for one in found.values()),
         "chance": fmean(one["chance"] for one in found.values()),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tagi.cli.common import bar, print_json, stderr, stdout, table
-from tagi.cli.scores import percent, with_interval
+from tagi.cli.scores import made_by, percent, with_interval
 from tagi.config import P3Instruction, RankNorm
 from tagi.data.p3 import EVALUATION, P3Dataset, with_demonstrations
 from tagi.data.types import Task
@@ -67,14 +67,13 @@ def score(
     as_json: bool,
 ) -> None:
     """Rank, print and write."""
-    import tagi as package
 
     began = time.perf_counter()
     with bar("ranking") as report:
         ranking = rank(tagi, tasks, instruction=instruction, norm=norm, seed=asked["seed"], progress=report)
     seconds = time.perf_counter() - began
     scores = collect(ranking, tasks, asked["seed"])
-    made = {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
+    made = made_by(tagi)
     scores["control"] = {"instruction": instruction}
     scores["command"] = {**asked, "solve_seconds": seconds, **made}
     title = f"p3, {len(scores['by_task'])} held-out tasks, {tagi.config.method} (instruction {instruction})"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+import tagi as package
 from tagi.cli.common import table
 from tagi.eval.evaluate import Evaluation
 from tagi.eval.report import Interval, ScoredExample, Summary, bootstrap, markdown_table, summarise
+
+if TYPE_CHECKING:
+    from tagi.infer.engine import Tagi
 
 METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
 HEADER = ("", "n", *METRICS.values())
@@ -18,6 +22,11 @@ REFERENCES = {
     "copy_demonstration": "copying the first demonstration",
     "majority": "the task's commonest answer",
 }
+
+
+def made_by(tagi: Tagi) -> dict[str, str]:
+    """Which model of which version an evaluation is of."""
+    return {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
 
 
 def collect(evaluation: Evaluation, reference: Mapping[str, Evaluation], seed: int) -> dict[str, Any]:
