@@ -194,14 +194,16 @@ def test_bench_store(tagi: Run) -> None:
 def test_bench_mixed(tagi: Run, tmp_path: Path) -> None:
     lengths = ("--instruction", 4, "--input", 5, "--target", 2)
     small = ("--shape", "micro", "--rank", 2, "--tasks", 1, "--tasks", 3, "--rounds", 1, *lengths)
-    found = tagi("bench", "mixed", *small, "--peft-up-to", 2, "--plot", tmp_path / "mixed.png", "--json")
+    most = ("--peft-up-to", 2, "--in-turn-up-to", 2)
+    found = tagi("bench", "mixed", *small, *most, "--plot", tmp_path / "mixed.png", "--json")
     comparisons = found.json["comparisons"]
     titles = ["tasks with adapters at hand: 1", "tasks never seen: 1"]
     titles += ["tasks with adapters at hand: 3", "tasks never seen: 3"]
     assert [one["title"] for one in comparisons] == titles
     named = [[case["name"] for case in one["cases"]] for one in comparisons]
     ours = ["tagi, one task", "tagi, different tasks", "tagi, one task after another", "LoRA alone, different tasks"]
-    assert named[0] == named[2] == [*ours, "peft adapter_names"]
+    assert named[0] == [*ours, "peft adapter_names"]
+    assert named[2] == [*ours[:2], *ours[3:], "peft adapter_names"] and "3 tasks: not one after another" in found.err
     assert named[1] == ["tagi, different tasks", "LoRA alone, different tasks", "peft adapter_names"]
     assert named[3] == named[1][:-1] and "3 tasks never seen: without peft" in found.err
     for one, tasks in zip(comparisons, (1, 1, 3, 3), strict=True):

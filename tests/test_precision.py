@@ -19,7 +19,7 @@ from tagi.train.build import build_stage
 from tagi.train.trainer import train
 from training_runs import SHAPE, config, furthest, losses, run, tensors
 
-OPTIMIZERS = ("adamw", "adamw_rms", "adafactor")
+OPTIMIZERS = ("adamw", "adamw_rms", "muon", "adafactor")
 BF16 = {"training__precision": "bf16"}
 
 

@@ -212,10 +212,13 @@ def test_a_gradient_that_is_not_finite_names_every_batch_of_the_step(tmp_path: P
     assert not list((tmp_path / "run").glob("step-*"))
 
 
-def test_adafactor_is_refused_where_parameters_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+def test_what_needs_whole_matrices_is_refused_where_they_are_sharded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"training\.optimizer: adafactor"):
-        run(config(tmp_path / "run", training__optimizer="adafactor"))
+    with pytest.raises(ConfigError, match=rf"training\.optimizer: {optimizer} needs whole matrices"):
+        run(config(tmp_path / "run", training__optimizer=optimizer))
 
 
 def test_what_deepspeed_cannot_train_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

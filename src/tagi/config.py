@@ -296,8 +296,9 @@ class TrainingConfig(Frozen):
     steps: Positive
     tasks_per_batch: Positive = 8
     rows_per_task: Positive = 8
-    optimizer: Literal["adamw", "adamw_rms", "adafactor"] = "adamw"
-    """adamw_rms multiplies each parameter's step by its RMS, which a T5 from random initialisation needs."""
+    optimizer: Literal["adamw", "adamw_rms", "muon", "adafactor"] = "adamw"
+    """adamw_rms multiplies each parameter's step by its RMS, which a T5 from random initialisation needs; muon also
+    makes the steps of the backbone's matrices orthogonal, which learns faster from nothing."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     hypernetwork_lr_scale: Annotated[float, Field(gt=0.0)] = 1.0
     """Learning rate of the generator and of fusion relative to the backbone's `lr`."""

@@ -40,12 +40,14 @@ def warm(
     rounds: int,
     *,
     peft: bool,
+    in_turn: bool = True,
     compiled: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """One example of each of so many tasks, all adapters at hand; first, as many examples of a single task.
 
     Args:
+        in_turn: also answer one task after another.
         compiled: time batches of different tasks once more with the decoder's steps compiled.
 
     Raises:
@@ -56,7 +58,7 @@ def warm(
     cases: dict[str, Case] = {
         SAME: _answering(full, one, task, tasks),
         **_both(DIFFERENT, full, many, task, compiled),
-        IN_TURN: _in_turn(full, many, task),
+        **({IN_TURN: _in_turn(full, many, task)} if in_turn else {}),
         **_both(LORA, lora, _adapted(lora, task, tasks), task, compiled),
     }
     with tempfile.TemporaryDirectory() as folder:

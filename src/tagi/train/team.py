@@ -119,8 +119,8 @@ def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
     """
     check_trackers(config.trackers)
     zero.check(config)
-    if config.optimizer == "adafactor" and _fsdp():
-        raise ConfigError("training.optimizer: adafactor keeps rows and columns that FSDP cannot shard; use adamw")
+    if config.optimizer in ("adafactor", "muon") and _fsdp():
+        raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
     accelerator = Accelerator(
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
         mixed_precision="no",  # precision is the optimizer's business, see `precision.py`

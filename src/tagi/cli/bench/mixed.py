@@ -38,6 +38,14 @@ def mixed(
             "(half a minute for 64 of t5-small, 8 minutes for 256).",
         ),
     ] = 64,
+    in_turn_up_to: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Tasks answered one after another in every round, at most (for 64 of t5-small five times as long as "
+            "all of them in a batch).",
+        ),
+    ] = 64,
     compiled: Compile = False,
     rounds: options.Rounds = 5,
     json_file: JsonFile = None,
@@ -55,8 +63,12 @@ def mixed(
         [],
     )
     for count in tasks or TASKS:
+        turns = count <= in_turn_up_to
         with bar(f"{count} tasks, adapters at hand") as report:
-            found.append(cases.warm(sizes, task, count, rounds, peft=peft, compiled=compiled, progress=report))
+            warm = cases.warm(sizes, task, count, rounds, peft=peft, in_turn=turns, compiled=compiled, progress=report)
+            found.append(warm)
+        if not turns:
+            note(f"{count} tasks: not one after another, which takes too long; see --in-turn-up-to")
         loads = peft and count <= peft_up_to
         with bar(f"{count} tasks never seen") as report:
             found.append(cases.cold(sizes, task, count, rounds, peft=loads, progress=report))
