@@ -112,8 +112,10 @@ def trainable(model: TagiModel, config: TrainingConfig) -> dict[str, list[nn.Par
     matrices = _matrices(model.backbone) if config.optimizer == "muon" else set()
     for part in config.trainable:
         parameters = [parameter for module in model.part(part) for parameter in module.parameters()]
-        own = [p for p in parameters if part != "backbone" or p not in matrices]
-        groups = {part: own, MATRICES: [p for p in parameters if part == "backbone" and p in matrices]}
+        groups = {
+            part: [p for p in parameters if p not in matrices],
+            MATRICES: [p for p in parameters if p in matrices],
+        }
         parts |= {name: group for name, group in groups.items() if group}
     return parts
 
