@@ -316,6 +316,9 @@ class TrainingConfig(Frozen):
     """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer. T5 overflows in fp16."""
     gradient_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass: a third more time for a fraction of the memory."""
+    packing: bool = False
+    """Rows of a batch stand end to end where there is room: the same loss in less time, where prompts are all that
+    a T5 reads."""
     instruction_cache_mb: Annotated[int, Field(ge=0)] = 512
     """Memory for encoded instructions that are kept across steps while the backbone is frozen."""
     checkpoint_every: Positive = 500

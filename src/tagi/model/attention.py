@@ -28,8 +28,15 @@ def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Softmax over the last dimension, computed in fp32 and returned in the scores' dtype."""
-    return F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    """Softmax over the last dimension, returned in the scores' dtype; torch's kernels compute it in fp32."""
+    return F.softmax(scores, dim=-1)
+
+
+def biased_scores(q_RHOK: Tensor, k_RHLK: Tensor, bias: Tensor) -> Tensor:
+    """q kᵀ + bias (R, H, O, L) in one product, rounded once."""
+    rows, heads, queries, _ = q_RHOK.shape
+    bias = bias.expand(rows, heads, queries, k_RHLK.shape[-2]).flatten(0, 1)
+    return torch.baddbmm(bias, q_RHOK.flatten(0, 1), k_RHLK.flatten(0, 1).mT).unflatten(0, (rows, heads))
 
 
 def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor, dropout: float = 0.0) -> Tensor:
@@ -39,7 +46,7 @@ def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor, dropout: float = 0.0) ->
     """
     if not torch.is_grad_enabled() and not dropout:
         return F.scaled_dot_product_attention(q_RHOK, own.k, own.v, attn_mask=bias.to(q_RHOK.dtype), scale=1.0)
-    weights = softmax(q_RHOK @ own.k.transpose(-1, -2) + bias)
+    weights = softmax(biased_scores(q_RHOK, own.k, bias))
     return F.dropout(weights, dropout) @ own.v
 
 

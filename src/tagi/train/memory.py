@@ -5,21 +5,22 @@ against the tensors that autograd really saves). Bytes; the CUDA context and fra
 Shape letters as in `rows.py`.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from torch import Size
+from torch import Size, nn
 
 from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape, TrainingConfig
 from tagi.methods import Method
 from tagi.model.flops import Lengths, generated_sites, site_widths
+from tagi.train import optim
 
 WIDE = 4
-"""Bytes of a value in fp32: masters, optimizer state, norms, softmax and losses."""
+"""Bytes of a value in fp32: masters, optimizer state, norms and losses."""
 LOSS_COPIES = 3
 """Of the logits in fp32: widened, log-softmax, gradient."""
 SCORE_COPIES = 3
-"""Of one attention's scores in fp32 that live at once while they are computed or differentiated."""
+"""Of one attention's scores that live at once while they are computed or differentiated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,17 @@ def value_bytes(training: TrainingConfig) -> int:
     return WIDE if training.precision == "fp32" else 2
 
 
-def optimizer_bytes(shapes: Iterable[Size], training: TrainingConfig) -> int:
-    """State of the trained tensors: two moments (AdamW) or row and column means (Adafactor), and fp32 masters."""
+def optimizer_bytes(parts: Mapping[str, Sequence[nn.Parameter]], training: TrainingConfig) -> int:
+    """State of the trained tensors, by part as `optim.trainable` names them: two moments (AdamW), one (Muon's matrices)
+    or row and column means (Adafactor), and fp32 masters."""
     masters = 1 if training.precision != "fp32" else 0
-    factored = training.optimizer == "adafactor"
-    return sum(WIDE * ((_factored(s) if factored else 2 * s.numel()) + masters * s.numel()) for s in shapes)
+    each = ((part, parameter.shape) for part, parameters in parts.items() for parameter in parameters)
+    return sum(WIDE * (_moments(part, shape, training) + masters * shape.numel()) for part, shape in each)
 
 
-def _factored(shape: Size) -> int:
+def _moments(part: str, shape: Size, training: TrainingConfig) -> int:
+    if training.optimizer != "adafactor":
+        return shape.numel() * (1 if part == optim.MATRICES else 2)
     return shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel() if len(shape) > 1 else shape.numel()
 
 
@@ -98,8 +102,8 @@ def projections(keep: Keeping, count: int, sites: int) -> int:
 
 
 def scores(keep: Keeping, rows: int, queries: int, keys: int) -> int:
-    """Attention weights of one layer: the softmax in fp32 and what multiplies the values."""
-    each = WIDE + (1 + keep.size if keep.drops else keep.size if keep.size < WIDE else 0)
+    """Attention weights of one layer, and what dropout makes of them, with its mask."""
+    each = keep.size + (1 + keep.size if keep.drops else 0)
     return rows * keep.shape.num_heads * queries * keys * each
 
 
@@ -127,7 +131,7 @@ def fusion_layer(shape: T5Shape, config: FusionConfig, size: int, lengths: Lengt
     width = config.width or shape.d_model // 4
     keep = Keeping(shape, size, trained=True, rank=0)
     per_token = norm(keep, read=True) + (3 * width + shape.d_model) * size
-    weights = config.heads * lengths.instruction * (WIDE + (size if size < WIDE else 0))
+    weights = config.heads * lengths.instruction * size
     keys = lengths.tasks * lengths.instruction * 2 * width * size
     return lengths.rows * lengths.input * (per_token + weights) + keys
 
@@ -221,4 +225,4 @@ def temporaries(keep: Keeping, lengths: Lengths, seen: int) -> int:
     rows, n, o = lengths.rows, lengths.input, lengths.target
     logits = rows * o * keep.shape.vocab_size * (keep.size + LOSS_COPIES * WIDE)
     largest = rows * keep.shape.num_heads * max(n * n, o * (n + seen))
-    return logits + largest * (keep.size + SCORE_COPIES * WIDE)
+    return logits + largest * keep.size * (1 + SCORE_COPIES)

@@ -55,6 +55,11 @@ class RmsScaledMuon(RmsScaledAdamW):
     `MUON_SCALE`, times the learning rate and the matrix's own RMS (Jordan et al., 2024; Liu et al., 2025, §2.2).
     """
 
+    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+        """`dtype` is that of the iteration which makes a step orthogonal; momentum and weights keep their own."""
+        super().__init__(groups, lr, weight_decay)
+        self.dtype = dtype
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of all groups; the gradients of Muon's matrices are used up."""
@@ -73,7 +78,8 @@ class RmsScaledMuon(RmsScaledAdamW):
             state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(parameter)}
         state["step"] += 1
         momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
-        update = orthogonal(gradient.lerp(momentum, MOMENTUM)) * (MUON_SCALE * math.sqrt(max(parameter.shape)))
+        direction = orthogonal(gradient.lerp(momentum, MOMENTUM).to(self.dtype)).to(parameter.dtype)
+        update = direction * (MUON_SCALE * math.sqrt(max(parameter.shape)))
         rate = lr * _rms(parameter)
         parameter.mul_(1 - rate * weight_decay).sub_(rate * update)
 
@@ -102,7 +108,8 @@ def build(parts: Parts, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adamw_rms":
         return RmsScaledAdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "muon":
-        return RmsScaledMuon(groups, lr=config.lr, weight_decay=config.weight_decay)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        return RmsScaledMuon(groups, config.lr, config.weight_decay, dtype)
     return Adafactor(groups, lr=config.lr, relative_step=False, weight_decay=config.weight_decay)
 
 

@@ -5,7 +5,7 @@ A folder that an earlier stage of the same run will write need not be there yet.
 the `config.json` of a hub model whose shape the config leaves out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -29,7 +29,7 @@ from tagi.model import checkpoint, flops
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.language_model import build, read_language_model_shape
 from tagi.model.tagi import TagiModel
-from tagi.train import measure, memory
+from tagi.train import measure, memory, optim
 from tagi.train.measure import Measured
 from tagi.train.memory import Memory
 from tagi.train.sources import check_stage
@@ -155,7 +155,7 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
     if config.training.gradient_checkpointing:
         once += flops.recomputed(passes)
     kept = _kept(config, parts, model, trained, found)
-    tensors = [parameter for part in trained for module in model.part(part) for parameter in module.parameters()]
+    tensors = optim.trainable(model, config.training)
     weights = parameter_count(model) + (sizes["backbone"] if _online(config) else 0)
     share = sizes["hypernetwork"] / sizes["backbone"]
     return Plan(
@@ -210,7 +210,7 @@ def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured
         shape, model.method, parts.hypernetwork, parts.fusion, config.training, set(), batch, rank=bank.rank
     )
     with torch.device("meta"):
-        tensors = [nn.Parameter(torch.empty(wave, one // bank.rank, bank.rank))]
+        tensors = {"teachers": [nn.Parameter(torch.empty(wave, one // bank.rank, bank.rank))]}
     many = f"{groups} teachers in {waves} waves of at most {wave}" if groups else f"one wave of {wave} teachers"
     return Plan(
         stage=config.stage,
@@ -245,8 +245,8 @@ def _teacher_flops(config: RunConfig, shape: Shape, found: Measured) -> float:
     return flops.forward(shape, methods.get("metatrain"), config.hypernetwork, config.fusion, read).total
 
 
-def _memory(config: RunConfig, weights: int, trained: Sequence[nn.Parameter], kept: int) -> Memory:
+def _memory(config: RunConfig, weights: int, trained: Mapping[str, Sequence[nn.Parameter]], kept: int) -> Memory:
     size = memory.value_bytes(config.training)
-    gradients = size * sum(parameter.numel() for parameter in trained)
-    state = memory.optimizer_bytes([parameter.shape for parameter in trained], config.training)
+    gradients = size * sum(parameter.numel() for parameters in trained.values() for parameter in parameters)
+    state = memory.optimizer_bytes(trained, config.training)
     return Memory(size * weights, gradients, state, kept)

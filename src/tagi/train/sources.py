@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
+from tagi.data.packing import repacked
 from tagi.errors import ConfigError
 from tagi.methods import Method
 from tagi.train.finetune import training_batches
@@ -12,8 +13,8 @@ from tagi.train.pretrain import text_batches
 
 def batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
     """Batch number i of a run's data, a pure function of the run's seed and i."""
-    draw = text_batches if config.stage == "pretrain" else training_batches
-    return draw(config, collator)
+    draw = (text_batches if config.stage == "pretrain" else training_batches)(config, collator)
+    return (lambda index: repacked(draw(index))) if config.training.packing else draw
 
 
 def check_stage(config: RunConfig, method: Method) -> None:
@@ -29,6 +30,9 @@ def check_stage(config: RunConfig, method: Method) -> None:
         raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")
     if method.decoder_only and config.training.gradient_checkpointing:
         raise ConfigError(f"training.gradient_checkpointing: {name} trains through cached keys, which it would drop")
+    if config.training.packing and (once or method.decoder_only or config.objective.lambda_kl or stage == "teachers"):
+        what = "with a teacher's logits" if config.objective.lambda_kl else f"of {name} at stage {stage}"
+        raise ConfigError(f"training.packing: rows {what} cannot stand end to end")
     if method.on_target != (config.data.part == "test"):
         raise ConfigError(f"data.part: method {name} is trained on the part {'test' if method.on_target else 'train'}")
     if stage == "teachers" and (once or method.decoder_only):
