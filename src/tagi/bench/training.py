@@ -19,8 +19,8 @@ from tagi.bench.models import as_transformers
 from tagi.bench.timing import Comparison, Group, Progress, alternate
 from tagi.config import CorpusConfig, FusionConfig, HypernetworkConfig, T5Shape, TrainingConfig
 from tagi.data.c4 import TokenStore
-from tagi.data.collate import Batch
-from tagi.data.packing import PackedText, SpanCorruption
+from tagi.data.collate import Batch, assemble
+from tagi.data.packing import PackedText, SpanCorruption, repacked
 from tagi.errors import ConfigError
 from tagi.losses import IGNORE
 from tagi.model import tagi as tagi_module
@@ -135,6 +135,20 @@ def text_against_transformers(
     return alternate(Group(title, cases), rounds, report)
 
 
+def packing_against_padding(shape: T5Shape, lengths: Lengths, rounds: int, report: Progress) -> Comparison:
+    """A training step on a batch of prompts of many lengths: padded, by `transformers` and by ours, and repacked."""
+    batch = _uneven(lengths.tasks * lengths.rows, shape)
+    ours = _model("metatrain", shape, 1)
+    cases = {"transformers, padded": _transformers_steps(as_t5(ours.backbone), [_tensors(batch)])}
+    for name, one in (("ours, padded", batch), ("ours, packed", repacked(batch))):
+        stage = ModelStage(_model("metatrain", shape, 1), {}, lambda _, one=one: one, _nothing, _nothing)
+        cases[name] = _step(_training(stage, ("backbone",)), _PLAIN)
+    places = batch.input_ids.numel()
+    return alternate(
+        Group(f"{len(batch.labels)} prompts, {batch.tokens:,} tokens in {places:,} places", cases), rounds, report
+    )
+
+
 _PLAIN = TrainingConfig(steps=1, lr=1e-4)
 _TEACHER_TRAINING = TrainingConfig(steps=1, lr=1e-3)
 
@@ -170,6 +184,15 @@ def _batch(lengths: Lengths, shape: T5Shape) -> Batch:
     names = tuple(map(str, range(lengths.tasks)))
     masks = [torch.ones_like(x) for x in (instruction, inputs, prompts)]
     return Batch(instruction, masks[0], inputs, masks[1], labels, task_index, names, prompts, masks[2])
+
+
+def _uneven(rows: int, shape: T5Shape) -> Batch:
+    """Random prompts as long as those of Super-NaturalInstructions and P3 are, in one padded batch."""
+    rng = np.random.default_rng(0)
+    told = np.clip(np.exp(rng.normal(4.7, 0.6, rows)), 8, 512).astype(np.int64)
+    asked = np.clip(rng.geometric(0.1, rows), 1, 64)
+    inputs, targets = ([rng.integers(2, shape.vocab_size, n).tolist() for n in each] for each in (told, asked))
+    return assemble([[]], inputs, targets, torch.zeros(rows, dtype=torch.long))
 
 
 def _training(stage: ModelStage, parts: tuple[Any, ...]) -> ModelStage:
