@@ -216,8 +216,7 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw_does() ->
     starts = {"tall": normal(24, 16), "wide": normal(16, 40), "table": normal(9, 5)}
     ours, theirs = ({n: torch.nn.Parameter(x.clone()) for n, x in starts.items()} for _ in range(2))
     optimizer = optim.build({optim.MATRICES: [ours["tall"], ours["wide"]], "backbone": [ours["table"]]}, settings)
-    groups = [{"params": [theirs["table"]], "rms_scaled": True}]
-    table = optim.RmsScaledAdamW(groups, lr=0.02, weight_decay=0.0)
+    table = torch.optim.AdamW([theirs["table"]], lr=0.02, weight_decay=0.0, betas=optim.BETAS)
     momenta = {name: torch.zeros_like(x) for name, x in starts.items()}
     for _ in range(3):
         gradients = {name: normal(*start.shape) for name, start in starts.items()}
@@ -228,9 +227,12 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw_does() ->
             before = theirs[name].detach()
             nesterov = 0.95 * momenta[name] + 0.05 * gradients[name]
             step = polar(nesterov, optim.NEWTON_SCHULZ) * optim.MUON_SCALE * max(before.shape) ** 0.5
-            theirs[name].data = before - 0.02 * before.pow(2).mean().sqrt() * step
+            theirs[name].data = before - 0.02 * starts[name].pow(2).mean().sqrt() * step
+        scale = starts["table"].pow(2).mean().sqrt()
+        before = theirs["table"].detach().clone()
         optimizer.step()
         table.step()
+        theirs["table"].data = before + scale * (theirs["table"].detach() - before)
     for name in starts:
         torch.testing.assert_close(ours[name], theirs[name], atol=2e-6, rtol=1e-5)
 

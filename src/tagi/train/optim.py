@@ -45,14 +45,21 @@ class RmsScaledAdamW(torch.optim.AdamW):
         before = [p.clone() for p in scaled]
         super().step()
         for parameter, old in zip(scaled, before, strict=True):
-            parameter.copy_(torch.lerp(old, parameter, _rms(old)))
+            parameter.copy_(torch.lerp(old, parameter, self._scale(parameter, old)))
+
+    def _scale(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """What the learning rate of a parameter is multiplied by, which has this value before the step."""
+        del parameter
+        return _rms(value)
 
 
 class RmsScaledMuon(RmsScaledAdamW):
     """Muon for the groups marked `orthogonal`, RMS-scaled AdamW for the others.
 
     The step of a matrix (m, n) is its Nesterov momentum with all singular values near 1, scaled to the RMS
-    `MUON_SCALE`, times the learning rate and the matrix's own RMS (Jordan et al., 2024; Liu et al., 2025, §2.2).
+    `MUON_SCALE`, times the learning rate and the RMS that the matrix had before its first step (Jordan et al., 2024; Liu
+    et al., 2025, §2.2). In proportion to its own RMS of the time, which steps of full rank make grow, steps grow with it:
+    weights had four times their RMS after a thousand steps, and the loss stood still.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
@@ -80,8 +87,14 @@ class RmsScaledMuon(RmsScaledAdamW):
         momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
         direction = orthogonal(gradient.lerp(momentum, MOMENTUM).to(self.dtype)).to(parameter.dtype)
         update = direction * (MUON_SCALE * math.sqrt(max(parameter.shape)))
-        rate = lr * _rms(parameter)
+        rate = lr * self._scale(parameter, parameter)
         parameter.mul_(1 - rate * weight_decay).sub_(rate * update)
+
+    def _scale(self, parameter: Tensor, value: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "scale" not in state:
+            state["scale"] = _rms(value)
+        return state["scale"]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
