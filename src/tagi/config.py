@@ -297,8 +297,8 @@ class TrainingConfig(Frozen):
     tasks_per_batch: Positive = 8
     rows_per_task: Positive = 8
     optimizer: Literal["adamw", "adamw_rms", "muon", "adafactor"] = "adamw"
-    """adamw_rms multiplies each parameter's step by its RMS, which a T5 from random initialisation needs; muon by the RMS
-    at the start, and makes the steps of the backbone's matrices orthogonal, which learns faster from nothing."""
+    """adamw_rms multiplies each parameter's step by its RMS, which a T5 from random initialisation needs; muon by its
+    RMS at the start, and makes the steps of the backbone's matrices orthogonal, which learns faster from nothing."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     hypernetwork_lr_scale: Annotated[float, Field(gt=0.0)] = 1.0
     """Learning rate of the generator and of fusion relative to the backbone's `lr`."""

@@ -57,9 +57,9 @@ class RmsScaledMuon(RmsScaledAdamW):
     """Muon for the groups marked `orthogonal`, RMS-scaled AdamW for the others.
 
     The step of a matrix (m, n) is its Nesterov momentum with all singular values near 1, scaled to the RMS
-    `MUON_SCALE`, times the learning rate and the RMS that the matrix had before its first step (Jordan et al., 2024; Liu
-    et al., 2025, §2.2). In proportion to its own RMS of the time, which steps of full rank make grow, steps grow with it:
-    weights had four times their RMS after a thousand steps, and the loss stood still.
+    `MUON_SCALE`, times the learning rate and the RMS that the matrix had before its first step (Jordan et al., 2024;
+    Liu et al., 2025, §2.2). In proportion to its RMS of the time, which steps of full rank make grow, steps grow with
+    it: weights had four times their RMS after a thousand steps, and the loss stood still.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
