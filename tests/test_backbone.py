@@ -357,6 +357,13 @@ def test_what_stage_backbone_is_not(tmp_path: Path, c4: Path, changes: dict[str,
         build_stage(parse(RunConfig, values, source="test"))
 
 
+def test_text_is_packed_in_any_case(tmp_path: Path, c4: Path) -> None:
+    values = settings(tmp_path / "runs", c4).model_dump(mode="json")
+    values["training"]["packing"] = True
+    with pytest.raises(ConfigError, match=r"training\.packing: stage backbone packs its text in any case"):
+        build_stage(parse(RunConfig, values, source="test"))
+
+
 def test_a_config_that_names_no_text_or_a_folder_that_is_not_there(tmp_path: Path, c4: Path) -> None:
     with pytest.raises(ConfigError, match="names no text"):
         settings(tmp_path / "runs", c4, corpus={"c4": None})

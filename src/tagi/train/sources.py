@@ -30,6 +30,8 @@ def check_stage(config: RunConfig, method: Method) -> None:
         raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")
     if method.decoder_only and config.training.gradient_checkpointing:
         raise ConfigError(f"training.gradient_checkpointing: {name} trains through cached keys, which it would drop")
+    if config.training.packing and stage == "backbone":
+        raise ConfigError("training.packing: stage backbone packs its text in any case; leave it out")
     if config.training.packing and (once or method.decoder_only or config.objective.lambda_kl or stage == "teachers"):
         what = "with a teacher's logits" if config.objective.lambda_kl else f"of {name} at stage {stage}"
         raise ConfigError(f"training.packing: rows {what} cannot stand end to end")
