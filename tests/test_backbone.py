@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from builders import model_config, small_t5, small_tagi
 from cli_runs import Run, mistake
-from tagi.config import CorpusConfig, RunConfig, dump, parse
+from tagi.config import CorpusConfig, RunConfig
+from tagi.config_files import dump, parse
 from tagi.data import corpus as corpora
 from tagi.data.overlap import Runs
 from tagi.data.tokenizers import sentinels, unigram

@@ -10,7 +10,8 @@ import torch
 
 from builders import worst
 from cli_runs import CONFIG, Run, mistake, trained, write_config
-from tagi.config import RunConfig, parse
+from tagi.config import RunConfig
+from tagi.config_files import parse
 from tagi.data.collate import Batch
 from tagi.infer.engine import Tagi
 from tagi.losses import soften

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import small_shape
-from tagi import config as configs
-from tagi import methods
+from tagi import config_files, methods
 from tagi.config import HypernetworkConfig, RunConfig, T5Shape
 from tagi.errors import ConfigError
 
@@ -42,14 +41,14 @@ def written(folder: Path, values: Any) -> Path:
 
 @pytest.mark.parametrize("values", [MINIMAL, EVERY_SECTION], ids=["minimal", "every section"])
 def test_dump_then_load_gives_an_equal_config(values: dict[str, Any], tmp_path: Path) -> None:
-    first = configs.load(written(tmp_path, values))
-    again = configs.load(written(tmp_path, configs.dump(first)))
+    first = config_files.load(written(tmp_path, values))
+    again = config_files.load(written(tmp_path, config_files.dump(first)))
     assert again == first
     assert again.model_dump() == first.model_dump()
 
 
 def test_values_arrive_and_defaults_fill_the_rest(tmp_path: Path) -> None:
-    config = configs.load(written(tmp_path, EVERY_SECTION))
+    config = config_files.load(written(tmp_path, EVERY_SECTION))
     assert config.backbone is not None
     assert config.backbone.shape == T5Shape(vocab_size=99, gated=True, activation="gelu_new")
     assert config.training.trainable == ("backbone", "fusion")
@@ -58,7 +57,7 @@ def test_values_arrive_and_defaults_fill_the_rest(tmp_path: Path) -> None:
 
 
 def test_config_is_immutable(tmp_path: Path) -> None:
-    config = configs.load(written(tmp_path, MINIMAL))
+    config = config_files.load(written(tmp_path, MINIMAL))
     with pytest.raises(ValueError, match="frozen"):
         config.output = "elsewhere"
 
@@ -76,7 +75,7 @@ def test_config_is_immutable(tmp_path: Path) -> None:
 )
 def test_override_sets_one_key(override: str, section: str, key: str, value: Any, tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL)
-    plain, changed = configs.load(path).model_dump(), configs.load(path, [override]).model_dump()
+    plain, changed = config_files.load(path).model_dump(), config_files.load(path, [override]).model_dump()
     assert changed[section][key] == value
     plain[section][key] = value
     assert changed == plain
@@ -84,8 +83,8 @@ def test_override_sets_one_key(override: str, section: str, key: str, value: Any
 
 def test_later_overrides_win_and_may_replace_a_source(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL)
-    assert configs.load(path, ["output=a", "output=b"]).output == "b"
-    fresh = configs.load(path, ["backbone.path=null", "backbone.shape.vocab_size=9", "backbone.tokenizer=micro"])
+    assert config_files.load(path, ["output=a", "output=b"]).output == "b"
+    fresh = config_files.load(path, ["backbone.path=null", "backbone.shape.vocab_size=9", "backbone.tokenizer=micro"])
     assert fresh.backbone is not None
     assert fresh.backbone.shape == T5Shape(vocab_size=9)
 
@@ -121,7 +120,7 @@ def test_later_overrides_win_and_may_replace_a_source(tmp_path: Path) -> None:
 )
 def test_mistake_is_one_sentence_that_names_the_field(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        configs.load(written(tmp_path, MINIMAL), [override])
+        config_files.load(written(tmp_path, MINIMAL), [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -129,7 +128,7 @@ def test_mistake_is_one_sentence_that_names_the_field(override: str, message: st
 def test_random_backbone_needs_a_tokenizer(tmp_path: Path) -> None:
     values = MINIMAL | {"backbone": {"shape": {"vocab_size": 9}}}
     with pytest.raises(ConfigError, match=r"backbone: a backbone from random initialisation needs a tokenizer"):
-        configs.load(written(tmp_path, values))
+        config_files.load(written(tmp_path, values))
 
 
 @pytest.mark.parametrize(
@@ -144,17 +143,17 @@ def test_random_backbone_needs_a_tokenizer(tmp_path: Path) -> None:
 def test_file_that_is_no_config_is_named(content: str, message: str, tmp_path: Path) -> None:
     path = written(tmp_path, content)
     with pytest.raises(ConfigError) as caught:
-        configs.load(path)
+        config_files.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
 
 
 def test_missing_file_and_binary_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.yaml: cannot be read \(No such file or directory\)"):
-        configs.load(tmp_path / "none.yaml")
+        config_files.load(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary.yaml: is not YAML"):
-        configs.load(tmp_path / "binary.yaml")
+        config_files.load(tmp_path / "binary.yaml")
 
 
 json_values = st.recursive(
@@ -168,10 +167,10 @@ KEYS = ["stage", "method", "backbone", "hypernetwork", "fusion", "prompt", "data
 @given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), json_values, max_size=4))
 def test_malformed_values_are_a_config_error_or_a_config(changes: dict[str, Any]) -> None:
     try:
-        config = configs.parse(RunConfig, MINIMAL | changes, source="run.yaml")
+        config = config_files.parse(RunConfig, MINIMAL | changes, source="run.yaml")
     except ConfigError:
         return
-    assert configs.parse(RunConfig, json.loads(config.model_dump_json()), source="again") == config
+    assert config_files.parse(RunConfig, json.loads(config.model_dump_json()), source="again") == config
 
 
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (16.0, 4.0), (2.0, 0.5)])
@@ -185,7 +184,7 @@ def test_inner_width_is_that_of_all_heads() -> None:
 
 def test_exact_gated_gelu_is_refused_because_its_files_would_read_as_another() -> None:
     with pytest.raises(ConfigError, match="shape: activation: the family's gated GELU is gelu_new"):
-        configs.parse(T5Shape, {"vocab_size": 9, "gated": True, "activation": "gelu"}, source="shape")
+        config_files.parse(T5Shape, {"vocab_size": 9, "gated": True, "activation": "gelu"}, source="shape")
 
 
 PUBLISHED = {

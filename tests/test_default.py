@@ -9,7 +9,7 @@ import pytest
 from tagi import Tagi
 from tagi.cli.common import RUN_FILE, default_checkpoint
 from tagi.cli.micro import strangers, trained_on, unseen, with_instances
-from tagi.config import load
+from tagi.config_files import load
 from tagi.data.microtasks import MicroTask
 from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
 

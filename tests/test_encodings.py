@@ -8,7 +8,8 @@ import torch
 
 from builders import SMALL_HYPERNETWORK, small_t5, small_tagi, token_batch, worst
 from tagi import Tagi
-from tagi.config import RunConfig, TrainingConfig, parse
+from tagi.config import RunConfig, TrainingConfig
+from tagi.config_files import parse
 from tagi.data.collate import Batch
 from tagi.train.build import build_stage
 from tagi.train.encodings import Encodings, encodings

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cli_runs import CONFIG, Run, mistake, trained, write_config
-from tagi.config import DataConfig, RunConfig, parse
+from tagi.config import DataConfig, RunConfig
+from tagi.config_files import parse
 from tagi.data.collate import Batch
 from tagi.errors import ConfigError
 from tagi.train.build import build_stage

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cli_runs import Run, mistake, write_config
-from tagi.config import DataConfig, parse
+from tagi.config import DataConfig
+from tagi.config_files import parse
 from tagi.data.microtasks import micro_vocabulary, write_sni
 from tagi.data.mixture import FixedTasks, Mixture, Shares
 from tagi.data.tokenizers import unigram, unknown_words

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from builders import small_t5, small_tagi, trained
 from cli_runs import CONFIG
-from tagi import config as configs
+from tagi import config_files
 from tagi.config import FusionConfig, HypernetworkConfig, Part, RunConfig, TrainingConfig
 from tagi.errors import CheckpointError, ConfigError
 from tagi.model.flops import Lengths
@@ -24,11 +24,11 @@ LONG = {"path": "no/where", "shape": "t5-v1_1-small"}
 
 
 def run(**changes: Any) -> RunConfig:
-    return configs.parse(RunConfig, CONFIG | {"output": "runs/x"} | changes, source="test")
+    return config_files.parse(RunConfig, CONFIG | {"output": "runs/x"} | changes, source="test")
 
 
 def changed(config: RunConfig, *overrides: str) -> RunConfig:
-    return configs.override(config, overrides, source="test")
+    return config_files.override(config, overrides, source="test")
 
 
 def test_parameters_are_those_of_the_model_that_is_built() -> None:

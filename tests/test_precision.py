@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from builders import small_t5, small_tagi, token_batch, trained
 from tagi import Tagi
-from tagi.config import TrainingConfig, parse
+from tagi.config import TrainingConfig
+from tagi.config_files import parse
 from tagi.model import checkpoint, t5
 from tagi.model.language_model import as_t5
 from tagi.model.rows import Rows

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cli_runs import CONFIG, Run, mistake
-from tagi import config as configs
+from tagi import config_files
 from tagi.cli import train as train_command
 from tagi.config import RunConfig
 from tagi.errors import ConfigError
@@ -145,7 +146,9 @@ def small_run(output: str) -> dict[str, RunConfig]:
     """Two stages of a few steps each on microtasks."""
 
     def config(stage: str, **changes: Any) -> RunConfig:
-        return configs.parse(RunConfig, CONFIG | {"stage": stage, "output": f"{output}/{stage}"} | changes, source="t")
+        return config_files.parse(
+            RunConfig, CONFIG | {"stage": stage, "output": f"{output}/{stage}"} | changes, source="t"
+        )
 
     training = CONFIG["training"] | {"steps": 2, "trainable": ["backbone"]}
     first = config("metatrain", method="metatrain", training=training)
@@ -165,7 +168,7 @@ def test_all_runs_every_stage_then_skips_the_finished_and_resumes(
     assert "metatrain: runs/small/metatrain/final is there already" in again.err
     assert again.json["checkpoint"] == "runs/small/finetune/final"
     log = (alone / "runs/small/finetune/log.jsonl").read_text().splitlines()
-    assert [configs.yaml.safe_load(line)["step"] for line in log] == [2, 4]
+    assert [yaml.safe_load(line)["step"] for line in log] == [2, 4]
 
 
 def test_one_stage_of_a_run_does_not_overwrite(tagi: Run, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

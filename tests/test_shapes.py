@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from builders import small_shape
-from tagi import config as configs
+from tagi import config_files
 from tagi.config import BackboneConfig, T5Shape
 from tagi.errors import ConfigError
 from tagi.model.hypernetwork import parameter_count
@@ -25,17 +25,19 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shape_has_the_published_number_of_parameters(name: str) -> None:
-    config = configs.parse(BackboneConfig, {"path": "x", "shape": name}, source="backbone")
+    config = config_files.parse(BackboneConfig, {"path": "x", "shape": name}, source="backbone")
     assert config.shape is not None
     with torch.device("meta"):
         assert parameter_count(T5(config.shape)) == PUBLISHED[name]
 
 
 def test_a_named_shape_beside_a_path_is_kept_whole() -> None:
-    config = configs.parse(BackboneConfig, {"path": "google/t5-xl-lm-adapt", "shape": "t5-v1_1-xl"}, source="backbone")
+    config = config_files.parse(
+        BackboneConfig, {"path": "google/t5-xl-lm-adapt", "shape": "t5-v1_1-xl"}, source="backbone"
+    )
     assert config.path == "google/t5-xl-lm-adapt"
     assert config.shape == T5Shape.model_validate(SHAPES["t5-v1_1-xl"])
-    assert configs.parse(BackboneConfig, config.model_dump(mode="json"), source="again") == config
+    assert config_files.parse(BackboneConfig, config.model_dump(mode="json"), source="again") == config
 
 
 def test_a_checkpoint_of_another_shape_is_refused() -> None:

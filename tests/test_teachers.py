@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
 from builders import worst
-from tagi.config import RunConfig, parse
+from tagi.config import RunConfig
+from tagi.config_files import parse
 from tagi.data.collate import Batch
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import IGNORE

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tagi import Tagi, methods
-from tagi.config import FusionConfig, HypernetworkConfig, TrainingConfig, parse
+from tagi.config import FusionConfig, HypernetworkConfig, TrainingConfig
+from tagi.config_files import parse
 from tagi.data.micro_splits import splits
 from tagi.data.microtasks import write_sni
 from tagi.errors import CheckpointError, ConfigError

@@ -84,7 +84,7 @@ def _saying_what_was_kept() -> Iterator[None]:
 
 def _configs(stage: str, name: str, overrides: Sequence[str]) -> Mapping[str, RunConfig]:
     """The configs that a command speaks of: one file's, or a named run's with all of its stages."""
-    from tagi.config import load
+    from tagi.config_files import load
     from tagi.repro.runs import named
 
     file = Path(name)
@@ -161,7 +161,7 @@ def _build(config: RunConfig) -> ModelStage:
 
 def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
     """Train; every checkpoint tells by which run."""
-    from tagi.config import dump
+    from tagi.config_files import dump
     from tagi.train.trainer import train as run_stage
 
     def write(folder: Path) -> None:

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagi.config import Frozen, ModuleKind, parse, read_json
+from tagi.config import Frozen, ModuleKind
+from tagi.config_files import parse, read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, check_replaceable
 from tagi.model import hub

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tagi.config import Frozen, read_json
+from tagi.config import Frozen
+from tagi.config_files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.backbone import Factors, Site

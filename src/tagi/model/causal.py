@@ -24,7 +24,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
-from tagi.config import CausalShape, ModuleKind, parse
+from tagi.config import CausalShape, ModuleKind
+from tagi.config_files import parse
 from tagi.errors import CheckpointError, ConfigError, InputError
 from tagi.model.attention import padding_bias
 from tagi.model.backbone import AfterSelfAttention, Modules, Site

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tagi import methods
-from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig, read_json
+from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig
+from tagi.config_files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.language_model import load_language_model, save_language_model

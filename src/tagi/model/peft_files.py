@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tagi.config import Frozen, Positive, read_json
+from tagi.config import Frozen, Positive
+from tagi.config_files import read_json
 from tagi.errors import CheckpointError
 from tagi.files import atomic_folder
 from tagi.model.backbone import Backbone, Factors, Modules, Site

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, T5Config
 
-from tagi.config import T5Shape, parse
+from tagi.config import T5Shape
+from tagi.config_files import parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.model.backbone import Site
 from tagi.model.t5 import T5

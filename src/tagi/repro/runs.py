@@ -22,9 +22,8 @@ from tagi.config import (
     RunConfig,
     TeacherConfig,
     TrainingConfig,
-    override,
-    parse,
 )
+from tagi.config_files import override, parse
 from tagi.errors import ConfigError
 
 Run = Mapping[str, RunConfig]

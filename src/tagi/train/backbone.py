@@ -11,7 +11,8 @@ from random import Random
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig, read_json
+from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig
+from tagi.config_files import read_json
 from tagi.data import corpus as corpora
 from tagi.data import tokenizers
 from tagi.data.c4 import TokenStore

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tagi.config import Frozen, Positive, parse
+from tagi.config import Frozen, Positive
+from tagi.config_files import parse
 from tagi.data.collate import Batch
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_file, write_text

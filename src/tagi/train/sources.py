@@ -30,11 +30,8 @@ def check_stage(config: RunConfig, method: Method) -> None:
         raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")
     if method.decoder_only and config.training.gradient_checkpointing:
         raise ConfigError(f"training.gradient_checkpointing: {name} trains through cached keys, which it would drop")
-    if config.training.packing and stage == "backbone":
-        raise ConfigError("training.packing: stage backbone packs its text in any case; leave it out")
-    if config.training.packing and (once or method.decoder_only or config.objective.lambda_kl or stage == "teachers"):
-        what = "with a teacher's logits" if config.objective.lambda_kl else f"of {name} at stage {stage}"
-        raise ConfigError(f"training.packing: rows {what} cannot stand end to end")
+    if config.training.packing:
+        _check_packing(config, method)
     if method.on_target != (config.data.part == "test"):
         raise ConfigError(f"data.part: method {name} is trained on the part {'test' if method.on_target else 'train'}")
     if stage == "teachers" and (once or method.decoder_only):
@@ -45,3 +42,12 @@ def check_stage(config: RunConfig, method: Method) -> None:
         raise ConfigError(f"stage: {stage} trains the parts that read an instruction; {name} has none")
     if source in (("sni", "p3", "text", "mixture") if stage == "pretrain" else ("c4",)):
         raise ConfigError(f"data.source: {source} does not suit stage {stage}")
+
+
+def _check_packing(config: RunConfig, method: Method) -> None:
+    stage, distils = config.stage, bool(config.objective.lambda_kl)
+    if stage == "backbone":
+        raise ConfigError("training.packing: stage backbone packs its text in any case; leave it out")
+    if method.reads_instruction_once or method.decoder_only or distils or stage == "teachers":
+        what = "with a teacher's logits" if distils else f"of {method.name} at stage {stage}"
+        raise ConfigError(f"training.packing: rows {what} cannot stand end to end")

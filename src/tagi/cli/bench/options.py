@@ -53,7 +53,8 @@ def named(name: str) -> T5Shape:
     Raises:
         ConfigError: unknown, names the nearest; a file without a shape.
     """
-    from tagi.config import T5Shape, load, parse
+    from tagi.config import T5Shape
+    from tagi.config_files import load, parse
     from tagi.shapes import named_shape
 
     if Path(name).suffix in (".yaml", ".yml"):

@@ -1,0 +1,130 @@
+"""Configs in files: YAML in and YAML out for a run, JSON for what is kept beside weights.
+
+`key=value` overrides address a field by its dotted path (`training.steps=500`).
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tagi.config import Frozen, RunConfig
+from tagi.errors import CheckpointError, ConfigError
+
+C = TypeVar("C", bound=Frozen)
+
+
+def parse(kind: type[C], values: Any, *, source: str) -> C:
+    """Validate plain values into a config.
+
+    Raises:
+        ConfigError: one sentence that names `source`, the dotted field and, for an unknown key, the nearest.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(kind, error)}") from error
+
+
+def read_json(kind: type[C], path: Path, what: str) -> C:
+    """The JSON file that makes its folder a `what`.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or holds something else; names file and field.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path.parent}: is no {what} ({path.name} is missing)")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or of another version ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: is damaged or of another version (it holds no JSON object)")
+    try:
+        return parse(kind, values, source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of config keys")
+    return _overridden(values, overrides, str(path))
+
+
+def override(config: RunConfig, overrides: Sequence[str], *, source: str) -> RunConfig:
+    """The run with `key=value` overrides applied, as `load` applies them to a file.
+
+    Raises:
+        ConfigError: one sentence that names `source` and the field.
+    """
+    return _overridden(config.model_dump(mode="json"), overrides, source)
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
+    for one in overrides:
+        _assign(values, one)
+    return parse(RunConfig, values, source=source)
+
+
+def dump(config: Frozen) -> str:
+    """The config as YAML; `load` gives back an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override}: an override is written key=value, for example training.steps=500")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override}: {parent} holds a value, not further keys")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override}: the value is not YAML") from error
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a typo explains the rest
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(kind), n=1)
+        return f"{where}: unknown key" + (f", did you mean {near[0]}?" if near else "")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _all_keys(kind: type[BaseModel]) -> set[str]:
+    return {name for section in _sections(kind, set()) for name in section.model_fields}
+
+
+def _sections(kind: type[BaseModel], found: set[type[BaseModel]]) -> set[type[BaseModel]]:
+    """A config and every config inside it, added to those that were `found` already."""
+    found.add(kind)
+    for field in kind.model_fields.values():
+        for nested in _members(field.annotation):
+            if isinstance(nested, type) and issubclass(nested, BaseModel) and nested not in found:
+                _sections(nested, found)
+    return found
+
+
+def _members(annotation: Any) -> list[Any]:
+    """An annotation and everything inside its unions."""
+    return [annotation, *(one for inside in getattr(annotation, "__args__", ()) for one in _members(inside))]
