@@ -133,6 +133,32 @@ def test_sources_and_valid_tasks_of_a_mixture(folders: dict[str, Path], tmp_path
     assert not trained & {task.name for task in held_out}
 
 
+def test_categories_have_equally_many_turns_and_their_tasks_take_them(folders: dict[str, Path], tmp_path: Path) -> None:
+    plain, balanced = mixed(folders), mixed(folders)
+    balanced["parts"]["benchmark"]["balance"] = "category"
+    every, source = (task_source(config(tmp_path, data=data)) for data in (plain, balanced))
+    assert isinstance(every, Shares) and isinstance(source, Shares)
+    tasks = [one.task(i, 0) for one in source.sources[:-2] for i in range(len(one))]
+    assert sorted(task.name for task in tasks) == sorted(every.sources[0].task(i, 0).name for i in range(len(tasks)))
+    categories = {task.categories[0] for task in tasks}
+    assert [{one.task(i, 0).categories[0] for i in range(len(one))} for one in source.sources[:-2]] == [
+        {name} for name in sorted(categories)
+    ]
+    sizes = {len(one) for one in source.sources[:-2]}
+    assert len(categories) > 1 and len(sizes) > 1, "or there is nothing to balance"
+    mixture = Mixture(source, tasks=10, rows=1, seed=0)
+    groups = [group for i in range(48) for group in mixture.batch(i)]
+    turns = Counter(group.task.categories[0] for group in groups if group.task.name in {task.name for task in tasks})
+    assert max(turns.values()) - min(turns.values()) <= 2
+    assert sum(turns.values()) == pytest.approx(0.5 * len(groups), abs=len(categories))
+
+
+def test_a_data_set_by_itself_can_be_balanced(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = task_source(config(tmp_path, data={"source": "sni", "path": str(folders["sni"]), "balance": "category"}))
+    assert isinstance(source, Shares)
+    assert len(set(source.counts)) == 1 and len(source.counts) > 1
+
+
 def test_demonstrations_of_every_part_are_shown(folders: dict[str, Path], tmp_path: Path) -> None:
     source = task_source(config(tmp_path, data=mixed(folders), prompt={"style": "plain", "positives": 2}))
     assert isinstance(source, Shares)
@@ -162,6 +188,7 @@ MISTAKES = [
     (["data.parts.text.shre=1"], ["data.parts.text.shre", "unknown key", "share"]),
     (["data.parts.text.path=/nowhere"], ["/nowhere", "c4-train"]),
     (["data.parts.text.path=null"], ["data.parts.text", "data.path is required for source=text"]),
+    (["data.parts.text.balance=category"], ["data.parts.text", "balance=category needs tasks with categories"]),
     (["data.parts={}"], ["data", "source=mixture needs parts"]),
     (["data.source=micro"], ["data", "source=mixture needs parts"]),
 ]

@@ -237,6 +237,8 @@ class DataConfig(Frozen):
     """Instances per training task (sni) or template (p3)."""
     categories: Positive | None = None
     """Only the training tasks of so many categories, those with the most tasks (sni; Table 10: 6, 15, 30, 60)."""
+    balance: Literal["task", "category"] = "task"
+    """What has equally many turns: every task, or every category, its tasks in turn (sni, p3)."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
     """Meta-valid tasks held out of training; data sets (p3)."""
     valid_instances: Positive = 10
@@ -260,6 +262,8 @@ class DataConfig(Frozen):
             raise ValueError(f"data.path is required for source={self.source}")
         if (self.source == "mixture") != bool(self.parts):
             raise ValueError("source=mixture needs parts, and nothing else has any")
+        if self.balance == "category" and self.source not in ("sni", "p3"):
+            raise ValueError(f"balance=category needs tasks with categories, sni or p3, not source={self.source}")
         if self.part == "test" and not self.skip:
             raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
         return self

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 from tagi.config import DataConfig, RunConfig
 from tagi.data import text_tasks
@@ -72,18 +72,31 @@ def training_batches(config: RunConfig, collator: Collator) -> Callable[[int], B
 
 
 def task_source(config: RunConfig) -> TaskSource | Shares:
-    """The training tasks of a run, or of each part of its mixture.
+    """The training tasks of a run, or of each part of its mixture, or of each of their categories (`data.balance`).
 
     Raises:
         ConfigError: a part without tasks.
     """
     parts = config.data.parts
-    if not parts:
+    if not parts and config.data.balance == "task":
         return _SOURCES[config.data.source](config)
-    sources = {name: _SOURCES[part.source](of_part(config, part)) for name, part in parts.items()}
-    if empty := [name for name, source in sources.items() if not len(source)]:
-        raise ConfigError(f"data.parts.{empty[0]}: has no task to train on")
-    return Shares(tuple(sources.values()), tuple(part.share for part in parts.values()))
+    sources: list[TaskSource] = []
+    shares: list[float] = []
+    weighed = {f"data.parts.{name}": (part, part.share) for name, part in parts.items()}
+    for field, (part, share) in (weighed or {"data": (config.data, 1.0)}).items():
+        own = _equal_sources(of_part(config, part))
+        if not any(map(len, own)):
+            raise ConfigError(f"{field}: has no task to train on")
+        sources += own
+        shares += [share / len(own)] * len(own)
+    return Shares(tuple(sources), tuple(shares))
+
+
+def _equal_sources(config: RunConfig) -> list[TaskSource]:
+    """What has equally many turns of the run's data, or of a part: the whole of it, or its categories."""
+    if config.data.balance == "category":
+        return list(grouped_sources(config, "category").values())
+    return [_SOURCES[config.data.source](config)]
 
 
 def of_part(config: RunConfig, part: DataConfig) -> RunConfig:
@@ -178,23 +191,24 @@ def _p3_valid(config: RunConfig) -> list[Task]:
     return [source.task(number, 0) for number in range(len(source))]
 
 
-def grouped_sources(config: RunConfig) -> dict[str, TaskSource]:
-    """The meta-train tasks by category or each by itself, in a fixed order: what teachers are trained on.
+def grouped_sources(config: RunConfig, group: Literal["category", "task"]) -> dict[str, TaskSource]:
+    """The meta-train tasks by category or each by itself, in a fixed order: what teachers are trained on, and what
+    takes turns where categories are balanced.
 
     Raises:
         ConfigError: data without tasks.
     """
-    data, by_task = config.data, config.teachers.group == "task"
+    data, by_task = config.data, group == "task"
     if data.source == "micro":
         split = micro_split(data)
         micro = _grouped(split.singles + split.compositions, lambda t: t.name if by_task else t.operations[-1].family)
-        return {name: MicroSource(tuple(tasks), config.prompt.positives) for name, tasks in micro.items()}
+        return {name: MicroSource(tuple(tasks), config.demonstrations) for name, tasks in micro.items()}
     if data.source == "sni":
         sni = _grouped(sni_tasks(data), lambda t: t.name if by_task else t.categories[0])
         return {name: FixedTasks(tasks) for name, tasks in sni.items()}
     if data.source == "p3":
         p3 = _grouped(p3_tasks(data), lambda t: t.name if by_task else t.categories[0])
-        return {name: P3Source(tuple(tasks), config.prompt.positives) for name, tasks in p3.items()}
+        return {name: P3Source(tuple(tasks), config.demonstrations) for name, tasks in p3.items()}
     raise ConfigError(f"data.source: {data.source} has no tasks to train teachers on")
 
 

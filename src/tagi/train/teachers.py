@@ -99,7 +99,7 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    sources = grouped_sources(config)
+    sources = grouped_sources(config, config.teachers.group)
     chosen = config.teachers.only or tuple(sources)
     if unknown := sorted(set(chosen) - sources.keys()):
         raise ConfigError(f"teachers.only: {unknown[0]!r} is no group; there are {', '.join(sources)}")
