@@ -217,6 +217,8 @@ def test_eval_sni(tagi: Run, checkpoint: Path, sni_folder: Path) -> None:
     found = tagi(*arguments, "--instances", 2, "--limit-tasks", 2, "--json").json
     assert (found["n"], len(found["by_task"])) == (4, 2)
     assert (found["command"]["benchmark"], found["command"]["data"]) == ("sni", str(sni_folder))
+    few = tagi(*arguments, "--positives", 0, "--instances", 1, "--json").json["command"]
+    assert (found["command"]["positives"], few["positives"]) == (1, 0)
     table = tagi(*arguments).out
     assert [line.split()[:2] for line in table.splitlines() if line.strip().startswith("all")] == [["all", "15"]]
     assert "copying the first demonstration" in table

@@ -67,6 +67,21 @@ def test_the_prompt_method_reads_the_instruction_with_every_input() -> None:
         tagi.adapt("a b .")
 
 
+@pytest.mark.parametrize("method", ["tagi", "metatrain"])
+def test_demonstrations_are_shown_as_many_as_asked(method: str) -> None:
+    tagi = make(method, positives=2)
+    told = Instruction(INSTRUCTIONS[0], (Demonstration("a b", "b a"), Demonstration("c d e", "e d c")))
+    bare, one = replace(told, positives=()), replace(told, positives=told.positives[:1])
+
+    def read(model: Tagi, told: Instruction) -> tuple[list[int], list[int]]:
+        return model.collator.instruction(told), model.collator.input(told, "f")
+
+    assert read(tagi.showing(0), told) == read(tagi, bare) != read(tagi, told)
+    assert read(tagi.showing(1), told) == read(tagi, one) != read(tagi, told)
+    assert tagi.showing(0).solve(told, ["f"]) == tagi.solve(bare, ["f"])
+    assert tagi.config.prompt.positives == 2
+
+
 def test_forward_gives_logits_with_gradients() -> None:
     tagi = make()
     batch = assemble(

@@ -166,6 +166,21 @@ def test_demonstrations_of_every_part_are_shown(folders: dict[str, Path], tmp_pa
     assert shown == [[2] * 6] * 3
 
 
+def test_some_turns_are_without_demonstrations(folders: dict[str, Path], tmp_path: Path) -> None:
+    data = mixed(folders, zero_shot=0.25)
+    data["parts"]["benchmark"] |= {"zero_shot": 0.5, "balance": "category"}
+    source = task_source(config(tmp_path, data=data, prompt={"style": "plain", "positives": 2}))
+    assert isinstance(source, Shares)
+    counts, again = (
+        [[len(part.task(i % len(part), i).instruction.positives) for i in range(200)] for part in source.sources]
+        for _ in range(2)
+    )
+    assert counts == again
+    bare = [each.count(0) / len(each) for each in counts]
+    assert bare[:-2] == pytest.approx([0.5] * (len(bare) - 2), abs=0.12)
+    assert bare[-2:] == pytest.approx([0.0, 0.25], abs=0.1)
+
+
 def test_a_resumed_mixture_sees_the_same_batches(folders: dict[str, Path], tmp_path: Path) -> None:
     whole = run(config(tmp_path / "whole", data=mixed(folders)))
     run(config(tmp_path / "cut", data=mixed(folders), training__steps=4))
@@ -189,6 +204,7 @@ MISTAKES = [
     (["data.parts.text.path=/nowhere"], ["/nowhere", "c4-train"]),
     (["data.parts.text.path=null"], ["data.parts.text", "data.path is required for source=text"]),
     (["data.parts.text.balance=category"], ["data.parts.text", "balance=category needs tasks with categories"]),
+    (["data.parts.text.zero_shot=0.5", "prompt.positives=0"], ["zero_shot", "prompt.positives"]),
     (["data.parts={}"], ["data", "source=mixture needs parts"]),
     (["data.source=micro"], ["data", "source=mixture needs parts"]),
 ]

@@ -3,6 +3,8 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -89,6 +91,26 @@ def sentences(task: TextTask, text: str) -> list[str]:
     return found
 
 
+def mended(task: TextTask, tries: Iterable[list[str]]) -> str:
+    """The one of some texts that stands in the documents."""
+    (found,) = {one for one in map(" ".join, tries) if one in _lookup(task.passages, "every")}
+    return found
+
+
+def _lookup(passages: Passages, by: str) -> dict[str, str]:
+    """Passages of one or two sentences as they are, by their lower case, or by their longer words and names."""
+    if (id(passages), by) not in _LOOKUPS:
+        every = [*passages.sentences, *map(" ".join, pairwise(passages.sentences))]
+        of = {"every": str, "lower": str.lower, "telling": telling}[by]
+        _LOOKUPS[id(passages), by] = {of(one): one for one in every}
+    return _LOOKUPS[id(passages), by]
+
+
+def telling(text: str) -> str:
+    return ", ".join(word for word in words(text) if len(word) > 3 or not word.islower())
+
+
+_LOOKUPS: dict[tuple[int, str], dict[str, str]] = {}
 _STARTS: dict[int, dict[str, set[str]]] = {}
 
 
@@ -189,6 +211,19 @@ def right(task: TextTask, told: str, text: str) -> str:  # noqa: C901
         case "question_answer" | "answer_question":
             question, answer = re.fullmatch(r"Question: (.*) Answer: (.*)", text).groups()  # type: ignore[union-attr]
             return f"{question} {answer}" if task.kind.name == "question_answer" else f"{answer} {question}"
+        case "undoubled":
+            return re.sub(r"(?<!\S)(\S+) \1(?!\S)", r"\1", text)
+        case "without_stranger":
+            every = text.split()
+            return mended(task, (every[:i] + every[i + 1 :] for i in range(len(every))))
+        case "swapped_back":
+            every = text.split()
+            swaps = (every[:i] + every[i : i + 2][::-1] + every[i + 2 :] for i in range(len(every) - 1))
+            return mended(task, swaps)
+        case "capitals":
+            return _lookup(task.passages, "lower")[text]
+        case "sentence_of":
+            return _lookup(task.passages, "telling")[text]
     return chosen(task, told, text, named, places) if task.kind.family == "choose" else verdict(task, told, text, named)
 
 

@@ -239,6 +239,8 @@ class DataConfig(Frozen):
     """Only the training tasks of so many categories, those with the most tasks (sni; Table 10: 6, 15, 30, 60)."""
     balance: Literal["task", "category"] = "task"
     """What has equally many turns: every task, or every category, its tasks in turn (sni, p3)."""
+    zero_shot: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of a training task's turns on which its demonstrations are left out, where `prompt.positives` shows any."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
     """Meta-valid tasks held out of training; data sets (p3)."""
     valid_instances: Positive = 10
@@ -426,7 +428,10 @@ class RunConfig(Frozen):
     def _one_start(self) -> Self:
         if (self.start_from is None) == (self.backbone is None):
             raise ValueError("give either backbone (a fresh start) or start_from (an earlier stage)")
-        full = any(data.instruction == "full" for data in (self.data, *self.data.parts.values()))
+        every = (self.data, *self.data.parts.values())
+        if any(data.zero_shot for data in every) and (not self.prompt.positives or self.objective.shots):
+            raise ValueError("zero_shot leaves out what prompt.positives shows: give positives, and no fid teacher")
+        full = any(data.instruction == "full" for data in every)
         if full and self.training.rows_per_task > 1:
             raise ValueError("data.instruction: with full every row is a task of its own; set training.rows_per_task=1")
         if self.objective.lambda_ins and self.bank is None:

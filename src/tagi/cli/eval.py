@@ -53,6 +53,9 @@ AdapterOption = Annotated[
     typer.Option(help="All of it, LoRA alone, memory and fusion alone, or with another task's LoRA."),
 ]
 Instances = Annotated[int, typer.Option(min=1, help="Instances of each task, the first ones.")]
+Positives = Annotated[
+    int | None, typer.Option(min=0, help="Demonstrations shown: 0 is Def, 2 is Def+2Pos (default: as in training).")
+]
 Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
 Seed = Annotated[int, typer.Option(help="Seed of the controls and the bootstrap.")]
 Output = Annotated[
@@ -90,6 +93,7 @@ def sni(
     drop_seen: Annotated[
         bool, typer.Option("--drop-seen", help="Leave out rows whose input a training task has.")
     ] = False,
+    positives: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -111,7 +115,9 @@ def sni(
         if drop_seen:
             tasks = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train")))
     tagi = open_tagi(checkpoint, backbone, compiled=compiled)
+    tagi = tagi if positives is None else tagi.showing(positives)
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
+    asked |= {"positives": tagi.config.prompt.positives}
     _score(tagi, tasks, None, setting, asked | {"checkpoint": checkpoint, "compile": compiled})
 
 

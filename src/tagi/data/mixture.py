@@ -4,7 +4,7 @@ Batch i is a pure function of the seed and i, so a run resumes at any batch with
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd
 from typing import Protocol
@@ -46,6 +46,24 @@ class FixedTasks:
     def task(self, number: int, visit: int) -> Task:
         del visit
         return self.tasks[number]
+
+
+@dataclass(frozen=True, slots=True)
+class Undemonstrated:
+    """A source whose tasks come without their demonstrations on some share of their turns."""
+
+    source: TaskSource
+    share: float
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def task(self, number: int, visit: int) -> Task:
+        task = self.source.task(number, visit)
+        if np.random.default_rng((self.seed, 3, number, visit)).random() >= self.share:
+            return task
+        return replace(task, instruction=replace(task.instruction, positives=()))
 
 
 @dataclass(frozen=True)

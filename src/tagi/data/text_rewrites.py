@@ -1,9 +1,15 @@
 """Text tasks whose answer is the input itself, unchanged or with something changed that the instruction names."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from tagi.data.passages import Passage, bare
 from tagi.data.text_kinds import PLACES, Draw, Kind, Row, answered, need, once, one_name
+
+LONGEST_SMALL_WORD = 3
+"""Letters of a lower-case word that a sentence is made around."""
+LONGEST_SENTENCE = 16
+"""Words of a sentence that is made of some of its words."""
 
 
 def _changed(change: Callable[[str], str]) -> Callable[[Draw], Row]:
@@ -74,6 +80,47 @@ def _joined(answer_first: bool) -> Callable[[Draw], Row]:
         return answered(passage, joined, f"Question: {question} Answer: {answer}")
 
     return row
+
+
+def _spoiled(spoil: Callable[[Draw, list[str]], list[str]]) -> Callable[[Draw], Row]:
+    """Rows whose answer is the passage, and whose input is the passage with something wrong in it."""
+
+    def row(draw: Draw) -> Row:
+        passage = draw.passage(1, 2)
+        text = " ".join(spoil(draw, list(passage.words)))
+        need(text != passage.text)
+        return answered(passage, passage.text, text)
+
+    return row
+
+
+def _some_doubled(draw: Draw, words: list[str]) -> list[str]:
+    need(all(one.lower() != other.lower() for one, other in pairwise(words)))
+    doubled = set(draw.rng.sample(range(len(words)), min(3, len(words) - 1)))
+    return [word for place, word in enumerate(words) for _ in range(2 if place in doubled else 1)]
+
+
+def _with_stranger(draw: Draw, words: list[str]) -> list[str]:
+    (stranger,) = draw.words(1, *map(bare, words))
+    place = draw.rng.randrange(1, len(words))
+    return [*words[:place], stranger, *words[place:]]
+
+
+def _two_swapped(draw: Draw, words: list[str]) -> list[str]:
+    place = draw.rng.randrange(len(words) - 1)
+    return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+
+
+def _small_letters(draw: Draw, words: list[str]) -> list[str]:
+    del draw
+    return [word.lower() for word in words]
+
+
+def _content_words(draw: Draw) -> Row:
+    passage = draw.passage()
+    kept = [bare(word) for word in passage.words if len(bare(word)) > LONGEST_SMALL_WORD or not word.islower()]
+    need(2 < len(kept) < len(passage.words) <= LONGEST_SENTENCE)
+    return answered(passage, passage.text, ", ".join(kept))
 
 
 KINDS = (
@@ -152,6 +199,36 @@ KINDS = (
         "rewrite",
         ("write the answer and then the question", "join answer and question into one text, the answer first"),
         _joined(answer_first=True),
+    ),
+    Kind(
+        "undoubled",
+        "rewrite",
+        ("write every word once that stands there twice in a row", "leave out what is said twice in a row"),
+        _spoiled(_some_doubled),
+    ),
+    Kind(
+        "without_stranger",
+        "rewrite",
+        ("leave out the word that does not belong there", "write the text without the word that came in by mistake"),
+        _spoiled(_with_stranger),
+    ),
+    Kind(
+        "swapped_back",
+        "rewrite",
+        ("put the two words right that have changed places", "swap the two neighbouring words that are out of order"),
+        _spoiled(_two_swapped),
+    ),
+    Kind(
+        "capitals",
+        "rewrite",
+        ("write the text with capital letters where they belong", "put the missing capital letters in"),
+        _spoiled(_small_letters),
+    ),
+    Kind(
+        "sentence_of",
+        "rewrite",
+        ("write a sentence with these words in this order", "make a whole sentence of the words, in their order"),
+        _content_words,
     ),
 )
 """Repeating and rewriting."""

@@ -77,6 +77,14 @@ class Tagi:
         opened.model.to(device, dtype)
         return opened
 
+    def showing(self, positives: int) -> Self:
+        """The same model, instructions shown with up to so many demonstrations: 0 is Def, 2 is Def+2Pos."""
+        made = copy.copy(self)
+        prompt = self.config.prompt.model_copy(update={"positives": positives})
+        made.config = self.config.model_copy(update={"prompt": prompt})
+        made.collator = replace(self.collator, prompt=prompt)
+        return made
+
     def compiled(self, backend: Backend = "inductor") -> Self:
         """The same model, its decoder's steps compiled where it lies now; a graph is made when new shapes first come.
 

@@ -11,7 +11,7 @@ from tagi.data import text_tasks
 from tagi.data.collate import Batch, Collator
 from tagi.data.micro_splits import Split, splits
 from tagi.data.microtasks import MicroTask
-from tagi.data.mixture import FixedTasks, Mixture, Shares, TaskSource
+from tagi.data.mixture import FixedTasks, Mixture, Shares, TaskSource, Undemonstrated
 from tagi.data.p3 import P3Dataset, TrainSet, with_demonstrations
 from tagi.data.sni import SniDataset, largest_categories, meta_split
 from tagi.data.types import Example, Task, named
@@ -79,7 +79,7 @@ def task_source(config: RunConfig) -> TaskSource | Shares:
     """
     parts = config.data.parts
     if not parts and config.data.balance == "task":
-        return _SOURCES[config.data.source](config)
+        return _shown(config, _SOURCES[config.data.source](config))
     sources: list[TaskSource] = []
     shares: list[float] = []
     weighed = {f"data.parts.{name}": (part, part.share) for name, part in parts.items()}
@@ -96,7 +96,13 @@ def _equal_sources(config: RunConfig) -> list[TaskSource]:
     """What has equally many turns of the run's data, or of a part: the whole of it, or its categories."""
     if config.data.balance == "category":
         return list(grouped_sources(config, "category").values())
-    return [_SOURCES[config.data.source](config)]
+    return [_shown(config, _SOURCES[config.data.source](config))]
+
+
+def _shown(config: RunConfig, source: TaskSource) -> TaskSource:
+    """The source, some of its turns without demonstrations (`data.zero_shot`)."""
+    share = config.data.zero_shot
+    return Undemonstrated(source, share, config.training.seed) if share else source
 
 
 def of_part(config: RunConfig, part: DataConfig) -> RunConfig:
@@ -129,7 +135,7 @@ def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[Micro
 
 def sni_source(config: RunConfig) -> TaskSource:
     """The meta-train tasks of Super-NaturalInstructions."""
-    return FixedTasks(sni_tasks(config.data))
+    return _of_tasks(config, sni_tasks(config.data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +156,7 @@ class P3Source:
 
 def p3_source(config: RunConfig) -> TaskSource:
     """The templates of P3's training sets, without those of the held-out data sets."""
-    return P3Source(tuple(p3_tasks(config.data)), config.demonstrations)
+    return _of_tasks(config, p3_tasks(config.data))
 
 
 _SOURCES: dict[str, Callable[[RunConfig], TaskSource]] = {
@@ -199,17 +205,23 @@ def grouped_sources(config: RunConfig, group: Literal["category", "task"]) -> di
         ConfigError: data without tasks.
     """
     data, by_task = config.data, group == "task"
+    if data.source not in ("micro", "sni", "p3"):
+        raise ConfigError(f"data.source: {data.source} has no tasks to train teachers on")
+    sources: dict[str, TaskSource]
     if data.source == "micro":
         split = micro_split(data)
         micro = _grouped(split.singles + split.compositions, lambda t: t.name if by_task else t.operations[-1].family)
-        return {name: MicroSource(tuple(tasks), config.demonstrations) for name, tasks in micro.items()}
-    if data.source == "sni":
-        sni = _grouped(sni_tasks(data), lambda t: t.name if by_task else t.categories[0])
-        return {name: FixedTasks(tasks) for name, tasks in sni.items()}
-    if data.source == "p3":
-        p3 = _grouped(p3_tasks(data), lambda t: t.name if by_task else t.categories[0])
-        return {name: P3Source(tuple(tasks), config.demonstrations) for name, tasks in p3.items()}
-    raise ConfigError(f"data.source: {data.source} has no tasks to train teachers on")
+        sources = {name: MicroSource(tuple(tasks), config.demonstrations) for name, tasks in micro.items()}
+    else:
+        tasks = sni_tasks(data) if data.source == "sni" else p3_tasks(data)
+        fixed = _grouped(tasks, lambda t: t.name if by_task else t.categories[0])
+        sources = {name: _of_tasks(config, own) for name, own in fixed.items()}
+    return {name: _shown(config, source) for name, source in sources.items()}
+
+
+def _of_tasks(config: RunConfig, tasks: Sequence[Task]) -> TaskSource:
+    """Tasks of SNI, or templates of P3, as they take turns."""
+    return FixedTasks(tasks) if config.data.source == "sni" else P3Source(tuple(tasks), config.demonstrations)
 
 
 def _grouped(things: Iterable[G], key: Callable[[G], str]) -> dict[str, list[G]]:
