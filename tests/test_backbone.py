@@ -3,8 +3,11 @@
 import json
 import lzma
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -211,6 +214,21 @@ def test_the_last_steps_are_prefix_lm(tmp_path: Path, c4: Path) -> None:
     shown = [bool(marks & set(stage.batch(index).input_ids.flatten().tolist())) for index in range(16)]
     assert shown == [True] * 8 + [False] * 8
     assert stage.batch(0).labels.shape == (4, 24) and stage.batch(15).labels.shape == (4, 48)
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_text_once_and_turn_to_prefixes_at_the_same_step(tmp_path: Path, c4: Path) -> None:
+    """By the command line, from an empty folder; worst difference of weights measured 0."""
+    one, two = settings(tmp_path / "one", c4, accumulation=2), settings(tmp_path / "two", c4)
+    alone = train(build_stage(one), one.training, tmp_path / "one")
+    (tmp_path / "two.yaml").write_text(dump(two), encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    work = [Path(sys.executable).with_name("tagi"), "train", "backbone", "--config", tmp_path / "two.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, *work], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert furthest(alone / "backbone", tmp_path / "two" / "final" / "backbone") <= 1e-6
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
 
 
 def test_the_tokenizer_is_trained_on_training_text_only(tmp_path: Path, texts: list[str]) -> None:

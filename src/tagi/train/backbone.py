@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
+from filelock import FileLock
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ from tagi.data.collate import Batch
 from tagi.data.corpus import Corpus
 from tagi.data.packing import PackedText, prefix_lm, span_corruption
 from tagi.errors import CheckpointError, ConfigError
-from tagi.files import atomic_folder
+from tagi.files import atomic_folder, explained
 from tagi.infer.engine import load_tokenizer
 from tagi.model.t5_hf import read_safetensors
 
@@ -62,9 +63,13 @@ def read_text(config: RunConfig) -> Text:
     """
     folder, chosen = Path(config.output) / TEXT, _corpus(config)
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as draft:
-            _keep(config, chosen, draft)
+        with explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held = FileLock(folder.parent / f".{TEXT}.lock").acquire()
+        with held:  # one of several processes reads, the others wait for it
+            if not folder.exists():
+                with atomic_folder(folder) as draft:
+                    _keep(config, chosen, draft)
     about, tokenizer = read_about(folder), load_tokenizer(folder)
     _check_same(about, chosen, folder)
     kept = read_safetensors(folder / TOKENS)
@@ -80,13 +85,17 @@ def read_about(folder: Path) -> About:
     return read_json(About, folder / ABOUT, "text or checkpoint of stage backbone")
 
 
-def text_batches(config: RunConfig, text: Text) -> Callable[[int], Batch]:
-    """Batch number i: span corruption at first, prefix LM in the last `adapt` of the steps."""
+def text_batches(config: RunConfig, text: Text, processes: int = 1) -> Callable[[int], Batch]:
+    """Batch number i: span corruption at first, prefix LM in the last `adapt` of the steps.
+
+    Args:
+        processes: how many share the batches of a step.
+    """
     training = config.training
     rows = training.tasks_per_batch * training.rows_per_task
     spans = PackedText(text.store, span_corruption(_corpus(config), text.tokenizer), training.seed)
     prefixes = PackedText(text.store, prefix_lm(_corpus(config), text.tokenizer), training.seed + 1)
-    turn = round(training.steps * (1.0 - _corpus(config).adapt)) * training.accumulation
+    turn = round(training.steps * (1.0 - _corpus(config).adapt)) * training.accumulation * processes
 
     def batch(index: int) -> Batch:
         drawn, number = (spans, index) if index < turn else (prefixes, index - turn)

@@ -16,6 +16,7 @@ from tagi.train.objective import build_objective
 from tagi.train.sources import batches, check_stage
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
+from tagi.train.team import launched
 
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a warning."""
@@ -61,7 +62,7 @@ def _backbone_stage(config: RunConfig) -> ModelStage:
         begin.read(folder)
 
     parts = optim.trainable(begin.model, config.training)
-    return ModelStage(begin.model, parts, text_batches(config, text), write, read)
+    return ModelStage(begin.model, parts, text_batches(config, text, launched()), write, read)
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

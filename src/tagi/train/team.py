@@ -106,6 +106,11 @@ def shard(model: nn.Module) -> nn.Module:
     return model
 
 
+def launched() -> int:
+    """How many processes `torchrun` or `accelerate launch` has started for this training, 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _fsdp() -> bool:
     """Whether accelerate's config asks for FSDP; accelerate itself has it on accelerators only."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
