@@ -205,6 +205,7 @@ MISTAKES = [
     (["data.parts.text.path=null"], ["data.parts.text", "data.path is required for source=text"]),
     (["data.parts.text.balance=category"], ["data.parts.text", "balance=category needs tasks with categories"]),
     (["data.parts.text.zero_shot=0.5", "prompt.positives=0"], ["zero_shot", "prompt.positives"]),
+    (["data.zero_shot=0.5"], ["data", "zero_shot", "source=mixture"]),
     (["data.parts={}"], ["data", "source=mixture needs parts"]),
     (["data.source=micro"], ["data", "source=mixture needs parts"]),
 ]

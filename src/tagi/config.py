@@ -266,6 +266,8 @@ class DataConfig(Frozen):
             raise ValueError("source=mixture needs parts, and nothing else has any")
         if self.balance == "category" and self.source not in ("sni", "p3"):
             raise ValueError(f"balance=category needs tasks with categories, sni or p3, not source={self.source}")
+        if self.zero_shot and self.source in ("c4", "corpus", "mixture"):
+            raise ValueError(f"zero_shot is of tasks; source={self.source} has none (a mixture's parts have)")
         if self.part == "test" and not self.skip:
             raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
         return self
