@@ -3,10 +3,8 @@
 import json
 import lzma
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +31,7 @@ from tagi.train.backbone import DROPPED, TEXT, read_text
 from tagi.train.build import build_stage
 from tagi.train.trainer import train
 from test_checkpoint import file_size_limit
-from training_runs import furthest, losses
+from training_runs import furthest, in_two_processes, losses
 
 WORDS = (
     *("river", "stone", "light", "walk", "green", "paper", "house", "cloud"),
@@ -222,11 +220,8 @@ def test_two_processes_read_the_text_once_and_turn_to_prefixes_at_the_same_step(
     one, two = settings(tmp_path / "one", c4, accumulation=2), settings(tmp_path / "two", c4)
     alone = train(build_stage(one), one.training, tmp_path / "one")
     (tmp_path / "two.yaml").write_text(dump(two), encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    work = [Path(sys.executable).with_name("tagi"), "train", "backbone", "--config", tmp_path / "two.yaml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, *work], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    tagi = Path(sys.executable).with_name("tagi")
+    in_two_processes("--no-python", tagi, "train", "backbone", "--config", tmp_path / "two.yaml")
     assert furthest(alone / "backbone", tmp_path / "two" / "final" / "backbone") <= 1e-6
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
 

@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +18,7 @@ from tagi.model.tagi import Output
 from tagi.train import team
 from tagi.train.build import build_stage
 from tagi.train.trainer import TrainingError, train
-from training_runs import SHAPE, config, furthest, logged, run
+from training_runs import SHAPE, config, furthest, in_two_processes, logged, run
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
@@ -30,16 +27,12 @@ DROPOUT: dict[str, Any] = {"backbone__shape": {**SHAPE, "dropout_rate": 0.2}}
 
 def share(folder: Path, *, fsdp: bool = False, zero: int | None = None, **changes: Any) -> Path:
     """Train in two processes, with shards of FSDP or of a stage of ZeRO; the run's folder."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if fsdp else {}
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if fsdp else {}
     if zero is not None:
         environment |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero)}
         environment |= {"DS_ACCELERATOR": "cpu"}
     folder.mkdir(exist_ok=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    work = [shared_work.__file__, str(folder / "run"), json.dumps(changes)]
-    done = subprocess.run([*launch, *work], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(shared_work.__file__, folder / "run", json.dumps(changes), **environment)
     assert (folder / "sharded").exists() == (fsdp or zero == 3)
     return folder / "run"
 

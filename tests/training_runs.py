@@ -1,6 +1,9 @@
 """Tiny trainings that several test files share."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,14 @@ def config(output: Path, **changes: Any) -> RunConfig:
 
 def run(settings: RunConfig, **options: Any) -> Path:
     return train(build_stage(settings), settings.training, Path(settings.output), **options)
+
+
+def in_two_processes(*work: object, **environment: str) -> None:
+    """Run something under torchrun, on CPU, one thread each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    done = subprocess.run([*launch, *map(str, work)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ def task_source(config: RunConfig) -> TaskSource | Shares:
     """
     parts = config.data.parts
     if not parts and config.data.balance == "task":
-        return _shown(config, _SOURCES[config.data.source](config))
+        return _equal_sources(config)[0]
     sources: list[TaskSource] = []
     shares: list[float] = []
     weighed = {f"data.parts.{name}": (part, part.share) for name, part in parts.items()}
