@@ -38,7 +38,13 @@ MARKED = {
 NOUNS = sorted(WORDS)
 VERBS = ["watched", "painted", "carried", "followed", "visited", "remembered"]
 NAMES = ["Paula", "Henry", "Tonga", "Karla", "Boris", "Emma", "Oslo", "Kenya", "Felix", "Marco"]
-TAILS = ("near the {a}", "behind every {a}, before the {b} moved", "with {n} other things", "and told {name} about it")
+TAILS = (
+    "near the {a}",
+    "behind every {a}, before the {b} moved",
+    "with {n} other things",
+    "and told {name} about it",
+    "as {name} said to {name}",
+)
 
 
 def made_text(rng: Random) -> str:
@@ -97,6 +103,25 @@ def mended(task: TextTask, tries: Iterable[list[str]]) -> str:
     return found
 
 
+def shortened(text: str) -> list[list[str]]:
+    """A text without one of its words, for each of them."""
+    every = text.split()
+    return [every[:i] + every[i + 1 :] for i in range(len(every))]
+
+
+def swapped(text: str) -> list[list[str]]:
+    """A text with two neighbouring words in the other order, for each such pair."""
+    every = text.split()
+    return [every[:i] + every[i : i + 2][::-1] + every[i + 2 :] for i in range(len(every) - 1)]
+
+
+def stands(task: TextTask, text: str) -> bool:
+    """Whether a passage of up to three sentences stands in the documents."""
+    every = task.passages.sentences
+    return any(" ".join(run) == text for i in _by_opening(task.passages).get(text[:12], ()) for run in
+               (every[i : i + 1], every[i : i + 2], every[i : i + 3]))  # fmt: skip
+
+
 def _lookup(passages: Passages, by: str) -> dict[str, str]:
     """Passages of one or two sentences as they are, by their lower case, or by their longer words and names."""
     if (id(passages), by) not in _LOOKUPS:
@@ -111,7 +136,17 @@ def telling(text: str) -> str:
 
 
 _LOOKUPS: dict[tuple[int, str], dict[str, str]] = {}
+_OPENINGS: dict[int, dict[str, list[int]]] = {}
 _STARTS: dict[int, dict[str, set[str]]] = {}
+
+
+def _by_opening(passages: Passages) -> dict[str, list[int]]:
+    if id(passages) not in _OPENINGS:
+        table: dict[str, list[int]] = {}
+        for i, sentence in enumerate(passages.sentences):
+            table.setdefault(sentence[:12], []).append(i)
+        _OPENINGS[id(passages)] = table
+    return _OPENINGS[id(passages)]
 
 
 def _by_start(passages: Passages) -> dict[str, set[str]]:
@@ -185,10 +220,13 @@ def right(task: TextTask, told: str, text: str) -> str:  # noqa: C901
             return found
         case "longest_word":
             return max(all_words, key=len)
+        case "blank_name" | "blank_word":
+            (found,) = {one for one in all_words if one and stands(task, text.replace("_", one))}
+            return found
         case "field":
             keys = [key for pool in POOLS["key"] for key in pool if key in words(told.replace(":", " "))]
             return dict(one.split(": ", 1) for one in text.split("; "))[keys[0]]
-        case "repeat":
+        case "repeat" | "repeat_question":
             return text
         case "lower_case":
             return text.lower()
@@ -214,14 +252,15 @@ def right(task: TextTask, told: str, text: str) -> str:  # noqa: C901
         case "undoubled":
             return re.sub(r"(?<!\S)(\S+) \1(?!\S)", r"\1", text)
         case "without_stranger":
-            every = text.split()
-            return mended(task, (every[:i] + every[i + 1 :] for i in range(len(every))))
+            return mended(task, shortened(text))
         case "swapped_back":
-            every = text.split()
-            swaps = (every[:i] + every[i : i + 2][::-1] + every[i + 2 :] for i in range(len(every) - 1))
-            return mended(task, swaps)
+            return mended(task, swapped(text))
         case "capitals":
             return _lookup(task.passages, "lower")[text]
+        case "mended_question":
+            once = re.sub(r"(?<!\S)(\S+) \1(?!\S)", r"\1", text)
+            whole = _lookup(task.passages, "lower").get(text, "")
+            return mended(task, [*shortened(text), *swapped(text), once.split(), whole.split()])
         case "sentence_of":
             return _lookup(task.passages, "telling")[text]
     return chosen(task, told, text, named, places) if task.kind.family == "choose" else verdict(task, told, text, named)
@@ -258,6 +297,9 @@ def chosen(task: TextTask, told: str, text: str, named: str, places: list[int]) 
             found = [one for one in offered if one not in about]
         case "follows":
             found = [about[about.index(named) + 1]]
+        case "continues":
+            before = text.removeprefix("Text: ").partition(" Options: ")[0]
+            found = [one for one in offered if stands(task, f"{before} {one}")]
         case "asks":
             found = [one for one in offered if one.endswith("?")]
         case "nth_option":

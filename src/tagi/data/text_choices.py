@@ -135,6 +135,13 @@ def _question(draw: Draw) -> Offer:
     return Offer(right, wrong)
 
 
+def _continues(draw: Draw) -> Offer:
+    """The sentence that follows in the document; the wrong ones come from anywhere."""
+    passage = draw.passage(2, 2)
+    text, right = (Passage([sentence], passage.run) for sentence in passage.sentences)
+    return Offer(_short(right), [_short(draw.passage()) for _ in range(draw.values.options - 1)], text)
+
+
 def _short(passage: Passage) -> str:
     need(len(passage.words) <= LONGEST_OPTION)
     return passage.text
@@ -261,6 +268,7 @@ KINDS = (
     ),
     _choose("holds_word", ('contains the word "{word}"', 'has the word "{word}" in it'), _sentence_with, "word"),
     _choose("asks", ("is a question", "asks something"), _question),
+    _choose("continues", ("continues the text", "is the sentence that comes right after the text"), _continues),
     Kind("nth_option", "choose", ("comes {place}", "is the {place} of them"), _nth_option, ("place", "options")),
     _judge(
         "has_word",

@@ -12,9 +12,17 @@ LONGEST_SENTENCE = 16
 """Words of a sentence that is made of some of its words."""
 
 
-def _changed(change: Callable[[str], str]) -> Callable[[Draw], Row]:
+def _any(draw: Draw) -> Passage:
+    return draw.passage(1, 2)
+
+
+def _question(draw: Draw) -> Passage:
+    return draw.one_of(draw.passages.questions)
+
+
+def _changed(change: Callable[[str], str], drawn: Callable[[Draw], Passage] = _any) -> Callable[[Draw], Row]:
     def row(draw: Draw) -> Row:
-        passage = draw.passage(1, 2)
+        passage = drawn(draw)
         return answered(passage, change(passage.text))
 
     return row
@@ -82,11 +90,13 @@ def _joined(answer_first: bool) -> Callable[[Draw], Row]:
     return row
 
 
-def _spoiled(spoil: Callable[[Draw, list[str]], list[str]]) -> Callable[[Draw], Row]:
+def _spoiled(
+    spoil: Callable[[Draw, list[str]], list[str]], drawn: Callable[[Draw], Passage] = _any
+) -> Callable[[Draw], Row]:
     """Rows whose answer is the passage, and whose input is the passage with something wrong in it."""
 
     def row(draw: Draw) -> Row:
-        passage = draw.passage(1, 2)
+        passage = drawn(draw)
         text = " ".join(spoil(draw, list(passage.words)))
         need(text != passage.text)
         return answered(passage, passage.text, text)
@@ -114,6 +124,11 @@ def _two_swapped(draw: Draw, words: list[str]) -> list[str]:
 def _small_letters(draw: Draw, words: list[str]) -> list[str]:
     del draw
     return [word.lower() for word in words]
+
+
+def _somehow(draw: Draw, words: list[str]) -> list[str]:
+    spoil = draw.rng.choice((_some_doubled, _with_stranger, _two_swapped, _small_letters))
+    return spoil(draw, words)
 
 
 def _content_words(draw: Draw) -> Row:
@@ -223,6 +238,18 @@ KINDS = (
         "rewrite",
         ("write the text with capital letters where they belong", "put the missing capital letters in"),
         _spoiled(_small_letters),
+    ),
+    Kind(
+        "repeat_question",
+        "rewrite",
+        ("write the question again without an answer to it", "repeat the question instead of answering it"),
+        _changed(str, _question),
+    ),
+    Kind(
+        "mended_question",
+        "rewrite",
+        ("rewrite the question as it should be", "write the same question without the mistake in it"),
+        _spoiled(_somehow, _question),
     ),
     Kind(
         "sentence_of",

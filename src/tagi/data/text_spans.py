@@ -144,6 +144,31 @@ def _longest_word(draw: Draw) -> Row:
     return answered(passage, words[-1])
 
 
+def _blank(passage: Passage, word: str) -> Row:
+    """The last place of a word that the passage has elsewhere too becomes a blank."""
+    places = [place for place, one in enumerate(passage.words) if bare(one) == word]
+    need(len(places) > 1 and "_" not in passage.text)
+    place = places[-1]
+    words = [*passage.words[:place], passage.words[place].replace(word, "_"), *passage.words[place + 1 :]]
+    return answered(passage, word, " ".join(words))
+
+
+def _blank_name(draw: Draw) -> Row:
+    passage = draw.passage(1, 3)
+    names = inner_names(passage)
+    need(names)
+    return _blank(passage, draw.rng.choice(names))
+
+
+def _blank_word(draw: Draw) -> Row:
+    """A word of four letters or more; shorter ones are mostly grammar."""
+    passage = draw.passage(1, 3)
+    plain = [word for word in map(bare, passage.words) if len(word) > 3 and word.islower() and word.isalpha()]
+    twice = sorted({word for word in plain if plain.count(word) > 1})
+    need(twice)
+    return _blank(passage, draw.rng.choice(twice))
+
+
 def _field(draw: Draw) -> Row:
     """Names, numbers and short spans of several passages under headings, one of which the instruction names."""
     own = draw.values.key
@@ -274,6 +299,18 @@ KINDS = (
         ("letter",),
     ),
     Kind("longest_word", "extract", ("the longest word of the text", "the word with the most letters"), _longest_word),
+    Kind(
+        "blank_name",
+        "extract",
+        ("the name in the text that belongs in the blank (_)", 'the name of the text for which "_" stands'),
+        _blank_name,
+    ),
+    Kind(
+        "blank_word",
+        "extract",
+        ("the word of the text that belongs in the blank (_)", 'the word of the text for which "_" stands'),
+        _blank_word,
+    ),
     Kind(
         "field",
         "extract",
