@@ -99,6 +99,12 @@ def test_eval_p3(tagi: Run, folder: Path, p3_checkpoint: Path, tmp_path: Path) -
     assert "story_cloze" not in table.err
 
 
+def test_eval_p3_shows_demonstrations_from_its_own_rows(tagi: Run, folder: Path, p3_checkpoint: Path) -> None:
+    asked = ("eval", "p3", "--data", folder, "--checkpoint", p3_checkpoint, "--task", "super_glue_rte", "--json")
+    none, two = (tagi(*asked, *more).json for more in ((), ("--positives", 2)))
+    assert [(one["command"]["positives"], one["n"]) for one in (none, two)] == [(0, 9), (2, 7)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -165,6 +165,9 @@ def test_eval_micro(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert sum(group["n"] for group in found["by_category"].values()) == 6
     assert found["control"] == {"instruction": "aligned", "adapter": "full"}
     assert found["reference"].keys() == {"copy_input", "copy_demonstration", "majority"}
+    bare = tagi(*arguments, "--positives", 0, "--json").json
+    assert (found["command"]["positives"], bare["command"]["positives"]) == (1, 0)
+    assert bare["reference"].keys() == {"copy_input", "majority"}
     assert json.loads((tmp_path / "scores.json").read_text()) == found
     low, high = found["interval"]["rouge_l"]
     assert low <= found["rouge_l"] <= high

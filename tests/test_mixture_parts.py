@@ -250,6 +250,12 @@ def test_probes_are_scored_beside_chance(folders: dict[str, Path], tagi: Run, me
     assert table.code == 0 and "yes or no" in table.out
 
 
+def test_probes_show_as_many_demonstrations_as_asked(folders: dict[str, Path], tagi: Run, metatrained: Path) -> None:
+    asked = ("eval", "probes", "--data", folders["c4"], "--checkpoint", metatrained, "--tasks", 2, "--instances", 2)
+    none, two = (tagi(*asked, "--positives", shown, "--json").json for shown in (0, 2))
+    assert [one["command"]["positives"] for one in (none, two)] == [0, 2]
+
+
 def test_chance_is_what_guessing_scores() -> None:
     from tagi.eval.probes import chances
 

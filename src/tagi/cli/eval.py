@@ -114,8 +114,7 @@ def sni(
         tasks = [dataset.load(name, limit=instances) for name in names]
         if drop_seen:
             tasks = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train")))
-    tagi = open_tagi(checkpoint, backbone, compiled=compiled)
-    tagi = tagi if positives is None else tagi.showing(positives)
+    tagi = _showing(positives, open_tagi(checkpoint, backbone, compiled=compiled))
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
     asked |= {"positives": tagi.config.prompt.positives}
     _score(tagi, tasks, None, setting, asked | {"checkpoint": checkpoint, "compile": compiled})
@@ -132,6 +131,7 @@ def micro(
     data_seed: Annotated[
         int | None, typer.Option(help="Seed of the tasks (default: that of the checkpoint's training).")
     ] = None,
+    positives: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -143,7 +143,7 @@ def micro(
 ) -> None:
     """Score compositions of list operations that were not trained on."""
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
-    tagi = open_tagi(checkpoint, backbone, compiled=compiled)
+    tagi = _showing(positives, open_tagi(checkpoint, backbone, compiled=compiled))
     from tagi.cli import micro as micro_cli
     from tagi.data.types import named
 
@@ -155,7 +155,12 @@ def micro(
             chosen, instances, positives=tagi.config.prompt.positives, held_out=phrasings == "new"
         )
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
-    asked |= {"data_seed": data.seed, "checkpoint": checkpoint, "compile": compiled}
+    asked |= {
+        "positives": tagi.config.prompt.positives,
+        "data_seed": data.seed,
+        "checkpoint": checkpoint,
+        "compile": compiled,
+    }
     _score(tagi, drawn, partners, setting, asked)
 
 
@@ -169,6 +174,7 @@ def p3(
     reads: Annotated[
         Reads, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
     ] = "template",
+    positives: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -184,10 +190,10 @@ def p3(
         found, missing = ranks.held_out(data, tasks, reads=reads, prompts=prompts, instances=instances)
     for name, reason in missing.items():
         note(f"{name}: {reason}")
-    tagi = open_tagi(checkpoint, backbone)
+    tagi = _showing(positives, open_tagi(checkpoint, backbone))
     shown = ranks.with_shots(found, tagi.config.prompt.positives, seed)
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
-    asked |= {"reads": reads, "checkpoint": checkpoint, "seed": seed}
+    asked |= {"positives": tagi.config.prompt.positives, "reads": reads, "checkpoint": checkpoint, "seed": seed}
     ranks.score(tagi, shown, instruction, norm, asked, output=free, as_json=as_json)
 
 
@@ -230,6 +236,7 @@ def probes(
     instances: Annotated[
         int, typer.Option(min=1, help="Rows of each task; with 12 every answer stands at every place equally often.")
     ] = 12,
+    positives: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     seed: Seed = 0,
@@ -242,12 +249,18 @@ def probes(
     from tagi.cli import probes as probes_cli
     from tagi.data.text_tasks import probes as draw
 
-    tagi = open_tagi(checkpoint, backbone)
+    tagi = _showing(positives, open_tagi(checkpoint, backbone))
+    shown = tagi.config.prompt.positives
     with waiting("drawing tasks"):
-        drawn = draw(data, seed, tasks=tasks, instances=instances, positives=tagi.config.prompt.positives)
-    asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "seed": seed}
-    scores = probes_cli.score(tagi, drawn, seed, asked | {"checkpoint": checkpoint})
+        drawn = draw(data, seed, tasks=tasks, instances=instances, positives=shown)
+    asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "positives": shown}
+    scores = probes_cli.score(tagi, drawn, seed, asked | {"seed": seed, "checkpoint": checkpoint})
     print_json(scores) if as_json else stdout().print(probes_cli.score_table(scores))
+
+
+def _showing(positives: int | None, tagi: Tagi) -> Tagi:
+    """The model with so many demonstrations, or with as many as in training."""
+    return tagi if positives is None else tagi.showing(positives)
 
 
 def _score(
