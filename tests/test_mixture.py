@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tagi.data.mixture import ENDLESS, FixedTasks, Mixture, draw_rows
-from tagi.data.types import Example, Instruction, Task
+from tagi.data.types import Demonstration, Example, Instruction, Task
 
 
 def make_task(name: str, rows: int) -> Task:
@@ -67,6 +67,39 @@ def test_batches_hold_groups_of_similar_length() -> None:
     for index in range(16):
         lengths = [group.length for group in mixture.batch(index)]
         assert max(lengths) - min(lengths) == 7  # 128 consecutive lengths, sorted and cut into 16 batches of 8
+
+
+def test_batches_of_a_step_hold_groups_of_similar_length() -> None:
+    tasks = FixedTasks([Task(f"t{i}", Instruction("x"), (), [Example("a", "x" * i, ("y",))]) for i in range(1, 129)])
+    alone, abreast = (Mixture(tasks, tasks=8, rows=1, seed=3, abreast=count) for count in (1, 4))
+
+    def spread(mixture: Mixture, step: int) -> int:
+        lengths = [group.length for index in range(4 * step, 4 * step + 4) for group in mixture.batch(index)]
+        return max(lengths) - min(lengths)
+
+    assert [spread(abreast, step) for step in range(4)] == [31] * 4  # 128 consecutive lengths in four steps
+    assert max(spread(alone, step) for step in range(4)) > 31
+
+    def names(mixture: Mixture) -> set[tuple[str, ...]]:
+        return {tuple(group.task.name for group in mixture.batch(index)) for index in range(16)}
+
+    assert names(abreast) == names(alone)
+
+
+def test_rows_are_sorted_by_their_prompts_where_asked() -> None:
+    def told(i: int) -> Instruction:
+        return Instruction("x" * i, (Demonstration("x" * (i % 3), "x"),))
+
+    tasks = FixedTasks([Task(f"t{i}", told(i), (), [Example("a", "x" * (63 - i), ("y",))]) for i in range(1, 64)])
+    apart = Mixture(tasks, tasks=4, rows=1, seed=0)
+    prompted = Mixture(tasks, tasks=4, rows=1, seed=0, length=lambda group: group.prompt_length(1))
+    assert {group.prompt_length(0) for group in prompted.batch(0)} == {64}
+
+    def spread(mixture: Mixture) -> int:
+        each = ([group.prompt_length(1) for group in mixture.batch(index)] for index in range(16))
+        return sum(max(lengths) - min(lengths) for lengths in each)
+
+    assert spread(prompted) <= 2 < spread(apart)
 
 
 def test_an_endless_sequence_never_repeats() -> None:

@@ -139,6 +139,7 @@ def test_evaluation_is_called_at_checkpoints_and_logged(tmp_path: Path) -> None:
         ({"data__source": "c4", "data__path": "x"}, "data.source: c4 does not suit stage finetune"),
         ({"method": "lora_only", "training__trainable": ["fusion"]}, "training.trainable"),
         ({"method": "tagy"}, "did you mean tagi"),
+        ({"training__bucket": "prompt"}, "training.bucket: tagi reads no prompt"),
         ({"training__packing": True}, "training.packing: rows of tagi at stage finetune cannot stand end to end"),
     ],
 )

@@ -317,6 +317,9 @@ class TrainingConfig(Frozen):
     """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer. T5 overflows in fp16."""
     gradient_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass: a third more time for a fraction of the memory."""
+    bucket: Literal["input", "prompt"] = "input"
+    """A batch holds rows of similar length: of their inputs, so that all methods see the same batches, or of their
+    prompts, which leaves less padding where the instruction is read with every input."""
     packing: bool = False
     """Rows of a batch stand end to end where there is room: the same loss in less time, where prompts are all that
     a T5 reads."""

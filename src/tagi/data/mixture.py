@@ -3,7 +3,7 @@
 Batch i is a pure function of the seed and i, so a run resumes at any batch without replaying the earlier ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd
@@ -106,18 +106,38 @@ class TaskGroup:
         """Characters of the longest row."""
         return max(len(example.input) + len(example.targets[0]) for example in self.examples)
 
+    def prompt_length(self, positives: int) -> int:
+        """Characters of the longest row behind its definition and so many demonstrations."""
+        told = self.task.instruction
+        shown = sum(len(one.input) + len(one.output) for one in told.positives[:positives])
+        return self.length + len(told.definition) + shown
+
 
 class Mixture:
     """Every epoch of a source visits each of its tasks once, in an order of its own; each visit shows the next k rows.
 
     Of several sources each has its own epochs; see `Shares`.
+
+    Args:
+        length: of a group; a batch holds groups of similar length.
+        abreast: batches of a step; they hold groups of similar length too, so that no process waits long for another.
     """
 
-    def __init__(self, source: TaskSource | Shares, *, tasks: int, rows: int, seed: int) -> None:
+    def __init__(
+        self,
+        source: TaskSource | Shares,
+        *,
+        tasks: int,
+        rows: int,
+        seed: int,
+        length: Callable[[TaskGroup], int] = lambda group: group.length,
+        abreast: int = 1,
+    ) -> None:
         self.shares = source if isinstance(source, Shares) else Shares((source,), (1.0,))
         if not all(map(len, self.shares.sources)):
             raise ValueError("a mixture needs at least one task")
         self.tasks, self.rows, self.seed = tasks, rows, seed
+        self.length, self.abreast = length, abreast
         self._window = lru_cache(maxsize=2)(self._draw_window)
 
     def batch(self, index: int) -> tuple[TaskGroup, ...]:
@@ -127,10 +147,11 @@ class Mixture:
     def _draw_window(self, window: int) -> list[tuple[TaskGroup, ...]]:
         first = window * WINDOW * self.tasks
         groups = [self._group(first + i) for i in range(WINDOW * self.tasks)]
-        groups.sort(key=lambda group: group.length)
+        groups.sort(key=self.length)
         batches = [tuple(groups[i : i + self.tasks]) for i in range(0, len(groups), self.tasks)]
-        order = np.random.default_rng((self.seed, 1, window)).permutation(WINDOW)
-        return [batches[i] for i in order]
+        abreast = [batches[i : i + self.abreast] for i in range(0, WINDOW, self.abreast)]
+        order = np.random.default_rng((self.seed, 1, window)).permutation(len(abreast))
+        return [batch for i in order for batch in abreast[i]]
 
     def _group(self, turn: int) -> TaskGroup:
         part, own = self.shares.turn(turn)

@@ -45,7 +45,8 @@ def build_stage(config: RunConfig) -> ModelStage:
 
     parts = optim.trainable(model, config.training)
     terms, encode = objective.terms, encodings(model, config.training)
-    return ModelStage(model, parts, batches(config, collator), write, begin.read, terms, encode=encode)
+    drawn = batches(config, collator, launched())
+    return ModelStage(model, parts, drawn, write, begin.read, terms, encode=encode)
 
 
 def _backbone_stage(config: RunConfig) -> ModelStage:

@@ -62,13 +62,26 @@ def micro_split(data: DataConfig) -> Split:
     return splits(data.seed, train_compositions=data.compositions, valid=data.valid_tasks)
 
 
-def training_batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
+def training_batches(config: RunConfig, collator: Collator, processes: int = 1) -> Callable[[int], Batch]:
     """Batches of a run's training tasks.
+
+    Args:
+        processes: how many share the batches of a step.
 
     Raises:
         TagiError: the data cannot be used, or holds no task.
     """
-    return task_batches(_mixture(config, task_source(config)), collator)
+    training, shown = config.training, config.demonstrations
+    by_prompt = training.bucket == "prompt"
+    mixture = Mixture(
+        task_source(config),
+        tasks=training.tasks_per_batch,
+        rows=training.rows_per_task,
+        seed=training.seed,
+        length=(lambda group: group.prompt_length(shown)) if by_prompt else (lambda group: group.length),
+        abreast=training.accumulation * processes,
+    )
+    return task_batches(mixture, collator)
 
 
 def task_source(config: RunConfig) -> TaskSource | Shares:
@@ -229,11 +242,6 @@ def _grouped(things: Iterable[G], key: Callable[[G], str]) -> dict[str, list[G]]
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
     return dict(sorted(groups.items()))
-
-
-def _mixture(config: RunConfig, source: TaskSource | Shares) -> Mixture:
-    training = config.training
-    return Mixture(source, tasks=training.tasks_per_batch, rows=training.rows_per_task, seed=training.seed)
 
 
 def valid_tasks(config: RunConfig) -> list[Task]:

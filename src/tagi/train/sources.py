@@ -11,9 +11,12 @@ from tagi.train.finetune import training_batches
 from tagi.train.pretrain import text_batches
 
 
-def batches(config: RunConfig, collator: Collator) -> Callable[[int], Batch]:
-    """Batch number i of a run's data, a pure function of the run's seed and i."""
-    draw = (text_batches if config.stage == "pretrain" else training_batches)(config, collator)
+def batches(config: RunConfig, collator: Collator, processes: int = 1) -> Callable[[int], Batch]:
+    """Batch number i of a run's data, a pure function of the run's seed, the number of batches of a step, and i."""
+    if config.stage == "pretrain":
+        draw = text_batches(config, collator)
+    else:
+        draw = training_batches(config, collator, processes)
     return (lambda index: repacked(draw(index))) if config.training.packing else draw
 
 
@@ -30,8 +33,7 @@ def check_stage(config: RunConfig, method: Method) -> None:
         raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")
     if method.decoder_only and config.training.gradient_checkpointing:
         raise ConfigError(f"training.gradient_checkpointing: {name} trains through cached keys, which it would drop")
-    if config.training.packing:
-        _check_packing(config, method)
+    _check_rows(config, method)
     if method.on_target != (config.data.part == "test"):
         raise ConfigError(f"data.part: method {name} is trained on the part {'test' if method.on_target else 'train'}")
     if stage == "teachers" and (once or method.decoder_only):
@@ -42,6 +44,13 @@ def check_stage(config: RunConfig, method: Method) -> None:
         raise ConfigError(f"stage: {stage} trains the parts that read an instruction; {name} has none")
     if source in (("sni", "p3", "text", "mixture") if stage == "pretrain" else ("c4",)):
         raise ConfigError(f"data.source: {source} does not suit stage {stage}")
+
+
+def _check_rows(config: RunConfig, method: Method) -> None:
+    if config.training.bucket == "prompt" and not method.prompt:
+        raise ConfigError(f"training.bucket: {method.name} reads no prompt of which rows could have the length")
+    if config.training.packing:
+        _check_packing(config, method)
 
 
 def _check_packing(config: RunConfig, method: Method) -> None:
