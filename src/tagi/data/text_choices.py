@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tagi.data.passages import Passage, bare, places
-from tagi.data.text_kinds import PLACES, Draw, Kind, Row, inner_names, need, once
+from tagi.data.text_kinds import LETTERS, PLACES, Draw, Kind, Row, inner_names, listed, need, once
 
-LETTERS = "ABCD"
 LONGEST_OPTION = 14
 """Words of a sentence that is an option."""
 _CHOICE, _VERDICT = ("options", "layout"), ("negated",)
@@ -40,11 +39,6 @@ def _row(draw: Draw, options: list[str], right: int, about: Passage | None) -> R
     choices = tuple(LETTERS[: len(options)]) if draw.values.layout == "letters" else tuple(options)
     said = f"Text: {about.text} Options: {text}" if about is not None else f"Options: {text}"
     return Row(said, choices[right], about.run if about is not None else draw.passage().run, choices)
-
-
-def listed(options: Sequence[str]) -> str:
-    """a, b or c"""
-    return f"{', '.join(options[:-1])} or {options[-1]}"
 
 
 def lettered(options: Sequence[str]) -> str:

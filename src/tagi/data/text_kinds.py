@@ -206,10 +206,27 @@ class Kind:
         """Every wording of one task."""
         clauses = self.negated if values.negated else self.clauses
         told = values.spoken
-        tail = " Answer with its letter." if values.layout == "letters" else ""
-        return [
-            _said(template, clause.format(**told)) + tail for template in TEMPLATES[self.family] for clause in clauses
-        ]
+        said = [_said(template, clause.format(**told)) for template in TEMPLATES[self.family] for clause in clauses]
+        if values.layout != "letters":
+            return said
+        quoted = [f'"{letter}"' for letter in LETTERS[: values.options]]
+        tails = [tail.format(letters=listed(quoted)) for tail in BY_LETTER]
+        return [f"{one} {tail}" for one in said for tail in tails]
+
+
+LETTERS = "ABCD"
+BY_LETTER = (
+    "Answer with its letter.",
+    "Answer with {letters}.",
+    "Write only the letter of the option, not the option itself.",
+    "The output should be {letters}.",
+)
+"""How an instruction asks for the letter of an option."""
+
+
+def listed(options: Sequence[str]) -> str:
+    """a, b or c"""
+    return f"{', '.join(options[:-1])} or {options[-1]}"
 
 
 TEMPLATES: dict[Family, tuple[str, ...]] = {
