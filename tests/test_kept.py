@@ -1,4 +1,4 @@
-"""The backbone and its metatrained form in `weights/`: what their cards and the issue of size promise."""
+"""The backbone and its metatrained form in `weights/`: what their cards promise."""
 
 from pathlib import Path
 

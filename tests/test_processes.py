@@ -150,9 +150,8 @@ def test_accumulation_changes_nothing(tmp_path: Path, pieces: int) -> None:
     def accumulated(number: int) -> Path:
         folder = tmp_path / str(number)
         settings = config(folder, training__tasks_per_batch=8, training__accumulation=number)
-        stage = build_stage(
-            config(folder, training__tasks_per_batch=8)
-        )  # whose order of batches is that of whole steps
+        # in the order of batches that whole steps have
+        stage = build_stage(config(folder, training__tasks_per_batch=8))
         split = replace(stage, batches=lambda i: piece(stage.batch(i // number), i % number, number))
         return train(split, settings.training, folder)
 

@@ -90,7 +90,9 @@ def sentences(task: TextTask, text: str) -> list[str]:
     """The passage's sentences, looked up among all of them."""
     found, rest = [], text
     while rest:
-        fits = [one for one in _by_start(task.passages)[rest[:12]] if rest == one or rest.startswith(f"{one} ")]
+        every = task.passages.sentences
+        starts = {every[i] for i in _by_opening(task.passages)[rest[:12]]}
+        fits = [one for one in starts if rest == one or rest.startswith(f"{one} ")]
         assert fits
         found.append(max(fits, key=len))
         rest = rest[len(found[-1]) :].strip()
@@ -101,6 +103,11 @@ def mended(task: TextTask, tries: Iterable[list[str]]) -> str:
     """The one of some texts that stands in the documents."""
     (found,) = {one for one in map(" ".join, tries) if one in _lookup(task.passages, "every")}
     return found
+
+
+def undoubled(text: str) -> str:
+    """A text with every word once that stands there twice in a row."""
+    return re.sub(r"(?<!\S)(\S+) \1(?!\S)", r"\1", text)
 
 
 def shortened(text: str) -> list[list[str]]:
@@ -118,8 +125,8 @@ def swapped(text: str) -> list[list[str]]:
 def stands(task: TextTask, text: str) -> bool:
     """Whether a passage of up to three sentences stands in the documents."""
     every = task.passages.sentences
-    return any(" ".join(run) == text for i in _by_opening(task.passages).get(text[:12], ()) for run in
-               (every[i : i + 1], every[i : i + 2], every[i : i + 3]))  # fmt: skip
+    starts = _by_opening(task.passages).get(text[:12], ())
+    return any(" ".join(every[i : i + count]) == text for i in starts for count in (1, 2, 3))
 
 
 def _lookup(passages: Passages, by: str) -> dict[str, str]:
@@ -137,7 +144,6 @@ def telling(text: str) -> str:
 
 _LOOKUPS: dict[tuple[int, str], dict[str, str]] = {}
 _OPENINGS: dict[int, dict[str, list[int]]] = {}
-_STARTS: dict[int, dict[str, set[str]]] = {}
 
 
 def _by_opening(passages: Passages) -> dict[str, list[int]]:
@@ -147,15 +153,6 @@ def _by_opening(passages: Passages) -> dict[str, list[int]]:
             table.setdefault(sentence[:12], []).append(i)
         _OPENINGS[id(passages)] = table
     return _OPENINGS[id(passages)]
-
-
-def _by_start(passages: Passages) -> dict[str, set[str]]:
-    if id(passages) not in _STARTS:
-        table: dict[str, set[str]] = {}
-        for sentence in passages.sentences:
-            table.setdefault(sentence[:12], set()).add(sentence)
-        _STARTS[id(passages)] = table
-    return _STARTS[id(passages)]
 
 
 def options(text: str) -> list[str]:
@@ -250,7 +247,7 @@ def right(task: TextTask, told: str, text: str) -> str:  # noqa: C901
             question, answer = re.fullmatch(r"Question: (.*) Answer: (.*)", text).groups()  # type: ignore[union-attr]
             return f"{question} {answer}" if task.kind.name == "question_answer" else f"{answer} {question}"
         case "undoubled":
-            return re.sub(r"(?<!\S)(\S+) \1(?!\S)", r"\1", text)
+            return undoubled(text)
         case "without_stranger":
             return mended(task, shortened(text))
         case "swapped_back":
@@ -258,9 +255,8 @@ def right(task: TextTask, told: str, text: str) -> str:  # noqa: C901
         case "capitals":
             return _lookup(task.passages, "lower")[text]
         case "mended_question":
-            once = re.sub(r"(?<!\S)(\S+) \1(?!\S)", r"\1", text)
             whole = _lookup(task.passages, "lower").get(text, "")
-            return mended(task, [*shortened(text), *swapped(text), once.split(), whole.split()])
+            return mended(task, [*shortened(text), *swapped(text), undoubled(text).split(), whole.split()])
         case "sentence_of":
             return _lookup(task.passages, "telling")[text]
     return chosen(task, told, text, named, places) if task.kind.family == "choose" else verdict(task, told, text, named)
@@ -421,9 +417,14 @@ def test_demonstrations_have_sentences_of_their_own(c4: Path) -> None:
     assert all(any(s in row.input for s in rest) for row in task.examples[:50])
 
 
+def told(task: Task) -> str:
+    """The instruction without the letters of options that it may ask for."""
+    return re.sub(r'"[A-D]"', "", task.instruction.definition)
+
+
 def named_values(tasks: tuple[Task, ...]) -> set[str]:
     """Longer words that the instructions of some tasks put in quotation marks."""
-    quoted = [word for task in tasks for word in re.findall(r'"([a-z]{2,})"', task.instruction.definition)]
+    quoted = [word for task in tasks for word in re.findall(r'"([^":]{2,})"', told(task))]
     return set(quoted)
 
 

@@ -117,14 +117,14 @@ def _follows(draw: Draw) -> Offer:
 
 def _sentence_with(draw: Draw) -> Offer:
     right = _short(draw.with_word())
-    wrong = [_short(draw.passage()) for _ in range(draw.values.options - 1)]
+    wrong = _wrong_sentences(draw)
     need(not any(places(one.split(), draw.values.word) for one in wrong))
     return Offer(right, wrong)
 
 
 def _question(draw: Draw) -> Offer:
     right = _short(draw.one_of(draw.passages.questions))
-    wrong = [_short(draw.passage()) for _ in range(draw.values.options - 1)]
+    wrong = _wrong_sentences(draw)
     need(not any(one.endswith("?") for one in wrong))
     return Offer(right, wrong)
 
@@ -133,7 +133,12 @@ def _continues(draw: Draw) -> Offer:
     """The sentence that follows in the document; the wrong ones come from anywhere."""
     passage = draw.passage(2, 2)
     text, right = (Passage([sentence], passage.run) for sentence in passage.sentences)
-    return Offer(_short(right), [_short(draw.passage()) for _ in range(draw.values.options - 1)], text)
+    return Offer(_short(right), _wrong_sentences(draw), text)
+
+
+def _wrong_sentences(draw: Draw) -> list[str]:
+    """From anywhere, as many as there are wrong options."""
+    return [_short(draw.passage()) for _ in range(draw.values.options - 1)]
 
 
 def _short(passage: Passage) -> str:
