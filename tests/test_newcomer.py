@@ -22,46 +22,46 @@ def stacked(tagi: Tagi) -> Any:
     return tagi.adapt_all(list(INSTRUCTIONS))
 
 
-MISTAKES: dict[str, tuple[Callable[[Tagi], object], str]] = {
+MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     "inputs are a string": (lambda t: t.generate("wolf", t.adapt("a .")), r"inputs must be a list; write \['wolf'\]"),
-    "inputs are bytes": (lambda t: t.generate(b"wolf", t.adapt("a .")), r"inputs must be a list; write \[b'wolf'\]"),  # type: ignore[arg-type]
-    "inputs are None": (lambda t: t.generate(None, t.adapt("a .")), "inputs: None is no list"),  # type: ignore[arg-type]
-    "inputs are a dict": (lambda t: t.generate({"a": 1}, t.adapt("a .")), "inputs: {'a': 1} is no list"),  # type: ignore[arg-type]
-    "an input is None": (lambda t: t.generate(["a", None], t.adapt("a .")), "input 2: None is no string"),  # type: ignore[list-item]
-    "an input is a list": (lambda t: t.generate([["a"]], t.adapt("a .")), r"input 1: \['a'\] is no string"),  # type: ignore[list-item]
+    "inputs are bytes": (lambda t: t.generate(b"wolf", t.adapt("a .")), r"inputs must be a list; write \[b'wolf'\]"),
+    "inputs are None": (lambda t: t.generate(None, t.adapt("a .")), "inputs: None is no list"),
+    "inputs are a dict": (lambda t: t.generate({"a": 1}, t.adapt("a .")), "inputs: {'a': 1} is no list"),
+    "an input is None": (lambda t: t.generate(["a", None], t.adapt("a .")), "input 2: None is no string"),
+    "an input is a list": (lambda t: t.generate([["a"]], t.adapt("a .")), r"input 1: \['a'\] is no string"),
     "an input is blank": (lambda t: t.generate(["a", " \n"], t.adapt("a .")), "input 2: the input is empty"),
     "an input is half an emoji": (
         lambda t: t.generate(["a", "b \ud83d"], t.adapt("a .")),
         "input 2: character 3 is half",
     ),
-    "no adapter": (lambda t: t.generate(["a"], None), "adapter: None is no task adapter"),  # type: ignore[arg-type]
-    "an instruction as an adapter": (lambda t: t.generate(["a"], "a ."), "adapter: an instruction is no task"),  # type: ignore[arg-type]
-    "a list of adapters": (lambda t: t.generate(["a"], [t.adapt("a .")]), "adapter: a list is no task adapter"),  # type: ignore[arg-type]
-    "a number as an adapter": (lambda t: t.answer(7, ["a"]), "adapter: 7 is no task adapter"),  # type: ignore[arg-type]
-    "nothing told": (lambda t: t.answer(None, ["a"]), "adapter: None is no task adapter"),  # type: ignore[arg-type]
-    "solve with a list": (lambda t: t.solve(["a ."], ["a"]), r"the instruction: \['a .'\] is no string"),  # type: ignore[arg-type]
+    "no adapter": (lambda t: t.generate(["a"], None), "adapter: None is no task adapter"),
+    "an instruction as an adapter": (lambda t: t.generate(["a"], "a ."), "adapter: an instruction is no task"),
+    "a list of adapters": (lambda t: t.generate(["a"], [t.adapt("a .")]), "adapter: a list is no task adapter"),
+    "a number as an adapter": (lambda t: t.answer(7, ["a"]), "adapter: 7 is no task adapter"),
+    "nothing told": (lambda t: t.answer(None, ["a"]), "adapter: None is no task adapter"),
+    "solve with a list": (lambda t: t.solve(["a ."], ["a"]), r"the instruction: \['a .'\] is no string"),
     "solve a string": (lambda t: t.solve("a .", "b c"), r"inputs must be a list; write \['b c'\]"),
     "solve with an adapter": (
         lambda t: t.solve(t.adapt("a ."), ["a"]),
         r"the instruction: TaskAdapter\(.* is no string",
-    ),  # type: ignore[arg-type]
-    "adapt nothing": (lambda t: t.adapt(None), "the instruction: None is no string"),  # type: ignore[arg-type]
+    ),
+    "adapt nothing": (lambda t: t.adapt(None), "the instruction: None is no string"),
     "adapt blank": (lambda t: t.adapt(" "), "the instruction is empty"),
     "adapt half an emoji": (lambda t: t.adapt("a \udc80"), "the instruction: character 3 is half"),
     "adapt_all a string": (lambda t: t.adapt_all("a b"), r"instructions must be a list; write \['a b'\]"),
     "adapt_all nothing": (lambda t: t.adapt_all([]), "there are no instructions"),
     "adapt_all a blank": (lambda t: t.adapt_all(["a", ""]), "instruction 2 is empty"),
-    "a string as a pair": (lambda t: t.adapt("a .", ["ab"]), "positives: 'ab' is no pair of an input and"),  # type: ignore[list-item]
+    "a string as a pair": (lambda t: t.adapt("a .", ["ab"]), "positives: 'ab' is no pair of an input and"),
     "demonstrations twice": (lambda t: t.adapt(Instruction("a ."), [("a", "b")]), "demonstrations are given twice"),
     "half a demonstration": (
         lambda t: t.adapt("a .", [("a", "\ud83d")]),
         "the instruction: demonstration 1: character 1",
     ),
     "a number in a demonstration": (
-        lambda t: t.adapt(Instruction("a .", (Demonstration("a", 3),))),  # type: ignore[arg-type]
+        lambda t: t.adapt(Instruction("a .", (Demonstration("a", 3),))),
         "the instruction: demonstration 1: 3 is no string",
     ),
-    "stream a list": (lambda t: list(t.stream(t.adapt("a ."), ["a"])), r"the input: \['a'\] is no string"),  # type: ignore[arg-type]
+    "stream a list": (lambda t: list(t.stream(t.adapt("a ."), ["a"])), r"the input: \['a'\] is no string"),
     "stream at once": (lambda t: t.stream(t.adapt("a ."), ""), "the input is empty"),
     "a stack without tasks": (lambda t: t.generate(["a"], stacked(t)), "the adapter holds 3 tasks: tasks="),
     "stream of a stack": (lambda t: t.stream(stacked(t), "a"), "the adapter holds 3 tasks: tasks="),
@@ -71,20 +71,20 @@ MISTAKES: dict[str, tuple[Callable[[Tagi], object], str]] = {
     "too few tasks": (lambda t: t.generate(["a", "b"], stacked(t), tasks=[0]), "tasks: 1 numbers are given for 2 inp"),
     "too many tasks": (lambda t: t.generate(["a"], stacked(t), tasks=[0, 1]), "tasks: 2 numbers are given for 1 inp"),
     "a task is true": (lambda t: t.generate(["a"], stacked(t), tasks=[True]), "tasks: True, of input 1, is no whole"),
-    "a task is 1.0": (lambda t: t.generate(["a"], stacked(t), tasks=[1.0]), "tasks: 1.0, of input 1, is no whole"),  # type: ignore[list-item]
-    "a task is a string": (lambda t: t.generate(["a"], stacked(t), tasks="0"), r"tasks must be a list; write \['0'\]"),  # type: ignore[arg-type]
-    "tasks are a number": (lambda t: t.generate(["a"], stacked(t), tasks=0), "tasks: 0 is no list"),  # type: ignore[arg-type]
+    "a task is 1.0": (lambda t: t.generate(["a"], stacked(t), tasks=[1.0]), "tasks: 1.0, of input 1, is no whole"),
+    "a task is a string": (lambda t: t.generate(["a"], stacked(t), tasks="0"), r"tasks must be a list; write \['0'\]"),
+    "tasks are a number": (lambda t: t.generate(["a"], stacked(t), tasks=0), "tasks: 0 is no list"),
     "decoding is a dict": (
         lambda t: t.generate(["a"], t.adapt("a ."), decoding={}),
         "decoding: {} is no tagi.Decoding",
-    ),  # type: ignore[arg-type]
+    ),
     "an empty stop string": (lambda t: Decoding(stop=""), "stop: a stop string is empty"),
-    "a stop that is none": (lambda t: Decoding(stop=[3]), "stop: 3 is no string"),  # type: ignore[list-item]
+    "a stop that is none": (lambda t: Decoding(**{"stop": [3]}), "stop: 3 is no string"),
     "a temperature that is none": (
         lambda t: Decoding(temperature=float("nan")),
         "temperature: nan is no finite number",
     ),
-    "half a beam": (lambda t: Decoding(beams=1.5), "beams: 1.5 is no whole number"),  # type: ignore[arg-type]
+    "half a beam": (lambda t: Decoding(**{"beams": 1.5}), "beams: 1.5 is no whole number"),
 }
 
 
