@@ -49,8 +49,7 @@ class Start:
 
     def write(self, folder: Path) -> None:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
-        changed = {} if self.outside else {"backbone_fingerprint": checkpoint.fingerprint(self.model.backbone)}
-        checkpoint.write(self.model, self.settings.model_copy(update=changed), folder)
+        checkpoint.write(self.model, self.settings, folder)
         tokenizers.save(self.tokenizer, folder)
 
     def read(self, folder: Path) -> None:
