@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tagi.data.mixture import epoch_order
-from tagi.data.records import Record, parse_json, read_lines
+from tagi.data.records import Record, parse_json
 from tagi.errors import DataError
+from tagi.reading import read_lines
 
 SEGMENTS = 3
 MAX_LENGTH = 1024
