@@ -16,6 +16,8 @@ from tagi.config import Frozen, RunConfig
 from tagi.errors import CheckpointError, ConfigError
 
 C = TypeVar("C", bound=Frozen)
+RUN_FILE = "run.yaml"
+"""The config of the run that trained a checkpoint, kept inside it."""
 
 
 def parse(kind: type[C], values: Any, *, source: str) -> C:

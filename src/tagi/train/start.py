@@ -24,6 +24,7 @@ from tagi.model.t5 import initialise as initialise_t5
 from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
+from tagi.train.checkpoints import load_tensors
 from tagi.train.finetune import p3_tasks, sni_tasks
 from tagi.train.pretrain import micro_text
 
@@ -53,7 +54,8 @@ class Start:
 
     def read(self, folder: Path) -> None:
         """Put a checkpoint's tensors into the model."""
-        self.model.load_state_dict(checkpoint.load(folder, backbone=self.outside).model.state_dict())
+        found = checkpoint.load(folder, backbone=self.outside).model.state_dict()
+        load_tensors(self.model, found, folder)
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Start:
