@@ -17,7 +17,7 @@ from tagi.data.prompts import render_instruction
 from tagi.data.tokenizers import unknown_words
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
-from tagi.files import atomic_folder, check_replaceable
+from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer.answers import Answer, at_hand, capacity, cut, grouped, seeded, settled
 from tagi.infer.compiled import Backend, Compiled
 from tagi.infer.decode import Request, decode
@@ -69,9 +69,12 @@ class Tagi:
         Raises:
             CheckpointError: no checkpoint, half-written, damaged, or of another backbone.
         """
-        loaded = checkpoint.load(locate(source), backbone=backbone)
-        tokenizer = load_tokenizer(loaded.folder)
-        opened = cls(loaded.model, tokenizer, loaded.config)
+
+        def read() -> Self:
+            loaded = checkpoint.load(locate(source), backbone=backbone)
+            return cls(loaded.model, load_tokenizer(loaded.folder), loaded.config)
+
+        opened = read_whole(Path(source), read)
         if dtype != torch.float32:
             opened.fingerprint()  # of the values as they were written: adapters are worn at any precision
         opened.model.to(device, dtype)
