@@ -118,7 +118,7 @@ def test_lengths_are_table_6(name: str) -> None:
 
 
 def test_the_run_for_one_gpu_cuts_inputs_and_no_prompts() -> None:
-    """Its student and its LoRAs read 512 tokens of the input alone, its own choice; a whole prompt has 1,024."""
+    """Student and LoRAs read 512 tokens of the input alone, its own choice; with the instruction it is 1,024."""
     run = named("sni-base-24gb")
     assert [longest(run[stage]) for stage in ("metatrain", "teachers", "finetune")] == [1024, 512, 512]
     assert run["finetune"].prompt.longest_prompt == 1024

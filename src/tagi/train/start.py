@@ -24,6 +24,7 @@ from tagi.model.t5 import initialise as initialise_t5
 from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
+from tagi.train.checkpoints import load_tensors, newest
 from tagi.train.finetune import p3_tasks, sni_tasks
 from tagi.train.pretrain import micro_text
 
@@ -54,7 +55,8 @@ class Start:
 
     def read(self, folder: Path) -> None:
         """Put a checkpoint's tensors into the model."""
-        self.model.load_state_dict(checkpoint.load(folder, backbone=self.outside).model.state_dict())
+        found = checkpoint.load(folder, backbone=self.outside).model.state_dict()
+        load_tensors(self.model, found, folder)
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Start:
@@ -70,6 +72,9 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -
         return _go_on(config, Path(config.start_from))
     assert config.backbone is not None
     generator = torch.Generator().manual_seed(config.training.seed)
+    kept = newest(Path(config.output))
+    if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
+        tokenizer = load_tokenizer(kept)  # trained again on the same text it might be another, see tokenizers.unigram
     backbone, found = _backbone(config.backbone, config.data, generator, tokenizer)
     return _with_parts(config, backbone, found, config.backbone.path, generator)
 
@@ -135,7 +140,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
         yield task.instruction.definition
         for example in task.examples:
             yield example.input
-            yield example.targets[0]
+            yield from example.targets
 
 
 def _go_on(config: RunConfig, folder: Path) -> Start:

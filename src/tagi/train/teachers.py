@@ -27,11 +27,13 @@ from tagi.model.rows import Rows
 from tagi.model.t5_hf import read_safetensors
 from tagi.model.tagi import TagiModel, shift_right
 from tagi.train import precision
+from tagi.train.checkpoints import load_tensors
 from tagi.train.finetune import grouped_sources
+from tagi.train.resume import Record
 from tagi.train.sources import check_stage
 from tagi.train.stage import Metrics, Parts
 from tagi.train.start import start
-from tagi.train.trainer import FINAL, check_output, train
+from tagi.train.trainer import FINAL, train
 
 WAVES, WAVE_FILE = "waves", "wave.safetensors"
 FINGERPRINTED_EXAMPLES = 8
@@ -48,6 +50,7 @@ class BankStage:
     lanes: int
     write: Callable[[Path], None]
     read: Callable[[Path], None]
+    check: Callable[[Path], object] = lambda folder: None
 
     @property
     def parts(self) -> Parts:
@@ -86,6 +89,7 @@ class Plan:
     """Of the language model as it was loaded: training rounds it in place and moves it to the training device."""
     previous: Bank | None
     """The bank that single teachers are added to."""
+    record: Record
 
     @property
     def folder(self) -> Path:
@@ -116,7 +120,7 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
     fingerprint = begin.settings.backbone_fingerprint
     previous = _previous(config, base, fingerprint)
     a0 = previous.a0 if previous is not None else _draw(base, config)
-    return Plan(config, base, collator, groups, sources, waves, a0, fingerprint, previous)
+    return Plan(config, base, collator, groups, sources, waves, a0, fingerprint, previous, Record.of(config, 1))
 
 
 def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
@@ -131,9 +135,7 @@ def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
     final, state = plan.folder / FINAL, PartialState()
     for wave in plan.waves[state.process_index :: state.num_processes]:
         folder = plan.folder / WAVES / _wave_name(wave)
-        if not resume or not (folder / FINAL).exists():
-            check_output(folder, resume=resume)
-            train(bank_stage(plan, wave), plan.config.training, folder, resume=resume)
+        train(bank_stage(plan, wave), plan.config.training, folder, resume=resume)
     state.wait_for_everyone()
     if state.is_main_process:
         banks.save(_gathered(plan), final)
@@ -149,13 +151,14 @@ def bank_stage(plan: Plan, wave: Sequence[str]) -> BankStage:
     model = BankModel(plan.base, LoraBank(plan.a0, width_out, len(wave), plan.config.teachers.scale))
 
     def write(folder: Path) -> None:
+        plan.record.write(folder)
         tensors = model.bank.state_dict()
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, folder / WAVE_FILE)
 
     def read(folder: Path) -> None:
-        model.bank.load_state_dict(read_safetensors(folder / WAVE_FILE))
+        load_tensors(model.bank, read_safetensors(folder / WAVE_FILE), folder)
 
-    return BankStage(model, lane_batches(plan, wave), len(wave), write, read)
+    return BankStage(model, lane_batches(plan, wave), len(wave), write, read, plan.record.check)
 
 
 def lane_batches(plan: Plan, wave: Sequence[str]) -> Callable[[int], Batch]:
