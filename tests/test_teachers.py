@@ -59,7 +59,7 @@ def settings(base: Path, output: Path, **teachers: Any) -> RunConfig:
 def run(chosen: RunConfig, **options: Any) -> Bank:
     plan = plan_teachers(chosen)
     folder = train_teachers(plan, **options)
-    return banks.load(folder, plan.base.backbone.sites())
+    return banks.load(folder, plan.base.backbone)
 
 
 def peft_run(plan: Plan, group: str, folder: Path) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -94,7 +94,7 @@ def test_the_bank_equals_separate_peft_runs(base: Path, tmp_path: Path) -> None:
     AdamW divides by the gradient's own size, so that where a gradient is all but zero its rounding is what is left.
     """
     plan = plan_teachers(settings(base, tmp_path / "bank"))
-    trained = banks.load(train_teachers(plan), plan.base.backbone.sites())
+    trained = banks.load(train_teachers(plan), plan.base.backbone)
     for lane, group in enumerate(GROUPS):
         for site, (a, b) in peft_run(plan, group, base / "backbone").items():
             assert worst(trained.lora[site].a[lane], a) < 1e-4
@@ -193,7 +193,7 @@ def test_a_student_learns_from_labels_teachers_and_weights(base: Path, bank: Pat
     stage = build_stage(chosen)
     assert [term.name for term in stage.terms] == ["ce", "kl", "ins"]
     assert stage.model.hypernetwork is not None
-    start = banks.load(bank, stage.model.backbone.sites()).a0
+    start = banks.load(bank, stage.model.backbone).a0
     assert all(
         torch.equal(x, start[s])
         for s, x in zip(stage.model.hypernetwork.sites, stage.model.hypernetwork.a0, strict=True)
