@@ -7,9 +7,9 @@ from statistics import fmean
 import pytest
 
 from tagi import Tagi
-from tagi.cli.common import RUN_FILE, default_checkpoint
+from tagi.cli.common import default_checkpoint
 from tagi.cli.micro import strangers, trained_on, unseen, with_instances
-from tagi.config_files import load
+from tagi.config_files import RUN_FILE, load
 from tagi.data.microtasks import MicroTask
 from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
 

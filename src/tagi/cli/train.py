@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tagi.cli.common import RUN_FILE, Json, bar, note, print_json, stderr, stdout, table, waiting
+from tagi.cli.common import Json, bar, note, print_json, stderr, stdout, table, waiting
 from tagi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,21 +118,31 @@ def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
     }
 
 
-def _run_stage(run: Mapping[str, RunConfig], key: str, resume: bool, *, skip: bool) -> Path:
+def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, *, skip: bool) -> Path:
     """Train one stage; with `skip`, only if it is not finished."""
-    from tagi.train.trainer import FINAL, check_output
+    from tagi.files import check_folder
+    from tagi.train import checkpoints, resume
+    from tagi.train.team import launched
 
     config = run[key]
     output = Path(config.output)
-    if skip and (output / FINAL).exists():
-        note(f"{key}: {output / FINAL} is there already")
-        return output / FINAL
-    if config.stage == "teachers":
-        return _train_bank(config, resume)
-    check_output(output, resume=resume)
+    final = output / checkpoints.FINAL
+    bank = config.stage == "teachers"
+    if bank and skip and final.exists():
+        note(f"{key}: {final} is there already")
+        return final
+    if bank:
+        check_folder(output)
+        return _train_bank(config, go_on)
+    checkpoints.check_output(output, resume=go_on)
+    for remark in resume.check(config, launched(), output):
+        note(remark)
+    if skip and checkpoints.finished(output, config.training.steps):
+        note(f"{key}: {final} is there already")
+        return final
     built = _build(config)
     stderr().print(_table(_plan(run, key, draw=False)))
-    return _train(built, config, resume)
+    return _train(built, config, go_on)
 
 
 def _train_bank(config: RunConfig, resume: bool) -> Path:
@@ -160,16 +169,9 @@ def _build(config: RunConfig) -> ModelStage:
 
 
 def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
-    """Train; every checkpoint tells by which run."""
-    from tagi.config_files import dump
     from tagi.train.trainer import train as run_stage
 
-    def write(folder: Path) -> None:
-        stage.write(folder)
-        (folder / RUN_FILE).write_text(dump(config), encoding="utf-8")
-
-    wrapped = replace(stage, write=write)
-    return run_stage(wrapped, config.training, Path(config.output), resume=resume, evaluate=_validator(config))
+    return run_stage(stage, config.training, Path(config.output), resume=resume, evaluate=_validator(config))
 
 
 def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:

@@ -245,8 +245,9 @@ def with_demonstrations(task: Task, count: int, seed: int) -> Task:
         raise ConfigError(
             f"prompt.positives: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
         )
-    support = set(Random(f"{seed} {task.name}").sample(range(len(examples)), count))
-    shown = tuple(Demonstration(examples[i].input, examples[i].targets[0]) for i in sorted(support))
+    rng = Random(f"{seed} {task.name}")
+    support = set(rng.sample(range(len(examples)), count))
+    shown = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in sorted(support))
     kept = [one for i, one in enumerate(examples) if i not in support]
     return replace(task, instruction=replace(task.instruction, positives=shown), examples=kept)
 

@@ -17,7 +17,7 @@ from tagi.data.prompts import render_instruction
 from tagi.data.tokenizers import unknown_words
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
-from tagi.files import atomic_folder, check_replaceable
+from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer.answers import Answer, at_hand, capacity, cut, grouped, seeded, settled
 from tagi.infer.compiled import Backend, Compiled
 from tagi.infer.decode import Request, decode
@@ -47,7 +47,7 @@ class Tagi:
     """
 
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method)
         self._fingerprint: str | None = None
         self._compiled: Compiled | None = None
@@ -69,9 +69,12 @@ class Tagi:
         Raises:
             CheckpointError: no checkpoint, half-written, damaged, or of another backbone.
         """
-        loaded = checkpoint.load(locate(source), backbone=backbone)
-        tokenizer = load_tokenizer(loaded.folder)
-        opened = cls(loaded.model, tokenizer, loaded.config)
+
+        def read() -> Self:
+            loaded = checkpoint.load(locate(source), backbone=backbone)
+            return cls(loaded.model, load_tokenizer(loaded.folder), loaded.config)
+
+        opened = read_whole(Path(source), read)
         if dtype != torch.float32:
             opened.fingerprint()  # of the values as they were written: adapters are worn at any precision
         opened.model.to(device, dtype)
@@ -287,7 +290,7 @@ class Tagi:
             yield f"the model does not know {', '.join(dict.fromkeys(unknown))}"
 
     def _length(self, text: str) -> int:
-        return len(self.tokenizer(text)["input_ids"])  # type: ignore[arg-type]
+        return len(tokenizers.encode(self.tokenizer, text))
 
     def _fits(self, limit: int) -> Callable[[str], bool]:
         return lambda text: self._length(text) <= limit
@@ -358,7 +361,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         CheckpointError: its files are missing or damaged.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return tokenizers.without_limits(AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
 

@@ -13,6 +13,7 @@ from tagi.train import optim
 from tagi.train.backbone import check_tokenizer, read_text, text_batches, write_about
 from tagi.train.encodings import encodings
 from tagi.train.objective import build_objective
+from tagi.train.resume import Record
 from tagi.train.sources import batches, check_stage
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
@@ -38,7 +39,10 @@ def build_stage(config: RunConfig) -> ModelStage:
     distils = config.objective.lambda_kl > 0
     collator = Collator(tokenizer, config.prompt, model.method, prompts=distils, shots=config.objective.shots)
 
+    record = Record.of(config, launched())
+
     def write(folder: Path) -> None:
+        record.write(folder)
         if objective.cache is not None:
             objective.cache.flush()  # what a checkpoint has seen must be found again when it is resumed
         begin.write(folder)
@@ -46,7 +50,7 @@ def build_stage(config: RunConfig) -> ModelStage:
     parts = optim.trainable(model, config.training)
     terms, encode = objective.terms, encodings(model, config.training)
     drawn = batches(config, collator, launched())
-    return ModelStage(model, parts, drawn, write, begin.read, terms, encode=encode)
+    return ModelStage(model, parts, drawn, write, begin.read, terms, record.check, encode=encode)
 
 
 def _backbone_stage(config: RunConfig) -> ModelStage:
@@ -54,7 +58,10 @@ def _backbone_stage(config: RunConfig) -> ModelStage:
     text = read_text(config)
     begin = start(config, text.tokenizer)
 
+    record = Record.of(config, launched())
+
     def write(folder: Path) -> None:
+        record.write(folder)
         begin.write(folder)
         write_about(text.about, folder)
 
@@ -63,7 +70,7 @@ def _backbone_stage(config: RunConfig) -> ModelStage:
         begin.read(folder)
 
     parts = optim.trainable(begin.model, config.training)
-    return ModelStage(begin.model, parts, text_batches(config, text, launched()), write, read)
+    return ModelStage(begin.model, parts, text_batches(config, text, launched()), write, read, check=record.check)
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

@@ -153,7 +153,10 @@ def sni_source(config: RunConfig) -> TaskSource:
 
 @dataclass(frozen=True, slots=True)
 class P3Source:
-    """P3's templates; demonstrations, where they are shown, are other rows of the template on every visit."""
+    """P3's templates, or tasks; demonstrations, where they are shown, are other rows of the task on every visit.
+
+    They are A.1's k support examples: none of them is among the visit's examples, of which the mixture draws m to ask.
+    """
 
     tasks: tuple[Task, ...]
     positives: int
@@ -234,7 +237,8 @@ def grouped_sources(config: RunConfig, group: Literal["category", "task"]) -> di
 
 def _of_tasks(config: RunConfig, tasks: Sequence[Task]) -> TaskSource:
     """Tasks of SNI, or templates of P3, as they take turns."""
-    return FixedTasks(tasks) if config.data.source == "sni" else P3Source(tuple(tasks), config.demonstrations)
+    given = config.data.source == "sni" and config.data.support == "given"
+    return FixedTasks(tasks) if given else P3Source(tuple(tasks), config.demonstrations)
 
 
 def _grouped(things: Iterable[G], key: Callable[[G], str]) -> dict[str, list[G]]:

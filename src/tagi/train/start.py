@@ -24,10 +24,13 @@ from tagi.model.t5 import initialise as initialise_t5
 from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
+from tagi.train.checkpoints import load_tensors, newest
 from tagi.train.finetune import p3_tasks, sni_tasks
 from tagi.train.pretrain import micro_text
 
-_CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon")
+_CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon", "vocab_size")
+"""What checkpoints of one published shape differ in; of `vocab_size` they differ in rows of the embedding that no token
+has: T5-LM has 28 of them, Tk-Instruct is saved without. Rows that tokens have are checked against the tokenizer."""
 TOKENIZER_DOCUMENTS = 20_000
 """Documents of plain text that a unigram tokenizer is trained on, at most."""
 
@@ -53,7 +56,8 @@ class Start:
 
     def read(self, folder: Path) -> None:
         """Put a checkpoint's tensors into the model."""
-        self.model.load_state_dict(checkpoint.load(folder, backbone=self.outside).model.state_dict())
+        found = checkpoint.load(folder, backbone=self.outside).model.state_dict()
+        load_tensors(self.model, found, folder)
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Start:
@@ -69,6 +73,9 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -
         return _go_on(config, Path(config.start_from))
     assert config.backbone is not None
     generator = torch.Generator().manual_seed(config.training.seed)
+    kept = newest(Path(config.output))
+    if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
+        tokenizer = load_tokenizer(kept)  # trained again on the same text it might be another, see tokenizers.unigram
     backbone, found = _backbone(config.backbone, config.data, generator, tokenizer)
     return _with_parts(config, backbone, found, config.backbone.path, generator)
 
@@ -98,7 +105,7 @@ def random_shape(config: BackboneConfig) -> Shape:
 
 
 def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
-    """Refuse weights of another shape than the config expects; dropout is the checkpoint's to say.
+    """Refuse weights of another shape than the config expects; some fields are the checkpoint's to say.
 
     Raises:
         ConfigError: names the first field that differs.
@@ -134,7 +141,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
         yield task.instruction.definition
         for example in task.examples:
             yield example.input
-            yield example.targets[0]
+            yield from example.targets
 
 
 def _go_on(config: RunConfig, folder: Path) -> Start:
@@ -170,12 +177,10 @@ def _with_parts(
 def _check_positions(config: RunConfig, backbone: LanguageModel) -> None:
     """Refuse texts that a language model with a table of positions cannot hold."""
     prompt = config.prompt
-    longest = prompt.max_instruction + prompt.max_input + prompt.max_target
+    longest = prompt.longest_prompt + prompt.max_target
     if isinstance(backbone, CausalLM) and longest > (most := backbone.shape.max_positions):
-        raise ConfigError(
-            f"prompt: max_instruction + max_input + max_target is {longest}, "
-            f"but the language model has {most} positions"
-        )
+        asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
+        raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
 
 
 def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:
