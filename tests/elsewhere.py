@@ -21,14 +21,14 @@ DEVICE = torch.device("meta")
 class Elsewhere(Tensor):
     """A tensor that says it lies on the second device."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> "Elsewhere":
+    def __new__(cls: type["Elsewhere"], held: Tensor) -> "Elsewhere":
         made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=DEVICE
+            cls, held.shape, strides=held.stride(), dtype=held.dtype, device=DEVICE
         )
-        made.inner = inner
+        made.held = held
         return made
 
     @classmethod
@@ -52,7 +52,7 @@ class _Literals(TorchFunctionMode):
         if func is Tensor.new_tensor and isinstance(args[0], Elsewhere):
             return torch.tensor(args[1], dtype=args[0].dtype).to(DEVICE)
         if func is Tensor.tolist and isinstance(args[0], Elsewhere):
-            return args[0].inner.tolist()
+            return args[0].held.tolist()
         return func(*args, **kwargs)
 
 
@@ -66,17 +66,17 @@ def second_device() -> Iterator[torch.device]:
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
     there = any(isinstance(x, Elsewhere) for x in given)
-    moves = "device" in kwargs and kwargs["device"] is not None
-    if there and not moves and func is not torch.ops.aten.copy_.default:
+    device: torch.device | None = kwargs.get("device")
+    if there and device is None and func is not torch.ops.aten.copy_.default:
         stray = [tuple(x.shape) for x in given if x.dim() and not isinstance(x, Elsewhere)]
         assert not stray, f"{func}: a tensor {stray[0]} lies on the CPU, others on the second device"
-    if moves:
-        there, kwargs = torch.device(kwargs["device"]) == DEVICE, kwargs | {"device": torch.device("cpu")}
-    result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+    if device is not None:
+        there, kwargs = device == DEVICE, kwargs | {"device": torch.device("cpu")}
+    result = func(*tree_map(_held, args), **tree_map(_held, kwargs))
     if func.overloadpacket.__name__.endswith("_") and isinstance(args[0], Tensor):
         return args[0]  # in place
     return tree_map(lambda x: Elsewhere(x) if isinstance(x, Tensor) else x, result) if there else result
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, Elsewhere) else value
+def _held(value: Any) -> Any:
+    return value.held if isinstance(value, Elsewhere) else value

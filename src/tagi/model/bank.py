@@ -22,7 +22,7 @@ from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.backbone import Backbone, Factors, Site
 from tagi.model.rows import Rows
-from tagi.model.t5_hf import check_shape, read_safetensors
+from tagi.model.t5_hf import check_finite, check_shape, read_safetensors
 from tagi.model.tagi import Output, TagiModel, neutral
 
 MANIFEST, START, TEACHERS = "bank.json", "a0.safetensors", "teachers"
@@ -132,8 +132,8 @@ def load(folder: Path, model: Backbone) -> Bank:
     """Read a bank for a language model.
 
     Raises:
-        CheckpointError: no bank, a damaged one, or tensors of another rank than the manifest says, or that do not fit
-            the language model; names file and tensor.
+        CheckpointError: no bank, a damaged one, or tensors of another rank than the manifest says, that do not fit the
+            language model, or are no finite numbers; names file and tensor.
     """
     manifest = read_manifest(folder)
     start, rank = read_safetensors(folder / START), manifest.rank
@@ -200,4 +200,5 @@ def _take(tensors: Mapping[str, Tensor], name: str, file: Path, shape: tuple[int
     if name not in tensors:
         raise CheckpointError(f"{file}: tensor {name} is missing; the bank belongs to another language model")
     check_shape(file, name, tensors[name], *shape)
+    check_finite(file, name, tensors[name])
     return tensors[name]
