@@ -122,7 +122,7 @@ def test_resume_refuses_more_steps_only_where_the_past_would_differ(tmp_path: Pa
         ("trainer.json", b'{"scores": {}, "numbers": {}}', "step"),
         ("trainer.json", None, "missing"),
         ("run.yaml", b"", "mapping"),
-        ("run.yaml", b"\xff", "is not YAML"),
+        ("run.yaml", b"\xff", "run.yaml"),
         ("run.yaml", None, "cannot be read"),
         ("resume.json", b"{", "is damaged"),
         ("resume.json", None, "missing"),
@@ -198,7 +198,7 @@ def test_resume_refuses_another_number_of_processes_unless_steps_see_the_same(tm
 def test_resume_refuses_no_second_process_with_half_the_accumulation(tmp_path: Path) -> None:
     """One process with two batches, then two with one each: the weights of the run that stayed alone.
 
-    The worst difference measured is 0: two addends have one sum in either order.
+    The worst difference measured is 0 (bound 1e-6): two addends have one sum in either order.
     """
     import shared_work
 
