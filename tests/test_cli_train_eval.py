@@ -55,7 +55,7 @@ def test_dry_run_writes_nothing(tagi: Run, tmp_path: Path) -> None:
 def test_weights_of_another_shape_than_the_config_expects(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     shape = f"backbone={{path: {checkpoint / 'backbone'}, shape: t5-small}}"
     found = tagi("train", "finetune", "--config", write_config(tmp_path), shape)
-    mistake(found, "backbone.shape.vocab_size: is 32128, but the checkpoint", str(checkpoint / "backbone"))
+    mistake(found, "backbone.shape.d_model: is 512, but the checkpoint", str(checkpoint / "backbone"))
 
 
 def test_resume(tagi: Run, tmp_path: Path) -> None:

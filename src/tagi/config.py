@@ -17,6 +17,8 @@ ModuleKind = Literal["lora", "prefix", "bottleneck"]
 P3Instruction = Literal["template", "full"]
 """What a hypernetwork reads of P3: the template by itself, or a row's whole prompt, which makes every row a task."""
 PromptStyle = Literal["tk", "plain", "t0"]
+TeacherKind = Literal["instruct", "lora", "fid"]
+"""A model trained with the instruction in the prompt; the bank's LM + Δ_i; FiD-ICL over demonstrations."""
 RankNorm = Literal["mean", "sum"]
 """Log-likelihood of a choice by target token, or of all of them together."""
 
@@ -150,7 +152,14 @@ class PromptConfig(Frozen):
     """Demonstrations shown with the definition: 0 is Def, 2 is Def+2Pos."""
     max_instruction: Positive = 1024
     max_input: Positive = 1024
+    max_prompt: Positive | None = None
+    """Of instruction and input in one text; None is the sum of their limits."""
     max_target: Positive = 128
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of instruction and input in one text, at most."""
+        return self.max_prompt or self.max_instruction + self.max_input
 
 
 NamedShape = Annotated[T5Shape, BeforeValidator(lambda shape: named_shape(shape) if isinstance(shape, str) else shape)]
@@ -342,8 +351,7 @@ class TrainingConfig(Frozen):
 class TeacherConfig(Frozen):
     """The teacher of Eq. 5, which reads (a; b)."""
 
-    kind: Literal["instruct", "lora", "fid"]
-    """A model trained with the instruction in the prompt; the bank's LM + Δ_i; FiD-ICL over demonstrations."""
+    kind: TeacherKind
     checkpoint: str
     """The instruct model, FiD-ICL, or the language model that the bank's LoRAs were trained on."""
     shots: Positive = 16

@@ -155,7 +155,7 @@ class Collator:
 
     def prompted(self, instruction: Instruction, text: str) -> list[int]:
         """Token ids of instruction and input in one prompt."""
-        limit = self.prompt.max_instruction + self.prompt.max_input
+        limit = self.prompt.longest_prompt
         prompt = render_prompt(
             instruction,
             text,

@@ -81,10 +81,10 @@ def from_data(
     for number in range(steps * accumulation):
         drawn.append(draw(number))
         report(number + 1, steps * accumulation)
-    return _mean(drawn, steps)
+    return _mean(drawn, steps, config.prompt.longest_prompt)
 
 
-def _mean(batches: list[Batch], steps: int) -> Measured:
+def _mean(batches: list[Batch], steps: int, longest: int) -> Measured:
     def mean(length: Callable[[Batch], int]) -> int:
         return round(fmean(map(length, batches)))
 
@@ -92,7 +92,9 @@ def _mean(batches: list[Batch], steps: int) -> Measured:
     s, n = mean(lambda b: b.instruction_ids.shape[1]), mean(lambda b: b.input_ids.shape[1])
     lengths = Lengths(tasks, rows, s, n, mean(lambda b: b.labels.shape[1]))
     all_rows = sum(len(batch.task_index) for batch in batches) / steps
-    return Measured(lengths, all_rows, sum(batch.tokens for batch in batches) / steps, s + n, from_data=True)
+    return Measured(
+        lengths, all_rows, sum(batch.tokens for batch in batches) / steps, min(s + n, longest), from_data=True
+    )
 
 
 def from_limits(config: RunConfig) -> Measured:
@@ -109,12 +111,11 @@ def from_limits(config: RunConfig) -> Measured:
         lengths, tokens = Lengths(rows, rows, part, part, part), rows * MAX_LENGTH
     else:
         s = prompt.max_instruction if method.reads_instruction_once else 0
-        n = prompt.max_input + (prompt.max_instruction if method.prompt else 0)
+        n = prompt.longest_prompt if method.prompt else prompt.max_input
         lengths = Lengths(training.tasks_per_batch, rows, s, n, prompt.max_target)
         tokens = lengths.tasks * s + rows * (n + prompt.max_target)
-    whole = prompt.max_instruction + prompt.max_input
     steps = training.accumulation
-    return Measured(lengths, rows * steps, tokens * steps, whole, from_data=False)
+    return Measured(lengths, rows * steps, tokens * steps, prompt.longest_prompt, from_data=False)
 
 
 def longest_part(rows: int) -> int:

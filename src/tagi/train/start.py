@@ -29,7 +29,9 @@ from tagi.train.datasets import Datasets
 from tagi.train.finetune import p3_tasks, sni_tasks
 from tagi.train.pretrain import micro_text
 
-_CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon")
+_CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon", "vocab_size")
+"""What checkpoints of one published shape differ in; of `vocab_size` they differ in rows of the embedding that no token
+has: T5-LM has 28 of them, Tk-Instruct is saved without. Rows that tokens have are checked against the tokenizer."""
 TOKENIZER_DOCUMENTS = 20_000
 """Documents of plain text that a unigram tokenizer is trained on, at most."""
 
@@ -49,8 +51,7 @@ class Start:
 
     def write(self, folder: Path) -> None:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
-        changed = {} if self.outside else {"backbone_fingerprint": checkpoint.fingerprint(self.model.backbone)}
-        checkpoint.write(self.model, self.settings.model_copy(update=changed), folder)
+        checkpoint.write(self.model, self.settings, folder)
         tokenizers.save(self.tokenizer, folder)
 
     def read(self, folder: Path) -> None:
@@ -111,7 +112,7 @@ def random_shape(config: BackboneConfig) -> Shape:
 
 
 def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
-    """Refuse weights of another shape than the config expects; dropout is the checkpoint's to say.
+    """Refuse weights of another shape than the config expects; some fields are the checkpoint's to say.
 
     Raises:
         ConfigError: names the first field that differs.
@@ -185,12 +186,10 @@ def _with_parts(
 def _check_positions(config: RunConfig, backbone: LanguageModel) -> None:
     """Refuse texts that a language model with a table of positions cannot hold."""
     prompt = config.prompt
-    longest = prompt.max_instruction + prompt.max_input + prompt.max_target
+    longest = prompt.longest_prompt + prompt.max_target
     if isinstance(backbone, CausalLM) and longest > (most := backbone.shape.max_positions):
-        raise ConfigError(
-            f"prompt: max_instruction + max_input + max_target is {longest}, "
-            f"but the language model has {most} positions"
-        )
+        asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
+        raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
 
 
 def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:
