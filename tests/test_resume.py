@@ -246,3 +246,17 @@ def test_an_output_that_may_not_be_written(tagi: Run, tmp_path: Path, monkeypatc
     monkeypatch.setattr("tagi.files.os.access", lambda *_: False)  # tests may run as root, who may write anywhere
     mistake(tagi("train", "finetune", "--config", write_config(tmp_path)), "runs", "Permission denied")
     assert not (tmp_path / "runs").exists()
+
+
+def test_resume_refuses_to_train_a_tokenizer_anew(tagi: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained twice on one text, a tokenizer may number its pieces otherwise: the run's own is taken."""
+    from tagi.data import tokenizers
+
+    backbone = CONFIG["backbone"] | {"tokenizer": "unigram", "shape": CONFIG["backbone"]["shape"] | {"vocab_size": 200}}
+    file = write_config(tmp_path, backbone=backbone)
+    assert tagi("train", "finetune", "--config", file).code == 0
+    whole = (tmp_path / "runs" / WHOLE).rename(tmp_path / "whole")
+    made: list[int] = []
+    monkeypatch.setattr(tokenizers, "unigram", lambda *_, **__: made.append(1))
+    assert tagi("train", "finetune", "--config", file, "--resume").code == 0
+    assert not made and furthest(whole, tmp_path / "runs" / WHOLE) == 0.0
