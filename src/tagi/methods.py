@@ -28,7 +28,7 @@ class Method:
     """The encoded instruction stands before the encoded input for the decoder: (I; F)."""
     demonstrations: Demonstrations | None = None
     """How a method that cannot do without demonstrations reads them: together in one text; each encoded apart and fused
-    in the decoder; or each in a prompt of its own, the predictions averaged. None: a text may show some or none."""
+    in the decoder; or each in a prompt of its own, log-probabilities averaged. None: a text may show some or none."""
     pretrained: bool = False
     """The parts that read the instruction are pretrained on plain text (Eq. 3)."""
     distilled: bool = False
