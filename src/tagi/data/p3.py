@@ -5,7 +5,7 @@ A folder holds `train/<data set>_<template>.jsonl[.gz]` (rows rendered already),
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -142,23 +142,44 @@ class P3Dataset:
         examples = _take(list(_train_rows(one.path)), limit, None if seed is None else f"{seed} {one.name}")
         return self._tasks(one.name, one.data_set, one.template, examples)
 
-    def eval_tasks(self, name: str, *, limit: int | None = None) -> list[Task]:
+    def eval_tasks(self, name: str, *, limit: int | None = None, shots: int = 0, seed: int = 0) -> list[Task]:
         """One held-out task under each of T0's evaluation prompts: those that ask for the original task.
 
         A task is named `held-out task/prompt`, its category is the held-out task. Rows to which a prompt does not apply
-        are left out, and prompts that apply to none.
+        are left out, and prompts that apply to none. The first `limit` rows are scored, and `shots` demonstrations are
+        drawn by seed from those behind them; without a limit all rows are scored but those that any prompt of the task
+        shows as a demonstration. So no row, nor another with the same input, is shown under one prompt and scored under
+        any.
 
         Raises:
-            ConfigError: no such task.
+            ConfigError: no such task, or too few rows are left for the demonstrations.
             DataError: its rows are not there, a row is damaged, or a template cannot be rendered with it.
         """
         if name not in EVALUATION:
             raise ConfigError(f"p3: {name!r} is no held-out task; there are {', '.join(EVALUATION)}")
-        rows = list(islice(_raw_rows(self.root / "eval" / f"{name}.jsonl"), limit))
+        path = self.root / "eval" / f"{name}.jsonl"
+        rows = list(islice(_raw_rows(path), None if shots else limit))
+        prompts = [one for one in self.templates.get(EVALUATION[name], []) if one.original_task]
+        rendered = [(one, examples) for one in prompts if (examples := _rendered(one, rows))]
+        numbers = [number for number, _ in rows]
+        asked = set() if limit is None else set(numbers[:limit])
+        spare = [number for number in numbers if number not in asked]
+        Random(f"{seed} {name}").shuffle(spare)
+        shown = [_demonstrations(examples, asked, spare, shots) for _, examples in rendered]
+        if limit is None:
+            asked = set(numbers) - {one.id for each in shown for one in each}
         tasks: list[Task] = []
-        for template in self.templates.get(EVALUATION[name], []):
-            if template.original_task and (examples := _rendered(template, rows)):
-                tasks += self._tasks(f"{name}/{template.name}", name, template, examples)
+        for (template, examples), demonstrations in zip(rendered, shown, strict=True):
+            told = {one.input for one in demonstrations}
+            scored = [one for one in examples if one.id in asked and one.input not in told]
+            if len(demonstrations) < shots or not scored:
+                raise ConfigError(
+                    f"prompt.positives: {shots} demonstrations are asked for, but of the {len(examples)} rows of "
+                    f"{path} for {template.name!r} too few are left beside those that are scored; show or score fewer"
+                )
+            positives = tuple(Demonstration(one.input, one.targets[0]) for one in demonstrations)
+            made = self._tasks(f"{name}/{template.name}", name, template, scored)
+            tasks += [replace(one, instruction=replace(one.instruction, positives=positives)) for one in made]
         return tasks
 
     def eval_names(self) -> list[str]:
@@ -269,6 +290,13 @@ def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]]) -> lis
         if not one.choices:
             raise DataError(template.source, f"{template.name}: answer_choices", f"row {number} has no choices to rank")
     return [Example(number, one.input, (one.target,), one.choices) for number, one in found]
+
+
+def _demonstrations(examples: Sequence[Example], asked: Set[str], spare: Sequence[str], count: int) -> list[Example]:
+    """The first `count` examples in the order of the `spare` rows, none with the input of a row that is asked."""
+    inputs, by_row = {one.input for one in examples if one.id in asked}, {one.id: one for one in examples}
+    found = (by_row[number] for number in spare if number in by_row)
+    return list(islice((one for one in found if one.input not in inputs), count))
 
 
 def _take(examples: list[Example], limit: int | None, seed: str | None) -> list[Example]:
