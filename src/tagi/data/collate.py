@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tagi.config import PromptConfig
 from tagi.data.mixture import TaskGroup
 from tagi.data.prompts import render_demonstration, render_input, render_instruction, render_prompt
+from tagi.data.tokenizers import encode
 from tagi.data.types import Instruction
 from tagi.methods import Method
 
@@ -154,7 +155,7 @@ class Collator:
 
     def prompted(self, instruction: Instruction, text: str) -> list[int]:
         """Token ids of instruction and input in one prompt."""
-        limit = self.prompt.max_instruction + self.prompt.max_input
+        limit = self.prompt.longest_prompt
         prompt = render_prompt(
             instruction,
             text,
@@ -165,16 +166,16 @@ class Collator:
         return self._cut(prompt, limit)
 
     def target(self, text: str) -> list[int]:
-        """Token ids of a target, end of sequence included."""
-        limit = self.prompt.max_target - 1
-        ids = self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id]  # type: ignore[list-item]
+        """Token ids of a target, and the end of sequence where all of it is there."""
+        ids = encode(self.tokenizer, text, self.prompt.max_target, special=False)
+        whole = len(ids) < self.prompt.max_target  # what was cut, or fills all of the room, has not come to its end
+        return [*ids, self.tokenizer.eos_token_id] if whole else ids  # type: ignore[list-item]
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text)["input_ids"]  # type: ignore[return-value]
+        return encode(self.tokenizer, text)
 
     def _cut(self, text: str, limit: int) -> list[int]:
-        return self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]  # type: ignore[return-value]
+        return encode(self.tokenizer, text, limit)
 
 
 def assemble(

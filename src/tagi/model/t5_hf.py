@@ -219,6 +219,18 @@ def check_shape(file: Path, name: str, tensor: Tensor, *expected: int | str) -> 
         raise CheckpointError(f"{file}: tensor {name} has shape {found}, not ({wanted})")
 
 
+def check_finite(file: Path, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of something else than finite numbers, such as what a training that diverged leaves.
+
+    Raises:
+        CheckpointError: names file and tensor.
+    """
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file}: tensor {name} has the type {tensor.dtype}, which is none of weights")
+    if not tensor.float().isfinite().all():  # as fp32, for that is how it is used
+        raise CheckpointError(f"{file}: tensor {name} holds values that are no finite numbers (NaN or infinity)")
+
+
 def _is_tied(tensors: dict[str, Tensor]) -> bool:
     shared, head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
     return head is None or (shared is not None and torch.equal(shared, head))
