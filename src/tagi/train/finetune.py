@@ -290,7 +290,7 @@ def _target_tasks(data: DataConfig) -> list[Task]:
         ConfigError: a task has no others.
     """
     dataset = SniDataset(Path(data.path or ""), data.split)
-    names = named(dataset.english(dataset.names("test")), str, data.only)
+    names = dataset.chosen("test", data.only)[0]
     return [_later(dataset.load(name), data.skip) for name in names]
 
 
