@@ -8,7 +8,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -98,12 +98,27 @@ class _TaskFile(Record):
         return [one for one in written if not _ENGLISH.fullmatch(one.lower())]
 
 
+View = tuple[int | None, int | None]
+"""Which instances of a task: `limit` and `seed` of `load_task`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What stays of a task file that was read."""
+
+    other_languages: list[str]
+    tasks: dict[View, Task]
+
+
 @dataclass(frozen=True, slots=True)
 class SniDataset:
     """A download of the benchmark, whole or in part."""
 
     root: Path
     split: str = "default"
+    views: tuple[View, ...] = ()
+    """What `load` will be asked for: then a file is read once, for all of them, and no more of it is kept."""
+    _kept: "dict[str, _Kept]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def names(self, part: Part) -> list[str]:
         """Task names of one part of the split, in the file's order; opens no task file.
@@ -124,6 +139,8 @@ class SniDataset:
 
     def load(self, name: str, *, limit: int | None = None, seed: int | None = None) -> Task:
         """The task of that name; see `load_task`."""
+        if (limit, seed) in self.views:
+            return self._read(name).tasks[limit, seed]
         return load_task(self._path(name), limit=limit, seed=seed)
 
     def english(self, names: Iterable[str]) -> list[str]:
@@ -134,12 +151,12 @@ class SniDataset:
         """The tasks of the benchmark's English track, and the other languages of those that are not in it.
 
         English goes by its name or its code, in upper or lower case. A file that does not state a language counts as
-        English. Opens every file, keeps none.
+        English. Opens every file; see `views` for what is kept.
 
         Raises:
             DataError: See `load_task`; also if no task is English.
         """
-        others = {name: ", ".join(_read(self._path(name)).other_languages) for name in names}
+        others = {name: ", ".join(self._read(name).other_languages) for name in names}
         english = [name for name, languages in others.items() if not languages]
         left_out = {name: languages for name, languages in others.items() if languages}
         if left_out and not english:
@@ -158,9 +175,19 @@ class SniDataset:
         if not only:
             return self.by_language(names)
         for name in names:
-            if languages := _read(self._path(name)).other_languages:
+            if languages := self._read(name).other_languages:
                 raise ConfigError(f"{name}: is not of the English track ({', '.join(languages)}); it cannot be scored")
         return names, {}
+
+    def _read(self, name: str) -> "_Kept":
+        if name in self._kept:
+            return self._kept[name]
+        path = self._path(name)
+        content = _read(path)
+        found = _Kept(content.other_languages, {view: _task(path, content, *view) for view in self.views})
+        if self.views:
+            self._kept[name] = found
+        return found
 
     def _path(self, name: str) -> Path:
         return self.root / "tasks" / f"{name}.json"
@@ -179,7 +206,10 @@ def load_task(path: Path, *, limit: int | None = None, seed: int | None = None) 
             definition, no instances, an empty input, a repeated id or nothing but empty outputs. Some empty output
             strings do occur in the benchmark and are kept.
     """
-    content = _read(path)
+    return _task(path, _read(path), limit, seed)
+
+
+def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -> Task:
     positives = tuple(Demonstration(item.input, item.output) for item in content.positives)
     return Task(
         name=path.stem,

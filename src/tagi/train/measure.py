@@ -14,6 +14,7 @@ from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
 from tagi.model.flops import Lengths
+from tagi.train.datasets import Datasets
 from tagi.train.sources import batches
 from tagi.train.start import random_tokenizer
 
@@ -35,11 +36,11 @@ class Measured:
     from_data: bool
 
 
-def tokenizer_at_hand(config: RunConfig, shape: Shape) -> PreTrainedTokenizerBase | None:
+def tokenizer_at_hand(config: RunConfig, shape: Shape, datasets: Datasets) -> PreTrainedTokenizerBase | None:
     """The run's tokenizer if it lies on this machine; nothing is downloaded."""
     source, backbone = config.start_from, config.backbone
     if backbone is not None and backbone.path is None:
-        return random_tokenizer(backbone, shape, config.data) if data_at_hand(config) else None
+        return random_tokenizer(backbone, shape, config.data, datasets) if data_at_hand(config) else None
     source = source or (backbone.path if backbone is not None else None)
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
@@ -64,7 +65,9 @@ def _shortened(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"max_documents": limit, "parts": parts})
 
 
-def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None]) -> Measured:
+def from_data(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None], datasets: Datasets
+) -> Measured:
     """Draw the first steps' batches.
 
     Raises:
@@ -72,7 +75,7 @@ def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Cal
     """
     short = config.model_copy(update={"data": _shortened(config.data)})
     collator = Collator(tokenizer, config.prompt, methods.get(config.method))
-    draw = batches(short, collator)
+    draw = batches(short, collator, datasets=datasets)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []
     for number in range(steps * accumulation):

@@ -14,10 +14,9 @@ from typing import Any
 from tagi.config import DataConfig, Frozen, RunConfig
 from tagi.config_files import RUN_FILE, dump, load, read_json
 from tagi.data.c4 import list_files
-from tagi.data.p3 import P3Dataset
-from tagi.data.sni import SniDataset
 from tagi.errors import CheckpointError
 from tagi.train import checkpoints, optim
+from tagi.train.datasets import Datasets
 
 RESUME_FILE = "resume.json"
 FREE = frozenset(
@@ -69,13 +68,13 @@ class Record:
     begun: Begun
 
     @staticmethod
-    def of(config: RunConfig, processes: int) -> "Record":
+    def of(config: RunConfig, processes: int, datasets: Datasets | None = None) -> "Record":
         """The record of a run that begins now, or goes on.
 
         Raises:
             DataError: the config's data is not there.
         """
-        return Record(config, Begun(processes=processes, files=_files(config)))
+        return Record(config, Begun(processes=processes, files=_files(config, datasets or Datasets())))
 
     def write(self, draft: Path) -> None:
         """Into a checkpoint's draft."""
@@ -125,9 +124,11 @@ class Record:
         }
 
 
-def check(config: RunConfig, processes: int, folder: Path) -> list[str]:
+def check(config: RunConfig, processes: int, folder: Path, datasets: Datasets | None = None) -> list[str]:
     """The same before anything is built of a run; see `Record.check`."""
-    return Record.of(config, processes).check(folder) if checkpoints.newest(folder) is not None else []
+    if checkpoints.newest(folder) is None:
+        return []
+    return Record.of(config, processes, datasets).check(folder)
 
 
 def _same_course(before: RunConfig, now: RunConfig, folder: Path) -> bool:
@@ -171,7 +172,7 @@ def _is_place(field: str) -> bool:
     return field in PLACES or (last == "path" and section.partition(".")[0] == "data")
 
 
-def _files(config: RunConfig) -> dict[str, str]:
+def _files(config: RunConfig, datasets: Datasets) -> dict[str, str]:
     """A digest of the files behind every field that names some on this machine."""
     found: dict[str, str] = {}
     for field, value in _flat(config).items():
@@ -182,18 +183,18 @@ def _files(config: RunConfig) -> dict[str, str]:
     parts = {f"data.parts.{name}.path": part for name, part in config.data.parts.items()}
     for field, data in (parts or {"data.path": config.data}).items():
         if data.path is not None:
-            found[field] = _digest(Path(data.path), _data_files(data))
+            found[field] = _digest(Path(data.path), _data_files(data, datasets))
     return found
 
 
-def _data_files(data: DataConfig) -> list[Path]:
+def _data_files(data: DataConfig, datasets: Datasets) -> list[Path]:
     """The files that a run reads of its data."""
     folder = Path(data.path or "")
     if data.source == "sni":
-        return [folder / "tasks" / f"{name}.json" for name in SniDataset(folder, data.split).names(data.part)]
+        return [folder / "tasks" / f"{name}.json" for name in datasets.sni(data).names(data.part)]
     if data.source in ("c4", "text"):
         return list_files(folder, "train")
-    dataset = P3Dataset(folder, "36" if data.split == "default" else data.split)
+    dataset = datasets.p3(data)
     templates = sorted({one.source for each in dataset.templates.values() for one in each})
     if data.part == "test":
         return [*templates, *(folder / "eval" / f"{name}.jsonl" for name in dataset.eval_names())]

@@ -25,6 +25,7 @@ from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
 from tagi.train.checkpoints import load_tensors, newest
+from tagi.train.datasets import Datasets
 from tagi.train.finetune import p3_tasks, sni_tasks
 from tagi.train.pretrain import micro_text
 
@@ -50,8 +51,7 @@ class Start:
 
     def write(self, folder: Path) -> None:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
-        changed = {} if self.outside else {"backbone_fingerprint": checkpoint.fingerprint(self.model.backbone)}
-        checkpoint.write(self.model, self.settings.model_copy(update=changed), folder)
+        checkpoint.write(self.model, self.settings, folder)
         tokenizers.save(self.tokenizer, folder)
 
     def read(self, folder: Path) -> None:
@@ -60,11 +60,14 @@ class Start:
         load_tensors(self.model, found, folder)
 
 
-def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Start:
+def start(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, datasets: Datasets | None = None
+) -> Start:
     """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
 
     Args:
         tokenizer: of random initialisation, where it is made already.
+        datasets: that others read as well.
 
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
@@ -76,12 +79,16 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -
     kept = newest(Path(config.output))
     if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
         tokenizer = load_tokenizer(kept)  # trained again on the same text it might be another, see tokenizers.unigram
-    backbone, found = _backbone(config.backbone, config.data, generator, tokenizer)
+    backbone, found = _backbone(config, config.backbone, generator, tokenizer, datasets)
     return _with_parts(config, backbone, found, config.backbone.path, generator)
 
 
 def _backbone(
-    config: BackboneConfig, data: DataConfig, generator: torch.Generator, tokenizer: PreTrainedTokenizerBase | None
+    run: RunConfig,
+    config: BackboneConfig,
+    generator: torch.Generator,
+    tokenizer: PreTrainedTokenizerBase | None,
+    datasets: Datasets | None,
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if config.path is not None:
         folder = locate(config.path)
@@ -90,7 +97,7 @@ def _backbone(
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, load_tokenizer(folder)
     shape = random_shape(config)
-    tokenizer = tokenizer or random_tokenizer(config, shape, data)
+    tokenizer = tokenizer or random_tokenizer(config, shape, run.data, datasets)
     backbone = build(shape.model_copy(update={"vocab_size": len(tokenizer)}), generator.initial_seed())
     if isinstance(backbone, T5):
         initialise_t5(backbone, generator)
@@ -116,19 +123,21 @@ def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
             raise ConfigError(f"backbone.shape.{field}: is {ours}, but the checkpoint {path} has {theirs}")
 
 
-def random_tokenizer(config: BackboneConfig, shape: Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+def random_tokenizer(
+    config: BackboneConfig, shape: Shape, data: DataConfig, datasets: Datasets | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
         return tokenizers.word_level(microtasks.micro_vocabulary())
     if config.tokenizer != "unigram":
         return load_tokenizer(Path(str(config.tokenizer)))
-    return tokenizers.unigram(_texts(data), shape.vocab_size)
+    return tokenizers.unigram(_texts(data, datasets or Datasets()), shape.vocab_size)
 
 
-def _texts(data: DataConfig) -> Iterator[str]:
+def _texts(data: DataConfig, datasets: Datasets) -> Iterator[str]:
     """The training text of a run, for its tokenizer."""
     if data.parts:
-        yield from chain.from_iterable(map(_texts, data.parts.values()))
+        yield from chain.from_iterable(_texts(part, datasets) for part in data.parts.values())
         return
     if data.source == "micro":
         yield from micro_text(data)
@@ -137,7 +146,7 @@ def _texts(data: DataConfig) -> Iterator[str]:
         files = list_files(Path(data.path or ""), "train")
         yield from (text for _, text in zip(range(TOKENIZER_DOCUMENTS), documents(files), strict=False))
         return
-    for task in sni_tasks(data) if data.source == "sni" else p3_tasks(data):
+    for task in sni_tasks(data, datasets) if data.source == "sni" else p3_tasks(data, datasets):
         yield task.instruction.definition
         for example in task.examples:
             yield example.input

@@ -28,6 +28,7 @@ from tagi.model.t5_hf import read_safetensors
 from tagi.model.tagi import TagiModel, shift_right
 from tagi.train import precision
 from tagi.train.checkpoints import load_tensors
+from tagi.train.datasets import Datasets
 from tagi.train.finetune import grouped_sources
 from tagi.train.resume import Record
 from tagi.train.sources import check_stage
@@ -97,7 +98,7 @@ class Plan:
         return Path(self.config.output)
 
 
-def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
+def plan_teachers(config: RunConfig, processes: int = 1, datasets: Datasets | None = None) -> Plan:
     """The base model, the groups of tasks and their waves.
 
     Raises:
@@ -105,7 +106,8 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    sources = grouped_sources(config, config.teachers.group)
+    datasets = datasets or Datasets()
+    sources = grouped_sources(config, config.teachers.group, datasets)
     chosen = config.teachers.only or tuple(sources)
     if unknown := sorted(set(chosen) - sources.keys()):
         raise ConfigError(f"teachers.only: {unknown[0]!r} is no group; there are {', '.join(sources)}")
@@ -113,14 +115,15 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
         raise ConfigError(f"{processes} processes for {len(chosen)} groups of tasks; start at most one for each group")
     size = min(config.teachers.wave, -(-len(chosen) // processes))
     waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
-    begin = start(config)
+    begin = start(config, datasets=datasets)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
     collator = Collator(begin.tokenizer, config.prompt, method)
     groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in sources.items()}
     fingerprint = begin.settings.backbone_fingerprint
     previous = _previous(config, base, fingerprint)
     a0 = previous.a0 if previous is not None else _draw(base, config)
-    return Plan(config, base, collator, groups, sources, waves, a0, fingerprint, previous, Record.of(config, 1))
+    record = Record.of(config, 1, datasets)
+    return Plan(config, base, collator, groups, sources, waves, a0, fingerprint, previous, record)
 
 
 def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
