@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from jinja2 import nodes
 
+from cli_runs import Run, mistake
 from tagi.data import p3
-from tagi.data.p3 import P3Dataset, TrainSet, data_sets, with_demonstrations
+from tagi.data.p3 import EVALUATION, LABELS, P3Dataset, TrainSet, data_sets, with_demonstrations
 from tagi.data.sandbox import environment
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
@@ -103,6 +105,78 @@ def test_demonstrations_are_rows_of_the_task_that_are_then_not_asked(folder: Pat
         with_demonstrations(task, 5, seed=0)
 
 
+@pytest.fixture
+def held_out(tmp_path: Path) -> P3Dataset:
+    """A held-out task of twelve rows under two prompts; the second does not apply to every third row."""
+    second = """
+  3: !Template
+    answer_choices: "Yes ||| No"
+    jinja: "{% if premise != 'none' %}{{ hypothesis }}, so? ||| {{ answer_choices[label] }}{% endif %}"
+    metadata: !TemplateMetadata {original_task: true}
+    name: so
+"""
+    write(tmp_path / TEMPLATES, RTE.rstrip("\n") + second)
+    rows = [{"premise": f"p{i}" if i % 3 else "none", "hypothesis": f"h{i}", "label": i % 2} for i in range(12)]
+    write(tmp_path / "eval/super_glue_rte.jsonl", "\n".join(map(json.dumps, rows)))
+    return P3Dataset(tmp_path)
+
+
+def row_of(text: str) -> int:
+    """The number of the row that a rendered input is made of."""
+    return int(re.findall(r"h(\d+)", text)[0])
+
+
+@pytest.mark.parametrize("limit", [None, 6])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_demonstrations_of_held_out_tasks_are_rows_that_no_prompt_scores(
+    held_out: P3Dataset, limit: int | None, seed: int
+) -> None:
+    tasks = held_out.eval_tasks("super_glue_rte", limit=limit, shots=2, seed=seed)
+    shown = [{row_of(one.input) for one in task.instruction.positives} for task in tasks]
+    scored = [{row_of(one.input) for one in task.examples} for task in tasks]
+    assert [len(rows) for rows in shown] == [2, 2] and len(tasks) == 2
+    assert not set.union(*shown) & set.union(*scored)
+    assert all(one.output in ("Yes", "No") for task in tasks for one in task.instruction.positives)
+    without = held_out.eval_tasks("super_glue_rte", limit=limit)
+    if limit is None:
+        kept = set(range(12)) - set.union(*shown)
+        assert scored == [kept, {row for row in kept if row % 3}], "all other rows are scored, under both prompts alike"
+    else:
+        assert [task.examples for task in tasks] == [task.examples for task in without], "the same as without any"
+    assert tasks == held_out.eval_tasks("super_glue_rte", limit=limit, shots=2, seed=seed)
+
+
+def test_demonstrations_of_held_out_tasks_depend_on_the_seed(held_out: P3Dataset) -> None:
+    drawn = {held_out.eval_tasks("super_glue_rte", shots=2, seed=seed)[0].instruction.positives for seed in range(5)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize(("limit", "shots"), [(None, 12), (None, 9), (6, 7), (10, 3), (12, 1), (40, 1)])
+def test_too_few_rows_for_demonstrations_are_one_sentence(held_out: P3Dataset, limit: int | None, shots: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"positives: {shots} demonstrations .* rows of .*rte.jsonl too few are left"
+    ):
+        held_out.eval_tasks("super_glue_rte", limit=limit, shots=shots)
+
+
+def test_a_demonstration_is_no_copy_of_a_scored_row(tmp_path: Path) -> None:
+    """Row 3 says the same as row 1, which is scored: the only other row is the demonstration."""
+    write(tmp_path / TEMPLATES, RTE)
+    rows = [{"premise": premise, "hypothesis": "it is", "label": 0} for premise in ("a", "b", "a", "c")]
+    write(tmp_path / "eval/super_glue_rte.jsonl", "\n".join(map(json.dumps, rows)))
+    for seed in range(4):
+        (task,) = P3Dataset(tmp_path).eval_tasks("super_glue_rte", limit=2, shots=1, seed=seed)
+        assert [one.input for one in task.instruction.positives] == ["c So it is?"]
+        (whole,) = P3Dataset(tmp_path).eval_tasks("super_glue_rte", shots=1, seed=seed)
+        assert whole.instruction.positives[0].input not in {one.input for one in whole.examples}
+
+
+def test_with_full_every_row_has_the_same_demonstrations(held_out: P3Dataset) -> None:
+    tasks = P3Dataset(held_out.root, instruction="full").eval_tasks("super_glue_rte", limit=3, shots=2)
+    by_prompt = [task for task in tasks if task.name.endswith("does it follow")]
+    assert len(by_prompt) == 3 and len({task.instruction.positives for task in by_prompt}) == 1
+
+
 def test_splits_are_those_of_table_11() -> None:
     assert [len(data_sets(split) or ()) for split in p3.SPLITS] == [5, 10, 20, 36]
     with pytest.raises(ConfigError, match="P3 has no split '7'; there are 5, 10, 20, 36 and all"):
@@ -120,7 +194,14 @@ def test_splits_are_those_of_table_11() -> None:
         ),
         ("train/other.jsonl", "", "other.jsonl: belongs to no template"),
         ("eval/super_glue_rte.jsonl", "[1]", "line 1: must be a JSON object"),
-        ("eval/super_glue_rte.jsonl", '{"label": "Maybe"}', "does it follow: jinja: cannot be rendered"),
+        ("eval/super_glue_rte.jsonl", '{"label": 1}', "'premise' is undefined), with row 1 of "),
+        (
+            "eval/super_glue_rte.jsonl",
+            '{"label": 1, "premise": "a", "hypothesis": null}',
+            "a field that it prints is null",
+        ),
+        ("eval/super_glue_rte.jsonl", "\n", "super_glue_rte.jsonl: holds no row"),
+        (TEMPLATES, RTE.replace("original_task: true", "original_task: false"), "has no prompt for the rows of"),
         (
             TEMPLATES,
             RTE.replace("Yes ||| No", "Yes ||| Yes"),
@@ -139,6 +220,39 @@ def test_damaged_data_is_named(folder: Path, file: str, text: str, words: str) -
     dataset = P3Dataset(folder, "all")
     with pytest.raises(DataError, match=re.escape(words)):
         read_all(dataset)
+
+
+def unlabelled() -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Every held-out task with every value that is no label of it."""
+    for name, (field, allowed) in LABELS.items():
+        others = [-1, "-1", "", " ", None, True, False, 1.0, 0.0, 0.5, len(allowed) + 1, "x", [], [1], {}, 10**30]
+        if not isinstance(allowed[0], str):
+            others += ["0", "1"]
+        elif 1 not in allowed:
+            others += [0, 1]
+        yield name, {}, f"there is no {field}"
+        for value in others:
+            yield name, {field: value}, f"{field} is {json.dumps(value)}"
+
+
+@pytest.mark.parametrize(("name", "row", "words"), unlabelled())
+def test_unlabelled_rows_are_refused(name: str, row: dict[str, Any], words: str, folder: Path) -> None:
+    """The templates of this folder would answer: the row has all of their fields."""
+    templates = RTE.replace("answer_choices[label]", "'Yes'")
+    write(folder / "templates" / EVALUATION[name] / "templates.yaml", templates)
+    field, allowed = LABELS[name]
+    told = {"premise": "a", "hypothesis": "b"}
+    lines = [json.dumps({**told, field: allowed[-1]}), json.dumps({**told, **row})]
+    write(folder / "eval" / f"{name}.jsonl", "\n".join(lines))
+    with pytest.raises(DataError) as refused:
+        P3Dataset(folder, "all").eval_tasks(name)
+    assert f"row 2 has no label: {words}, and must be " in str(refused.value)
+    assert len(P3Dataset(folder, "all").eval_tasks(name, limit=1)) == 1, "what is labelled is read"
+
+
+def test_unlabelled_rows_end_the_command(folder: Path, tagi: Run) -> None:
+    write(folder / "eval/super_glue_rte.jsonl", json.dumps({**ROWS[0], "label": -1}))
+    mistake(tagi("eval", "p3", "--data", folder), "row 1 has no label: label is -1, and must be 0 or 1")
 
 
 def read_all(dataset: P3Dataset) -> None:

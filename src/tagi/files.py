@@ -194,6 +194,20 @@ def check_writable(target: Path) -> None:
             pass
 
 
+def check_folder(target: Path) -> None:
+    """Refuse, before long work, a folder that cannot be made or written; makes nothing.
+
+    Raises:
+        DiskError: a file lies there or above it, or a folder that may not be written.
+    """
+    with explained(target):
+        there = next(place for place in (target, *target.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def append_line(target: Path, line: str) -> None:
     """Add one line to a text file.
 

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from tagi.infer.engine import Tagi
 
-RUN_FILE = "run.yaml"
-"""The config of the run that trained a checkpoint, kept inside it."""
-
 Report = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 

@@ -5,7 +5,7 @@ A folder holds `train/<data set>_<template>.jsonl[.gz]` (rows rendered already),
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -14,10 +14,11 @@ from random import Random
 from typing import Any
 
 from tagi.config import P3Instruction
-from tagi.data.promptsource import Template, file_name, masked, read_templates, render
-from tagi.data.records import Record, parse_json, read_lines
+from tagi.data.promptsource import Rendered, Template, file_name, masked, read_templates, render
+from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
+from tagi.reading import json_value, read_lines
 
 MAX_ROWS = 1_000
 """Rows of a template (A.2)."""
@@ -70,6 +71,22 @@ EVALUATION = {
     "story_cloze": "story_cloze/2016",
 }
 """The held-out tasks, and where their templates lie."""
+_TWO, _THREE = ("label", (0, 1)), ("label", (0, 1, 2))
+LABELS: Mapping[str, tuple[str, tuple[int | str, ...]]] = {
+    "anli-r1": _THREE,
+    "anli-r2": _THREE,
+    "anli-r3": _THREE,
+    "hellaswag": ("label", ("0", "1", "2", "3", 0, 1, 2, 3)),
+    "super_glue_cb": _THREE,
+    "super_glue_copa": _TWO,
+    "super_glue_rte": _TWO,
+    "super_glue_wic": _TWO,
+    "super_glue_wsc.fixed": _TWO,
+    "winogrande_winogrande_xl": ("answer", ("1", "2")),
+    "story_cloze": ("answer_right_ending", (1, 2)),
+}
+"""The field of a held-out task that says what is right, and all that it can be. Templates do not check it: of what is
+published without labels (-1 or an empty string in their place) they make some answer or other."""
 _SUFFIXES = (".jsonl.gz", ".jsonl")
 
 
@@ -142,23 +159,45 @@ class P3Dataset:
         examples = _take(list(_train_rows(one.path)), limit, None if seed is None else f"{seed} {one.name}")
         return self._tasks(one.name, one.data_set, one.template, examples)
 
-    def eval_tasks(self, name: str, *, limit: int | None = None) -> list[Task]:
+    def eval_tasks(self, name: str, *, limit: int | None = None, shots: int = 0, seed: int = 0) -> list[Task]:
         """One held-out task under each of T0's evaluation prompts: those that ask for the original task.
 
         A task is named `held-out task/prompt`, its category is the held-out task. Rows to which a prompt does not apply
-        are left out, and prompts that apply to none.
+        are left out, and prompts that apply to none. The first `limit` rows are scored, and `shots` demonstrations are
+        drawn by seed from those behind them; without a limit all rows are scored but those that any prompt of the task
+        shows as a demonstration. So no row, nor another with the same input, is shown under one prompt and scored under
+        any.
 
         Raises:
-            ConfigError: no such task.
-            DataError: its rows are not there, a row is damaged, or a template cannot be rendered with it.
+            ConfigError: no such task, or too few rows are left for the demonstrations.
+            DataError: its rows are not there, a row is damaged or has no label, a template cannot be rendered with it,
+                or no prompt applies to any row.
         """
         if name not in EVALUATION:
             raise ConfigError(f"p3: {name!r} is no held-out task; there are {', '.join(EVALUATION)}")
-        rows = list(islice(_raw_rows(self.root / "eval" / f"{name}.jsonl"), limit))
+        path = self.root / "eval" / f"{name}.jsonl"
+        rows = list(islice(_labelled(path, name), None if shots else limit))
+        if not rows:
+            raise DataError(path, "", "holds no row")
+        numbers = [number for number, _ in rows]
+        asked = numbers if limit is None else numbers[:limit]
+        prompts = [one for one in self.templates.get(EVALUATION[name], []) if one.original_task]
+        rendered = {one: examples for one in prompts if (examples := _rendered(one, rows, path))}
+        rendered = {one: examples for one, examples in rendered.items() if any(row.id in asked for row in examples)}
+        if not rendered:
+            raise DataError(
+                self.root / "templates" / EVALUATION[name], "", f"has no prompt for the rows of {path.name}"
+            )
         tasks: list[Task] = []
-        for template in self.templates.get(EVALUATION[name], []):
-            if template.original_task and (examples := _rendered(template, rows)):
-                tasks += self._tasks(f"{name}/{template.name}", name, template, examples)
+        for template, shown, scored in _apart(rendered, numbers, limit, shots, f"{seed} {name}"):
+            if len(shown) < shots or not scored:
+                raise ConfigError(
+                    f"prompt.positives: {shots} demonstrations are asked for, but of the {len(numbers)} rows of {path} "
+                    f"too few are left for {template.name!r} beside those that are scored; show or score fewer"
+                )
+            positives = tuple(Demonstration(one.input, one.targets[0]) for one in shown)
+            made = self._tasks(f"{name}/{template.name}", name, template, scored)
+            tasks += [replace(one, instruction=replace(one.instruction, positives=positives)) for one in made]
         return tasks
 
     def eval_names(self) -> list[str]:
@@ -220,8 +259,9 @@ def with_demonstrations(task: Task, count: int, seed: int) -> Task:
         raise ConfigError(
             f"prompt.positives: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
         )
-    support = set(Random(f"{seed} {task.name}").sample(range(len(examples)), count))
-    shown = tuple(Demonstration(examples[i].input, examples[i].targets[0]) for i in sorted(support))
+    rng = Random(f"{seed} {task.name}")
+    support = set(rng.sample(range(len(examples)), count))
+    shown = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in sorted(support))
     kept = [one for i, one in enumerate(examples) if i not in support]
     return replace(task, instruction=replace(task.instruction, positives=shown), examples=kept)
 
@@ -235,7 +275,7 @@ def _train_set(path: Path, resolved: Mapping[str, tuple[str, Template]]) -> Trai
 
 def _train_rows(path: Path) -> Iterator[Example]:
     """The rows that ask and answer something; some published rows are empty on one side."""
-    for number, line in _written(path):
+    for number, line in read_lines(path):
         row = parse_json(_Row, line, path, f"line {number}")
         source, target = row.inputs_pretokenized.strip(), row.targets_pretokenized.strip()
         if source and target:
@@ -243,11 +283,8 @@ def _train_rows(path: Path) -> Iterator[Example]:
 
 
 def _raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in _written(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(path, f"line {number}", f"is not JSON ({error})") from error
+    for number, line in read_lines(path):
+        row = json_value(line, path, f"line {number}")
         if not isinstance(row, dict):
             raise DataError(path, f"line {number}", "must be a JSON object")
         yield f"{number}", row
@@ -262,20 +299,57 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inside)
 
 
-def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]]) -> list[Example]:
-    made = [(number, render(template, row, seed=number)) for number, row in rows]
-    found = [(number, one) for number, one in made if one is not None]
+def _labelled(path: Path, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a held-out task, each with a label that the task has."""
+    field, allowed = LABELS[task]
+    for number, row in _raw_rows(path):
+        label = row.get(field)
+        if not any(type(label) is type(one) and label == one for one in allowed):
+            found = f"{field} is {json.dumps(label)[:80]}" if field in row else f"there is no {field}"
+            said = " or ".join(json.dumps(one) for one in allowed)
+            raise DataError(path, "", f"row {number} has no label: {found}, and must be {said}")
+        yield number, row
+
+
+def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]], path: Path) -> list[Example]:
+    found: list[tuple[str, Rendered]] = []
+    for number, row in rows:
+        try:
+            made = render(template, row, seed=number)
+        except DataError as error:
+            raise DataError(error.path, error.field, f"{error.reason}, with row {number} of {path}") from error
+        if made is not None:
+            found.append((number, made))
     for number, one in found:
         if not one.choices:
             raise DataError(template.source, f"{template.name}: answer_choices", f"row {number} has no choices to rank")
     return [Example(number, one.input, (one.target,), one.choices) for number, one in found]
 
 
+def _apart(
+    rendered: Mapping[Template, Sequence[Example]], numbers: Sequence[str], limit: int | None, shots: int, seed: str
+) -> list[tuple[Template, list[Example], list[Example]]]:
+    """Every prompt of a held-out task with the rows that it shows and those that are scored; see `eval_tasks`."""
+    asked = set() if limit is None else set(numbers[:limit])
+    spare = [number for number in numbers if number not in asked]
+    Random(seed).shuffle(spare)
+    shown = [_demonstrations(examples, asked, spare, shots) for examples in rendered.values()]
+    if limit is None:
+        asked = set(numbers) - {one.id for each in shown for one in each}
+    apart: list[tuple[Template, list[Example], list[Example]]] = []
+    for (template, examples), those in zip(rendered.items(), shown, strict=True):
+        told = {one.input for one in those}
+        apart.append((template, those, [one for one in examples if one.id in asked and one.input not in told]))
+    return apart
+
+
+def _demonstrations(examples: Sequence[Example], asked: Set[str], spare: Sequence[str], count: int) -> list[Example]:
+    """The first `count` examples in the order of the `spare` rows, none with the input of a row that is asked."""
+    inputs, by_row = {one.input for one in examples if one.id in asked}, {one.id: one for one in examples}
+    found = (by_row[number] for number in spare if number in by_row)
+    return list(islice((one for one in found if one.input not in inputs), count))
+
+
 def _take(examples: list[Example], limit: int | None, seed: str | None) -> list[Example]:
     count = len(examples) if limit is None else min(limit, len(examples))
     return examples[:count] if seed is None else Random(seed).sample(examples, count)
-
-
-def _written(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank."""
-    return ((number, line) for number, line in read_lines(path) if line.strip())

@@ -30,6 +30,7 @@ from tagi.model.hypernetwork import parameter_count
 from tagi.model.language_model import build, read_language_model_shape
 from tagi.model.tagi import TagiModel
 from tagi.train import measure, memory, optim
+from tagi.train.datasets import Datasets
 from tagi.train.measure import Measured
 from tagi.train.memory import Memory
 from tagi.train.sources import check_stage
@@ -82,6 +83,7 @@ def plan(
     *,
     draw: bool = True,
     report: Report = lambda done, total: None,
+    datasets: Datasets | None = None,
 ) -> Plan:
     """Plan one stage.
 
@@ -89,15 +91,18 @@ def plan(
         earlier: the stages of the same run before this one, whose output may not be there yet.
         draw: whether rows and tokens are measured from the data, where data and tokenizer are at hand.
         report: told how many batches were drawn, and of how many.
+        datasets: that others read as well.
 
     Raises:
         TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    parts = resolve(config, earlier)
-    tokenizer = measure.tokenizer_at_hand(config, parts.shape) if draw and measure.data_at_hand(config) else None
-    found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report)
+    parts, datasets = resolve(config, earlier), datasets or Datasets()
+    tokenizer = (
+        measure.tokenizer_at_hand(config, parts.shape, datasets) if draw and measure.data_at_hand(config) else None
+    )
+    found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report, datasets)
     with torch.device("meta"):
         model = TagiModel(build(parts.shape), method, parts.hypernetwork, parts.fusion)
     return (
@@ -150,8 +155,8 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
     if not trained:
         raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
     passes = flops.forward(parts.shape, model.method, parts.hypernetwork, parts.fusion, found.batch)
-    separate = model.instruction_encoder is not None
-    once = flops.training(passes, trained, separate_encoder=separate) + _teacher_flops(config, parts.shape, found)
+    encoder = 0 if model.instruction_encoder is None else parameter_count(model.instruction_encoder)
+    once = flops.training(passes, trained, separate_encoder=encoder > 0) + _teacher_flops(config, parts.shape, found)
     if config.training.gradient_checkpointing:
         once += flops.recomputed(passes)
     kept = _kept(config, parts, model, trained, found)
@@ -171,7 +176,7 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
         flops_per_step=once * config.training.accumulation,
         flops=once * config.training.accumulation * config.training.steps,
         memory=_memory(config, weights, tensors, kept),
-        notes=_notes(config, share),
+        notes=_notes(config, share, encoder),
         output=config.output,
     )
 
@@ -181,11 +186,15 @@ def _kept(config: RunConfig, parts: Model, model: TagiModel, trained: set[Part],
     if isinstance(parts.shape, CausalShape):
         return memory.causal_activations(parts.shape, config.training, found.batch)
     generator, fused = parts.hypernetwork, parts.fusion
-    return memory.activations(parts.shape, model.method, generator, fused, config.training, trained, found.batch)
+    own = model.instruction_encoder is not None
+    return memory.activations(
+        parts.shape, model.method, generator, fused, config.training, trained, found.batch, own_encoder=own
+    )
 
 
-def _notes(config: RunConfig, share: float) -> list[str]:
-    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters"] if share > LARGE_SHARE else []
+def _notes(config: RunConfig, share: float, encoder: int) -> list[str]:
+    own = f", {encoder:,} of them in an instruction encoder of its own" if encoder else ""
+    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters{own}"] if share > LARGE_SHARE else []
     teacher = config.objective.teacher
     if _online(config) and teacher is not None and teacher.kind == "fid":
         notes.append("what a FiD teacher reads of demonstrations is not counted")
