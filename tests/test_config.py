@@ -26,7 +26,7 @@ EVERY_SECTION: dict[str, Any] = MINIMAL | {
     "stage": "pretrain",
     "backbone": {"shape": {"vocab_size": 99, "gated": True, "activation": "gelu_new"}, "tokenizer": "unigram"},
     "hypernetwork": {"generator": "flat", "pool": "first_last", "rank": 4, "alpha": 8.0},
-    "fusion": {"width": 24, "norm": "post"},
+    "fusion": {"width": 24, "every": 2},
     "prompt": {"style": "plain", "positives": 2},
     "data": {"source": "sni", "path": "data/sni", "max_instances": None},
     "training": {"steps": 10, "lr": 3e-4, "trainable": ["backbone", "fusion"], "warmup": 0.5},
