@@ -145,7 +145,7 @@ def test_inputs_from_a_file(
     lines = '{"input": "cat dog", "id": 7}\n\n{"input": "lion plum"}\n'
     file = tmp_path / "inputs.jsonl"
     file.write_text(lines, encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     expected = tagi("run", INSTRUCTION, "--input", "cat dog", "--input", "lion plum", "--checkpoint", checkpoint)
     assert tagi("run", INSTRUCTION, "--inputs", "-" if stdin else file, "--checkpoint", checkpoint) == expected
 

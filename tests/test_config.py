@@ -152,7 +152,7 @@ def test_missing_file_and_binary_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.yaml: cannot be read \(No such file or directory\)"):
         config_files.load(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"binary.yaml: is not YAML"):
+    with pytest.raises(ConfigError, match=r"binary.yaml: is not UTF-16"):
         config_files.load(tmp_path / "binary.yaml")
 
 

@@ -153,7 +153,7 @@ def test_each_mistake_is_one_sentence_with_file_and_field(tmp_path: Path, conten
         (b'{"Categories": ["x"]', "is not JSON"),
         (b'{"Definition": "\xff"}', "is not UTF-8 (byte 16)"),
         (b"[" * 100_000, "is not JSON"),
-        (b'{"Definition": "\\ud800"}', "is not JSON"),
+        (b'{"Definition": "\\ud800"}', "Definition: holds half of a surrogate pair"),
     ],
 )
 def test_files_that_are_no_json_text(tmp_path: Path, raw: bytes, message: str) -> None:

@@ -4,7 +4,6 @@
 """
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tagi.config import Frozen, RunConfig
-from tagi.errors import CheckpointError, ConfigError
+from tagi.errors import CheckpointError, ConfigError, DataError
+from tagi.reading import json_value, read_text
 
 C = TypeVar("C", bound=Frozen)
 
@@ -39,9 +39,9 @@ def read_json(kind: type[C], path: Path, what: str) -> C:
     if not path.exists():
         raise CheckpointError(f"{path.parent}: is no {what} ({path.name} is missing)")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or of another version ({error})") from error
+        values = json_value(read_text(path), path)
+    except DataError as error:
+        raise CheckpointError(f"{path}: is damaged or of another version ({error.reason})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: is damaged or of another version (it holds no JSON object)")
     try:
@@ -53,10 +53,10 @@ def read_json(kind: type[C], path: Path, what: str) -> C:
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_text(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of config keys")

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from tagi.data.records import Record, parse_json, read_text
+from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import DataError, InputError
+from tagi.reading import read_lines
 
 
 def read_instruction(definition: str, positives: Sequence[str] | None) -> Instruction:
@@ -30,10 +31,9 @@ def read_inputs(path: Path) -> list[str]:
         DataError: the file cannot be read, or one of its lines; names file, line and field.
     """
     if str(path) == "-":
-        path, text = Path("standard input"), sys.stdin.read()
+        path, lines = Path("standard input"), list(read_lines(Path("standard input"), sys.stdin.buffer))
     else:
-        text = read_text(path)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = list(read_lines(path))
     if not lines:
         raise DataError(path, "", "holds no input")
     return [parse_json(_Line, line, path, within=f"line {number}").input for number, line in lines]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tagi.data.mixture import epoch_order
-from tagi.data.records import Record, parse_json, read_lines
+from tagi.data.records import Record, parse_json
 from tagi.errors import DataError
+from tagi.reading import read_lines
 
 SEGMENTS = 3
 MAX_LENGTH = 1024
@@ -117,7 +118,6 @@ def pretraining_segments(store: TokenStore, index: int, seed: int) -> Segments:
 
 
 def _tokenized(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, longest: int | None) -> Iterator[list[int]]:
-    cut = {"truncation": True, "max_length": longest} if longest is not None else {}
     while chunk := list(islice(texts, _CHUNK)):
-        encoded = tokenizer(chunk, add_special_tokens=False, **cut)
-        yield from encoded["input_ids"]
+        encoded = tokenizer(chunk, add_special_tokens=False, verbose=False)
+        yield from (ids[:longest] for ids in encoded["input_ids"])

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tagi.config import PromptConfig
 from tagi.data.mixture import TaskGroup
 from tagi.data.prompts import render_demonstration, render_input, render_instruction, render_prompt
+from tagi.data.tokenizers import encode
 from tagi.data.types import Instruction
 from tagi.methods import Method
 
@@ -167,14 +168,13 @@ class Collator:
     def target(self, text: str) -> list[int]:
         """Token ids of a target, end of sequence included."""
         limit = self.prompt.max_target - 1
-        ids = self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id]  # type: ignore[list-item]
+        return [*encode(self.tokenizer, text, limit, special=False), self.tokenizer.eos_token_id]  # type: ignore[list-item]
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text)["input_ids"]  # type: ignore[return-value]
+        return encode(self.tokenizer, text)
 
     def _cut(self, text: str, limit: int) -> list[int]:
-        return self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]  # type: ignore[return-value]
+        return encode(self.tokenizer, text, limit)
 
 
 def assemble(

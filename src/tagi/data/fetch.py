@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 
 from tagi.errors import DataError
 from tagi.files import explained, write_text
+from tagi.reading import read_lines
 
 SUMS = "SHA256SUMS"
 CHUNK = 1 << 20
@@ -102,8 +103,8 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[tuple[str, str]]) -> in
 def recorded(folder: Path) -> dict[str, str]:
     """SHA-256 by file, as `SHA256SUMS` has it in the format of `sha256sum`."""
     file = folder / SUMS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return {path: digest for digest, _, path in (line.partition("  ") for line in lines if line.strip())}
+    lines = read_lines(file) if file.exists() else ()
+    return {path: digest for digest, _, path in (line.partition("  ") for _, line in lines)}
 
 
 def sha256(path: Path) -> str:

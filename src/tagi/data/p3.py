@@ -4,7 +4,6 @@ A folder holds `train/<data set>_<template>.jsonl[.gz]` (rows rendered already),
 `eval/<task>.jsonl` (raw rows of the held-out tasks). Listing opens no row file.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,9 +14,10 @@ from typing import Any
 
 from tagi.config import P3Instruction
 from tagi.data.promptsource import Template, file_name, masked, read_templates, render
-from tagi.data.records import Record, parse_json, read_lines
+from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
+from tagi.reading import json_value, read_lines
 
 MAX_ROWS = 1_000
 """Rows of a template (A.2)."""
@@ -235,7 +235,7 @@ def _train_set(path: Path, resolved: Mapping[str, tuple[str, Template]]) -> Trai
 
 def _train_rows(path: Path) -> Iterator[Example]:
     """The rows that ask and answer something; some published rows are empty on one side."""
-    for number, line in _written(path):
+    for number, line in read_lines(path):
         row = parse_json(_Row, line, path, f"line {number}")
         source, target = row.inputs_pretokenized.strip(), row.targets_pretokenized.strip()
         if source and target:
@@ -243,11 +243,8 @@ def _train_rows(path: Path) -> Iterator[Example]:
 
 
 def _raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in _written(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(path, f"line {number}", f"is not JSON ({error})") from error
+    for number, line in read_lines(path):
+        row = json_value(line, path, f"line {number}")
         if not isinstance(row, dict):
             raise DataError(path, f"line {number}", "must be a JSON object")
         yield f"{number}", row
@@ -274,8 +271,3 @@ def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]]) -> lis
 def _take(examples: list[Example], limit: int | None, seed: str | None) -> list[Example]:
     count = len(examples) if limit is None else min(limit, len(examples))
     return examples[:count] if seed is None else Random(seed).sample(examples, count)
-
-
-def _written(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank."""
-    return ((number, line) for number, line in read_lines(path) if line.strip())

@@ -15,9 +15,9 @@ import yaml
 from jinja2 import TemplateError
 from jinja2.environment import Template as Compiled
 
-from tagi.data.records import read_text
 from tagi.data.sandbox import LIMITED, Limits, Mask, environment, generate
 from tagi.errors import DataError
+from tagi.reading import read_text
 
 SEPARATOR = "|||"
 _PROTECTED = "3ed2dface8203c4c9dfb1a5dc58e41e0"

@@ -1,14 +1,12 @@
-"""Reading JSON that other people wrote: a checked record, or one sentence about what is wrong with it."""
+"""JSON that other people wrote as checked records, or one sentence about what is wrong with it."""
 
-import gzip
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tagi.errors import DataError
+from tagi.reading import json_value
 
 _REASONS = {
     "missing": "is missing",
@@ -28,36 +26,7 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file.
-
-    Raises:
-        DataError: If the file cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(path, "", f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(path, "", f"is not UTF-8 (byte {error.start})") from error
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, unpacked if its name ends in `.gz`, one at a time with their numbers from 1.
-
-    Raises:
-        DataError: If the file cannot be read or unpacked.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from enumerate(file, start=1)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(path, "", f"is a damaged gzip file ({error})") from error
-    except OSError as error:
-        raise DataError(path, "", f"cannot be read ({error.strerror})") from error
-
-
-def parse_json(kind: type[R], text: str | bytes, path: Path, within: str = "") -> R:
+def parse_json(kind: type[R], text: str, path: Path, within: str = "") -> R:
     """One JSON object as a record.
 
     Args:
@@ -71,6 +40,8 @@ def parse_json(kind: type[R], text: str | bytes, path: Path, within: str = "") -
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            json_value(text, path, within)  # says it better, as of half characters
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")
         reason = f"is not JSON ({message})" if first["type"] == "json_invalid" else message

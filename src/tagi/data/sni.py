@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from tagi.data.records import Record, parse_json, read_text
+from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
+from tagi.reading import read_lines, read_text
 
 Part = Literal["train", "test"]
 ENGLISH = ["English"]
@@ -99,7 +100,7 @@ class SniDataset:
         if not tasks.is_dir():
             raise DataError(self.root, "tasks", "there is no such folder")
         path = self.root / "splits" / self.split / f"{part}_tasks.txt"
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        names = [line.strip() for _, line in read_lines(path)]
         if not names:
             raise DataError(path, "", "names no task")
         _check_names(names, {file.stem for file in tasks.glob("*.json")}, path)

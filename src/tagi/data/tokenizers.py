@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tagi.errors import ConfigError
+from tagi.errors import ConfigError, InputError
 
 PAD, EOS, UNK = SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 CHARACTER_COVERAGE = 0.9995
@@ -79,6 +79,59 @@ def sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
     names = takewhile(lambda name: name in vocabulary, (f"<extra_id_{index}>" for index in count()))
     return tuple(vocabulary[name] for name in names)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None = None, *, special: bool = True
+) -> list[int]:
+    """Token ids of a text; `limit` of them at most, the special tokens around the text among them.
+
+    They are cut here, as the library would: its own truncation is a switch inside the tokenizer, and threads that
+    share one would read each other's limits.
+
+    Raises:
+        InputError: half a character, which no tokenizer can read.
+    """
+    check_text(text)
+    ids = _ids(tokenizer, text, special)
+    if limit is None or len(ids) <= limit:
+        return ids
+    content = _ids(tokenizer, text, special=False) if special else ids
+    around = _ids(tokenizer, "", special)
+    before = next(n for n in range(len(around) + 1) if ids == [*around[:n], *content, *around[n:]])
+    room = max(limit - len(around), 0)
+    kept = content[:room] if tokenizer.truncation_side == "right" else content[len(content) - room :]
+    return [*around[:before], *kept, *around[before:]]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
+    return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]  # type: ignore[return-value]
+
+
+def check_text(text: str) -> None:
+    """Refuse what is no text: a lone surrogate, as half an emoji or undecodable bytes leave it.
+
+    Raises:
+        InputError: says which, and where.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise InputError(
+            f"character {error.start + 1} is half of a surrogate pair ({half}), which is no character"
+        ) from error
+
+
+def without_limits(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer with the truncation and padding switched off that its files may have asked for.
+
+    The library does so at the first call; from then on calls leave it as it is, and threads can share it.
+    """
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

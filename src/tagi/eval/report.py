@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
+from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Example, Instruction
-from tagi.errors import DataError
 from tagi.files import write_text
+from tagi.reading import read_lines
 
 # --- predictions.jsonl ------------------------------------------------------------------------------------
 
@@ -44,25 +45,21 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     Raises:
         DataError: the file cannot be read, or a line is no JSON object or lacks a field; names both.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return [_parse_line(path, number, line) for number, line in enumerate(file, start=1)]
-    except OSError as error:
-        raise DataError(path, "", f"cannot be read: {error.strerror}") from error
+    return [_from_line(parse_json(_Line, line, Path(path), f"line {n}")) for n, line in read_lines(Path(path))]
 
 
-class _Positive(BaseModel):
+class _Positive(Record):
     input: str
     output: str
 
 
-class _Instance(BaseModel):
+class _Instance(Record):
     id: str
     input: str
     output: Annotated[list[str], Field(min_length=1)]
 
 
-class _Line(BaseModel):
+class _Line(Record):
     """A line of predictions.jsonl: the example as `ni_dataset.py` yields it, plus `Prediction`."""
 
     task: str = Field(alias="Task")
@@ -84,15 +81,6 @@ def _to_json(prediction: Prediction) -> dict[str, Any]:
         "Instance": {"id": example.id, "input": example.input, "output": example.targets},
         "Prediction": prediction.text,
     }
-
-
-def _parse_line(path: str | Path, number: int, line: bytes) -> Prediction:
-    try:
-        return _from_line(_Line.model_validate_json(line))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join([f"line {number}", *map(str, first["loc"])])
-        raise DataError(path, field, first["msg"]) from error
 
 
 def _from_line(line: _Line) -> Prediction:

@@ -47,7 +47,7 @@ class Tagi:
     """
 
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method)
         self._fingerprint: str | None = None
         self._compiled: Compiled | None = None
@@ -287,7 +287,7 @@ class Tagi:
             yield f"the model does not know {', '.join(dict.fromkeys(unknown))}"
 
     def _length(self, text: str) -> int:
-        return len(self.tokenizer(text)["input_ids"])  # type: ignore[arg-type]
+        return len(tokenizers.encode(self.tokenizer, text))
 
     def _fits(self, limit: int) -> Callable[[str], bool]:
         return lambda text: self._length(text) <= limit
@@ -358,7 +358,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         CheckpointError: its files are missing or damaged.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return tokenizers.without_limits(AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
 

@@ -8,6 +8,7 @@ lies in a second database, whose loss costs nothing but the order of dropping.
 
 import hashlib
 import json
+import re
 import sqlite3
 import threading
 import time
@@ -34,6 +35,9 @@ GENERATED_TOGETHER = 16
 DROPPED_TOGETHER = 64
 WAIT = 60.0
 """Seconds to wait for another process that writes."""
+_KEY = re.compile("[0-9a-f]{32}")
+_FILE = re.compile("[0-9a-f]{16}/[0-9a-f]{2}/[0-9a-f]{32}-[0-9a-f]{32}[.]safetensors")
+"""The name of an adapter's file below the folder; nothing else is ever read or removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,9 @@ class AdapterStore:
         """What was registered.
 
         Raises:
-            InputError: nothing was, under that key.
+            InputError: that is no key, or nothing was registered under it.
         """
+        _check_key(key)
         with self._lock, _explained(self.folder / INSTRUCTIONS):
             row = self._instructions.execute("SELECT text FROM instructions WHERE key = ?", (key,)).fetchone()
         if row is None:
@@ -136,15 +141,22 @@ class AdapterStore:
         """The adapters of several; those that are nowhere are generated together.
 
         Raises:
-            InputError: nothing is registered under a key.
+            InputError: one is no key, or nothing is registered under it.
         """
+        for key in keys:
+            _check_key(key)
         with self._lock:
             found = {key: one for key in dict.fromkeys(keys) if (one := self._find(key)) is not None}
             found |= self._generate([key for key in dict.fromkeys(keys) if key not in found])
             return [found[key] for key in keys]
 
     def forget(self, key: str) -> None:
-        """Drop an adapter from memory; on disk it stays."""
+        """Drop an adapter from memory; on disk it stays.
+
+        Raises:
+            InputError: that is no key.
+        """
+        _check_key(key)
         with self._lock:
             if (adapter := self._held.pop(key, None)) is not None:
                 self._held_bytes -= adapter.nbytes
@@ -247,7 +259,7 @@ class AdapterStore:
             if other != target:
                 other.unlink(missing_ok=True)
         with _tolerated(self.folder / USES):
-            row = (self._relative(key), str(target.relative_to(self.folder)), len(data), time.time())
+            row = (self._relative(key), target.relative_to(self.folder).as_posix(), len(data), time.time())
             self._uses.execute("INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?)", row)
             self._drop()
 
@@ -270,7 +282,8 @@ class AdapterStore:
                 "SELECT file, path, bytes FROM uses ORDER BY used LIMIT ?", (DROPPED_TOGETHER,)
             ).fetchall()
             for file, path, size in oldest:
-                (self.folder / path).unlink(missing_ok=True)
+                if _FILE.fullmatch(path):  # a database that others may write to cannot have other files removed
+                    (self.folder / path).unlink(missing_ok=True)
                 self._uses.execute("DELETE FROM uses WHERE file = ?", (file,))
                 total -= size
                 if total <= self._room():
@@ -293,8 +306,11 @@ class AdapterStore:
             opened, fresh = _open(path, _USES, synced=False), True
         if fresh:
             for file in self.folder.glob("*/*/*-*.safetensors"):
+                path = file.relative_to(self.folder).as_posix()
+                if not _FILE.fullmatch(path):
+                    continue
                 owner = f"{file.parent.parent.name}/{file.stem.rpartition('-')[0]}"
-                row = (owner, str(file.relative_to(self.folder)), file.stat().st_size, file.stat().st_mtime)
+                row = (owner, path, file.stat().st_size, file.stat().st_mtime)
                 opened.execute("INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?)", row)
         return opened
 
@@ -312,6 +328,16 @@ def identity(tagi: Tagi) -> str:
 def key_of(instruction: Instruction) -> str:
     """Hash of an instruction with its demonstrations."""
     return hashlib.sha256(_text(instruction).encode()).hexdigest()[:32]
+
+
+def _check_key(key: str) -> None:
+    """Keys become names of files: only what `key_of` can give is one.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise InputError(f"{key!r} is no key of an instruction: keys are 32 hexadecimal digits")
 
 
 _INSTRUCTIONS = "CREATE TABLE IF NOT EXISTS instructions (key TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID"
