@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tagi.config import Shape
+from tagi.config import Shape, T5Shape
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
 from tagi.data.prompts import render_instruction
@@ -67,10 +67,11 @@ class Tagi:
             backbone: where the frozen backbone lies now, if not where the checkpoint says.
 
         Raises:
-            CheckpointError: no checkpoint, half-written, damaged, or of another backbone.
+            CheckpointError: no checkpoint, half-written, damaged, of another backbone, or with a tokenizer that does
+                not fit it.
         """
         loaded = checkpoint.load(locate(source), backbone=backbone)
-        tokenizer = load_tokenizer(loaded.folder)
+        tokenizer = load_tokenizer(loaded.folder, loaded.model.backbone.shape)
         opened = cls(loaded.model, tokenizer, loaded.config)
         if dtype != torch.float32:
             opened.fingerprint()  # of the values as they were written: adapters are worn at any precision
@@ -209,7 +210,9 @@ class Tagi:
     def _limits(self, decoding: Decoding) -> Limits:
         most = decoding.max_tokens or self.config.prompt.max_target
         stopped = (lambda tokens: cut(self._text(tokens), decoding.stop) is not None) if decoding.stop else None
-        return Limits(self.model.backbone.shape.eos_token_id, most, decoding.min_tokens, stopped)
+        shape = self.model.backbone.shape
+        further = shape.more_eos_token_ids if isinstance(shape, T5Shape) else ()
+        return Limits(shape.eos_token_id, most, decoding.min_tokens, stopped, further)
 
     def _answer(self, tokens: Sequence[int], reason: Reason | None, decoding: Decoding) -> Answer:
         text = self._text(tokens)
@@ -351,16 +354,39 @@ def teacher_forced(model: nn.Module, shape: Shape, batch: Batch, memory: Tensor 
     return model(*instruction, batch.input_ids, batch.input_mask, decoder_ids, rows, memory, packing)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder.
 
+    Args:
+        shape: of the language model that is to read its ids.
+
     Raises:
-        CheckpointError: its files are missing or damaged.
+        CheckpointError: its files are missing or damaged; it has ids that the model does not embed, or no end token.
     """
     try:
-        return tokenizers.without_limits(AutoTokenizer.from_pretrained(folder))
-    except (OSError, ValueError) as error:
+        found = tokenizers.without_limits(AutoTokenizer.from_pretrained(folder))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ImportError) as error:
         raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # what the tokenizers library makes of a file that it cannot read
+        raise CheckpointError(f"{folder}: the tokenizer's files are damaged ({error})") from error
+    if shape is not None:
+        _check_tokenizer(found, shape, folder)
+    return found
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, shape: Shape, folder: Path) -> None:
+    """An embedding may have more rows than the tokenizer has ids, as padded ones do, but not fewer."""
+    most = max(tokenizer.get_vocab().values(), default=-1)
+    if most >= shape.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has ids up to {most}, but the language model embeds those below "
+            f"{shape.vocab_size} only; resize its embedding, or take the tokenizer that it was trained with"
+        )
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no end token (eos_token), so that no answer would ever end")
 
 
 def _instruction(instruction: str | Instruction, positives: Positives) -> Instruction:

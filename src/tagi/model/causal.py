@@ -25,7 +25,7 @@ from tagi.model.attention import padding_bias
 from tagi.model.backbone import AfterSelfAttention, Modules, Site
 from tagi.model.cache import DecoderContext, DecoderMemory, History, KeyValue, Past
 from tagi.model.rows import Rows
-from tagi.model.t5_hf import read_hf_config
+from tagi.model.t5_hf import check_finite, read_hf_config
 
 if TYPE_CHECKING:  # a second of imports, which a T5 does without
     from transformers import PreTrainedModel
@@ -165,6 +165,7 @@ def load_causal(folder: Path) -> CausalLM:
     model, report = opened
     if wrong := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise CheckpointError(f"{folder}: tensor {wrong[0]} is missing or has another shape than config.json says")
+    check_finite(model.state_dict(), folder)
     return CausalLM(model)
 
 
