@@ -12,8 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi.config import Shape, T5Shape
 from tagi.data import tokenizers
-from tagi.data.collate import Batch, Collator
-from tagi.data.prompts import render_instruction
+from tagi.data.collate import Batch, Collator, Reading
 from tagi.data.tokenizers import unknown_words
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
@@ -259,41 +258,59 @@ class Tagi:
         """Where the model lies."""
         return self.model.backbone.embedding.weight.device
 
-    def notes(self, instruction: Instruction | None, inputs: Sequence[str]) -> list[str]:
-        """What a person should know before trusting the answers: what was cut, what the model cannot read."""
-        limit = self.config.prompt.max_input
-        texts = [(f"input {i}", text, limit) for i, text in enumerate(inputs, 1)]
-        if instruction is None:
-            return list(self._cut_or_unknown(texts))
-        return list(self._notes(instruction, texts))
+    def notes(
+        self, instruction: Instruction | None, inputs: Sequence[str], numbers: Sequence[int] | None = None
+    ) -> list[str]:
+        """What a person should know before trusting the answers: what was cut, what the model cannot read.
 
-    def _notes(self, instruction: Instruction, inputs: list[tuple[str, str, int]]) -> Iterator[str]:
-        prompt = self.config.prompt
-        shown = render_instruction(
-            instruction,
-            style=prompt.style,
-            positives=prompt.positives,
-            fits=self._fits(prompt.max_instruction),
-        )
+        Args:
+            numbers: what the inputs are called, if not 1, 2, and so on.
+        """
+        named = [f"input {number}" for number in numbers or range(1, len(inputs) + 1)]
+        once = [] if instruction is None else self.collator.read_once(instruction)
+        each = [self.collator.read_with(instruction, text) for text in inputs]
+        found = [] if instruction is None else list(self._undemonstrated(instruction, once, each, named))
+        found += [
+            note for number, one in enumerate(once, 1) for note in self._cut(self._name_of_instruction(number), one)
+        ]
+        prompted = instruction is not None and self.model.method.prompt
+        for name, readings in zip(named, each, strict=True):
+            longest = max(readings, key=self.collator.length)
+            found += self._cut(f"the prompt of {name}" if prompted else name, longest)
+        return [*found, *self._unknown([*self._written(instruction), *inputs])]
+
+    def _written(self, instruction: Instruction | None) -> Iterator[str]:
+        if instruction is not None:
+            yield instruction.definition
+            for one in instruction.positives[: self.config.prompt.positives]:
+                yield from (one.input, one.output)
+
+    def _undemonstrated(
+        self, instruction: Instruction, once: Sequence[Reading], each: Sequence[Sequence[Reading]], named: Sequence[str]
+    ) -> Iterator[str]:
+        """Of demonstrations that a model does not read for want of room, or because it was trained with fewer."""
         asked = len(instruction.positives)
-        if shown.positives < asked:
-            yield f"the model reads {shown.positives} of the {asked} demonstrations"
-        yield from self._cut_or_unknown([("the instruction", shown.text, prompt.max_instruction), *inputs])
+        apart = sum(one.demonstrations for one in once)
+        shown = [apart + sum(one.demonstrations for one in readings) for readings in each] or [apart]
+        if len(set(shown)) == 1:
+            if shown[0] < asked:
+                yield f"the model reads {shown[0]} of the {asked} demonstrations"
+            return
+        for name, count in zip(named, shown, strict=True):
+            if count < asked:
+                yield f"with {name} the model reads {count} of the {asked} demonstrations"
 
-    def _cut_or_unknown(self, texts: Sequence[tuple[str, str, int]]) -> Iterator[str]:
-        """Of named texts and how many tokens of each are read."""
-        for name, text, limit in texts:
-            if (length := self._length(text)) > limit:
-                yield f"{name} has {length} tokens and was cut to its first {limit}"
-        unknown = [word for _, text, _ in texts for word in unknown_words(self.tokenizer, text)]
+    def _name_of_instruction(self, number: int) -> str:
+        return f"demonstration {number}" if self.model.method.apart else "the instruction"
+
+    def _cut(self, name: str, reading: Reading) -> Iterator[str]:
+        if (length := self.collator.length(reading)) > reading.limit:
+            yield f"{name} has {length} tokens and was cut to its first {reading.limit}"
+
+    def _unknown(self, texts: Sequence[str]) -> Iterator[str]:
+        unknown = [word for text in texts for word in unknown_words(self.tokenizer, text)]
         if unknown:
             yield f"the model does not know {', '.join(dict.fromkeys(unknown))}"
-
-    def _length(self, text: str) -> int:
-        return len(tokenizers.encode(self.tokenizer, text))
-
-    def _fits(self, limit: int) -> Callable[[str], bool]:
-        return lambda text: self._length(text) <= limit
 
     def load_adapter(self, source: str | Path) -> TaskAdapter:
         """What `TaskAdapter.save_pretrained` wrote with this same checkpoint, or a LoRA in PEFT's files, worn without
