@@ -29,10 +29,9 @@ EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head
 def published(tmp_path: Path) -> Path:
     """A random T5 of version 1.1 as `transformers` saves it."""
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=48, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
-        relative_attention_num_buckets=8, decoder_start_token_id=0,
-    )  # fmt: skip
+    values: dict[str, Any] = {"vocab_size": 48, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+    values |= {"relative_attention_num_buckets": 8, "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0}
+    config = T5Config(**values)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "llm")
     return tmp_path / "llm"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import (
@@ -17,7 +17,7 @@ from tagi.errors import CheckpointError
 
 FILES = ("*.safetensors", "*.json", "*.model")
 """What a language model or a checkpoint is read from."""
-_HTTPError = HfHubHTTPError.__bases__[0]
+_HTTPError = cast(type[Exception], HfHubHTTPError.__bases__[0])
 """What the hub's HTTP library raises, whichever one that is: not all of it is an `OSError`."""
 
 
