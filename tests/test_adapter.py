@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -300,7 +301,7 @@ def test_saved_adapter_loads_exactly(change: Callable[[TaskAdapter], TaskAdapter
     assert_equal(loaded, adapter)
     assert loaded.origins == (ORIGIN,)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["README.md", "adapter.json", "adapter.safetensors"]
+    assert names == ["README.md", "adapter.safetensors"]
     assert "> Größe: “x”" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
 
 
@@ -311,10 +312,19 @@ def test_every_method_s_adapter_fits_its_model(method: str, tmp_path: Path) -> N
     assert_equal(read(write(adapter, tmp_path), as_t5(model.backbone)), adapter)
 
 
-def test_an_adapter_written_before_demonstrations_were_kept_still_opens(tmp_path: Path) -> None:
-    folder = write(random_adapter(small_t5(), seed=0, tasks=1), tmp_path)
-    edit(lambda config: config.pop("positives"))(folder)
-    assert TaskAdapter.from_pretrained(folder).origins[0].positives == ()
+@pytest.mark.parametrize("positives", [True, False], ids=["with demonstrations", "before these were kept"])
+def test_an_adapter_whose_origin_lay_in_a_file_of_its_own_still_opens(positives: bool, tmp_path: Path) -> None:
+    adapter = random_adapter(small_t5(), seed=0, tasks=1)
+    folder = write(adapter, tmp_path)
+    values = said(folder)
+    origin = values["origin"] if positives else {k: v for k, v in values["origin"].items() if k != "positives"}
+    (folder / "adapter.json").write_text(json.dumps({"format": 1, "scales": values["scales"]} | origin))
+    save_file(load_file(folder / "adapter.safetensors"), folder / "adapter.safetensors")
+    loaded = TaskAdapter.from_pretrained(folder)
+    assert_equal(loaded, adapter)
+    assert loaded.origins == (ORIGIN if positives else ORIGIN.model_copy(update={"positives": ()}),)
+    loaded.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "adapter.safetensors"]
 
 
 def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
@@ -337,13 +347,29 @@ def test_origins_follow_their_tasks() -> None:
     assert adapters.stack([replace(first, origins=(ORIGIN,)), second]).origins == ()
 
 
+def said(folder: Path) -> dict[str, Any]:
+    """What the metadata of adapter.safetensors say."""
+    with safe_open(folder / "adapter.safetensors", "pt") as opened:
+        return json.loads(opened.metadata()["adapter"])
+
+
 def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """Change adapter.json."""
+    """Change what adapter.safetensors says of itself."""
 
     def damage(folder: Path) -> None:
-        config = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        change(config)
-        (folder / "adapter.json").write_text(json.dumps(config), encoding="utf-8")
+        values = said(folder)
+        change(values)
+        metadata = {"adapter": json.dumps(values)}
+        save_file(load_file(folder / "adapter.safetensors"), folder / "adapter.safetensors", metadata)
+
+    return damage
+
+
+def retell(text: str) -> Callable[[Path], None]:
+    """Put that text in the place of what it says."""
+
+    def damage(folder: Path) -> None:
+        save_file(load_file(folder / "adapter.safetensors"), folder / "adapter.safetensors", {"adapter": text})
 
     return damage
 
@@ -352,10 +378,23 @@ def retensor(**changed: Tensor | None) -> Callable[[Path], None]:
     """Replace tensors of adapter.safetensors, or leave them out."""
 
     def damage(folder: Path) -> None:
+        metadata = {"adapter": json.dumps(said(folder))}
         tensors = load_file(folder / "adapter.safetensors") | changed
-        save_file({name: x for name, x in tensors.items() if x is not None}, folder / "adapter.safetensors")
+        save_file({name: x for name, x in tensors.items() if x is not None}, folder / "adapter.safetensors", metadata)
 
     return damage
+
+
+def spoilt(shape: tuple[int, ...], value: float) -> Tensor:
+    """Zeros but for one value."""
+    tensor = torch.zeros(shape)
+    tensor.view(-1)[1] = value
+    return tensor
+
+
+def as_folder(folder: Path) -> None:
+    (folder / "adapter.safetensors").unlink()
+    (folder / "adapter.safetensors").mkdir()
 
 
 def cut(path: Path) -> None:
@@ -365,16 +404,25 @@ def cut(path: Path) -> None:
 SITE = "decoder.cross.1.v"
 NO_TENSOR: dict[str, Tensor | None] = {f"{SITE}.A": None}
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda d: (d / "adapter.json").unlink(), "{0}: is no task adapter (adapter.json is missing)"),
-    "half a config": (lambda d: cut(d / "adapter.json"), "{0}/adapter.json: is damaged"),
-    "a list": (lambda d: (d / "adapter.json").write_text("[]"), "{0}/adapter.json: is damaged"),
-    "no scales": (edit(lambda c: c.pop("scales")), "{0}/adapter.json: scales: Field required"),
-    "no checkpoint": (edit(lambda c: c.pop("checkpoint")), "{0}/adapter.json: checkpoint: Field required"),
-    "a scale of words": (edit(lambda c: c["scales"].update({SITE: "x"})), f"{{0}}/adapter.json: scales.{SITE}:"),
-    "later format": (edit(lambda c: c.update(format=2)), "{0}/adapter.json: format: Input should be 1"),
-    "unknown key": (edit(lambda c: c.update(metod="x")), "metod: unknown key, did you mean method?"),
-    "no weights": (lambda d: (d / "adapter.safetensors").unlink(), "{0}/adapter.safetensors: is missing"),
-    "half the weights": (lambda d: cut(d / "adapter.safetensors"), "{0}/adapter.safetensors: is damaged"),
+    "no file": (lambda d: (d / "adapter.safetensors").unlink(), "{0}: is no task adapter (adapter.safetensors is m"),
+    "nothing said": (
+        lambda d: save_file(load_file(d / "adapter.safetensors"), d / "adapter.safetensors"),
+        "{0}/adapter.safetensors: is no task adapter (its metadata do not say whose it is)",
+    ),
+    "half of it said": (retell('{"scales": '), "{0}/adapter.safetensors: is no task adapter, or is damaged"),
+    "a list": (retell("[]"), "{0}/adapter.safetensors: Input should be a valid dictionary"),
+    "nested too deep": (retell("[" * 100_000), "{0}/adapter.safetensors: is no task adapter, or is damaged"),
+    "no scales": (edit(lambda c: c.pop("scales")), "{0}/adapter.safetensors: scales: Field required"),
+    "no checkpoint": (
+        edit(lambda c: c["origin"].pop("checkpoint")),
+        "{0}/adapter.safetensors: origin.checkpoint: Field required",
+    ),
+    "a scale of words": (edit(lambda c: c["scales"].update({SITE: "x"})), f"{{0}}/adapter.safetensors: scales.{SITE}:"),
+    "later format": (edit(lambda c: c.update(format=3)), "{0}/adapter.safetensors: format: Input should be 2"),
+    "unknown key": (edit(lambda c: c["origin"].update(metod="x")), "metod: unknown key, did you mean method?"),
+    "half the weights": (lambda d: cut(d / "adapter.safetensors"), "{0}/adapter.safetensors: is no task adapter, or"),
+    "an empty file": (lambda d: (d / "adapter.safetensors").write_bytes(b""), "{0}/adapter.safetensors: is no task"),
+    "a folder in its place": (as_folder, "{0}/adapter.safetensors: cannot be read (Is a directory)"),
     "a tensor missing": (retensor(**NO_TENSOR), f"{{0}}/adapter.safetensors: tensor {SITE}.A is missing"),
     "a tensor too many": (edit(lambda c: c["scales"].pop(SITE)), f"tensor {SITE}.A belongs to no site"),
     "a stranger's name": (
@@ -390,7 +438,31 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "narrow A": (retensor(**{f"{SITE}.A": torch.zeros(1, 3, 31)}), f"{SITE}.A has shape (1, 3, 31), not (1, rank, 32)"),
     "narrow B": (retensor(**{f"{SITE}.B": torch.zeros(1, 23, 3)}), f"{SITE}.B has shape (1, 23, 3), not (1, 24, rank)"),
     "narrow memory": (retensor(memory=torch.zeros(1, 5, 31)), "memory has shape (1, 5, 31), not (1, tokens, 32)"),
+    "no rank": (
+        retensor(**{f"{SITE}.A": torch.zeros(1, 0, 32), f"{SITE}.B": torch.zeros(1, 24, 0)}),
+        f"tensor {SITE}.A has rank 0",
+    ),
+    "whole numbers": (retensor(memory=torch.ones(1, 5, 32, dtype=torch.long)), "memory has the type torch.int64"),
+    "doubles beyond fp32": (
+        retensor(memory=torch.full((1, 5, 32), 1e300, dtype=torch.float64)),
+        "tensor memory holds values that are no finite numbers",
+    ),
     "short mask": (retensor(mask=torch.ones(1, 4)), "mask has shape (1, 4), not (1, 5)"),
+}
+NON_FINITE = {
+    "a scale": (
+        lambda value: edit(lambda c: c["scales"].update({SITE: value})),
+        f"scales.{SITE}: Input should be a fi",
+    ),
+    "no scale": (lambda _: edit(lambda c: c["scales"].update({SITE: None})), f"scales.{SITE}: Input should be a valid"),
+    "A": (lambda value: retensor(**{f"{SITE}.A": spoilt((1, 3, 32), value)}), f"tensor {SITE}.A holds values that are"),
+    "B": (lambda value: retensor(**{f"{SITE}.B": spoilt((1, 24, 3), value)}), f"tensor {SITE}.B holds values that are"),
+    "the memory": (lambda value: retensor(memory=spoilt((1, 5, 32), value)), "tensor memory holds values that are"),
+    "the mask": (lambda value: retensor(mask=spoilt((1, 5), value)), "tensor mask holds something else than 0 and 1"),
+    "half precision": (
+        lambda value: retensor(**{f"{SITE}.A": spoilt((1, 3, 32), value).to(torch.bfloat16)}),
+        f"tensor {SITE}.A holds values that are",
+    ),
 }
 STRANGERS = {f"../x.{factor}": torch.ones(1, 1, 1) for factor in "AB"}
 
@@ -406,6 +478,20 @@ def test_damaged_adapter_is_refused_by_name(name: str, tmp_path: Path) -> None:
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", NON_FINITE)
+def test_a_non_finite_part_of_an_adapter_is_refused_by_name(part: str, value: float, tmp_path: Path) -> None:
+    """In a folder, and in the bytes that a store keeps."""
+    damage, message = NON_FINITE[part]
+    folder = write(random_adapter(small_t5(), seed=0, tasks=1), tmp_path)
+    damage(value)(folder)
+    file = folder / "adapter.safetensors"
+    for opened in (lambda: TaskAdapter.from_pretrained(folder), lambda: adapters.from_bytes(file.read_bytes(), file)):
+        with pytest.raises(CheckpointError) as caught:
+            opened()
+        assert str(caught.value).startswith(f"{file}: {message}")
+
+
 def test_adapter_of_a_deeper_model_is_refused(tmp_path: Path) -> None:
     folder = write(random_adapter(small_t5(num_layers=3), seed=0, tasks=1), tmp_path)
     with pytest.raises(CheckpointError, match=r"site encoder.self.2.q does not exist in this model"):
@@ -417,8 +503,46 @@ def test_scale_survives_the_disk_to_the_last_bit(tmp_path: Path) -> None:
     site = t5.sites()[0]
     lora = {site: Factors(normal(1, 3, 32, seed=0), normal(1, 24, 3, seed=1), 16 / 3)}
     folder = write(TaskAdapter(lora, torch.zeros(1, 0, 32), torch.zeros(1, 0, dtype=torch.long)), tmp_path)
-    assert json.loads((folder / "adapter.json").read_text())["scales"] == {"encoder.self.0.q": 16 / 3}
-    assert read(folder, t5).modules[site].scale == 16 / 3
+    assert said(folder)["scales"] == {"encoder.self.0.q": 16 / 3}
+    assert TaskAdapter.from_pretrained(folder).modules[site].scale == 16 / 3
+
+
+def test_adapters_are_equal_by_value_and_have_no_hash(tmp_path: Path) -> None:
+    t5 = small_t5()
+    adapter = replace(random_adapter(t5, seed=0, tasks=1), origins=(ORIGIN,))
+    same, site = TaskAdapter.from_pretrained(write(adapter, tmp_path)), next(iter(adapter.modules))
+    assert adapter == same and adapter == adapters.unstack(adapters.stack([adapter, same]))[1]
+    factors = adapter.modules[site]
+    others: list[object] = [
+        random_adapter(t5, seed=0, tasks=1),
+        replace(adapter, origins=()),
+        replace(adapter, memory=adapter.memory + 1),
+        replace(adapter, mask=1 - adapter.mask),
+        adapter.without_memory(),
+        adapter.without_modules(),
+        adapter.to(torch.device("cpu"), torch.bfloat16),
+        replace(adapter, modules={**adapter.modules, site: replace(factors, scale=factors.scale * 2)}),
+        replace(adapter, modules={**adapter.modules, site: replace(factors, a=factors.a * 2)}),
+        adapters.stack([adapter, adapter]),
+        "adapter",
+        None,
+    ]
+    assert all(adapter != other for other in others)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(adapter)
+
+
+def test_an_adapter_prints_in_a_line() -> None:
+    t5 = small_t5()
+    long = ORIGIN.model_copy(update={"definition": "Keep only\nthe animals, " * 20})
+    adapter = replace(random_adapter(t5, seed=0, tasks=1), origins=(long,))
+    assert repr(adapter) == (
+        "TaskAdapter(method='tagi', tasks=1, rank=3, sites=12, tokens=[5], "
+        "instruction='Keep only the animals, Keep only the animals, Keep [...]')"
+    )
+    many = adapters.stack([replace(adapter, origins=())] * 40)
+    assert "tasks=40" in repr(many) and len(repr(many)) < 120
+    assert len(repr(neutral(t5, 1))) < 120
 
 
 def test_bytes_and_back() -> None:
@@ -427,7 +551,7 @@ def test_bytes_and_back() -> None:
         again = adapters.from_bytes(adapters.to_bytes(replace(adapter, origins=known)), Path("x"))
         assert_equal(again, adapter)
         assert again.origins == known
-    with pytest.raises(CheckpointError, match="x: is no task adapter or is damaged"):
+    with pytest.raises(CheckpointError, match="x: is no task adapter, or is damaged"):
         adapters.from_bytes(adapters.to_bytes(adapter)[:-1], Path("x"))
 
 

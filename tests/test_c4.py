@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tagi.data.c4 import TokenStore, cut, documents, list_files, pretraining_segments
+from tagi.data.packing import pieces
 from tagi.data.tokenizers import word_level
 from tagi.errors import DataError
+from tagi.train.pretrain import segment_batch
 
 TEXTS = ["one two three four", "one two", "five six seven", "", "one three five seven two"]
 
@@ -146,7 +148,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
 
 def test_an_epoch_shows_every_document_once_with_new_cuts(store: TokenStore) -> None:
     def item(index: int, seed: int = 5) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(map(int, part)) for part in pretraining_segments(store, index, seed))
+        return tuple(tuple(map(int, part)) for part in pretraining_segments(store, index, seed)[:3])
 
     whole = sorted(tuple(map(int, store[i])) for i in range(len(store)))
     epochs = [[item(index) for index in range(first, first + 3)] for first in range(0, 60, 3)]
@@ -162,4 +164,29 @@ def test_real_text(shared_data: Path, tokenizer: PreTrainedTokenizerFast) -> Non
     assert sum(1 for text in documents(files) if text.strip()) == 27_119
     store = TokenStore.build(list_files(shared_data / "c4", "validation"), tokenizer, limit=300)
     assert 290 <= len(store) <= 300
-    assert len(np.concatenate(pretraining_segments(store, 12_345, seed=0))) >= 3
+    assert len(np.concatenate(pretraining_segments(store, 12_345, seed=0)[:3])) >= 3
+
+
+def test_the_end_token_stands_where_a_document_ends_and_nowhere_where_it_was_cut(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Of a document of exactly 1,024 tokens the end is there; of one with one more it is not (Eq. 3)."""
+    path = write_lines(tmp_path / "a.json", ["one two three", "six " * 1024, "seven " * 1025, "five " * 3000])
+    store = TokenStore.build([path], tokenizer)
+    assert store.shortened == {2, 3}
+    end, seen = tokenizer.eos_token_id, set[tuple[int, bool]]()
+    for index in range(40):
+        item = pretraining_segments(store, index, seed=0)
+        batch = segment_batch([item], tokenizer)
+        word = int(item.a[0])
+        seen.add((word, item.ends))
+        assert batch.instruction_ids.tolist() == [item.a.tolist()] and batch.input_ids.tolist() == [item.b.tolist()]
+        assert batch.labels.tolist() == [[*item.c.tolist(), *[end] * item.ends]]
+        assert end not in {*item.a.tolist(), *item.b.tolist(), *item.c.tolist()}
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("one", "six", "seven", "five")}
+    assert seen == {(ids["one"], True), (ids["six"], True), (ids["seven"], False), (ids["five"], False)}
+
+
+def test_pieces_of_a_shortened_document_have_no_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    store = TokenStore.of(iter(["one " * 20, "two " * 30]), tokenizer, longest=20)
+    assert pieces(store, 12).ends.tolist() == [False, True, False, False]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,7 +24,7 @@ from tagi.errors import CheckpointError
 from tagi.files import DiskError
 from tagi.methods import Method
 from tagi.model import checkpoint
-from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
+from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint, fingerprint_tensors
 from tagi.model.rows import Rows
 from tagi.model.t5_hf import load_t5, save_t5
 from tagi.model.tagi import TagiModel
@@ -131,19 +133,44 @@ def test_another_backbone_is_refused_naming_both(frozen: tuple[TagiModel, ModelC
     )
 
 
-def test_fingerprint_sees_any_value_and_no_dtype_or_place(tmp_path: Path) -> None:
+def test_fingerprint_sees_every_value_type_and_shape() -> None:
+    """One bit of any tensor, the first, the last or one between, and what no value says: name, type and shape."""
     model = small_t5()
     before = fingerprint(model)
     assert fingerprint(small_t5()) == before
     assert fingerprint(small_t5(seed=1)) != before
-    assert fingerprint(small_t5().double()) == before
+    assert fingerprint(small_t5().double()) != before
     for name, parameter in model.named_parameters():
-        kept = parameter.detach().clone()
-        with torch.no_grad():
-            parameter.view(-1)[-1] += 0.5
-            assert fingerprint(model) != before, name
-            parameter.copy_(kept)
+        bits = parameter.detach().view(-1).view(torch.int32)
+        for place in {0, len(bits) // 3, len(bits) - 1}:
+            bits[place] ^= 1
+            assert fingerprint(model) != before, (name, place)
+            bits[place] ^= 1
     assert fingerprint(model) == before
+
+
+@given(st.integers(0, 4000), st.integers(1, 4000), st.sampled_from([torch.float32, torch.bfloat16, torch.int64]))
+def test_fingerprint_of_tensors_sees_any_zeroed_part(first: int, count: int, dtype: torch.dtype) -> None:
+    whole = torch.ones(5000).to(dtype)
+    cut = whole.clone()
+    cut[first : first + count] = 0
+    assert fingerprint_tensors({"w": cut}) != fingerprint_tensors({"w": whole})
+
+
+def test_fingerprint_needs_no_order_nor_contiguous_tensors() -> None:
+    one, other = torch.arange(6.0).view(2, 3), torch.tensor(2.0)
+    whole = fingerprint_tensors({"a": one, "b": other, "c": torch.zeros(0, 3)})
+    assert fingerprint_tensors({"c": torch.zeros(0, 3), "b": other, "a": one.T.contiguous().T}) == whole
+    for changed in ({"a": one.view(3, 2)}, {"a": one.T}, {"b": other[None]}, {"c": torch.zeros(3, 0)}, {"d": other}):
+        assert fingerprint_tensors({"a": one, "b": other, "c": torch.zeros(0, 3)} | changed) != whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fingerprint_of_a_backbone_inside_is_of_what_is_written(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = small_tagi()
+    checkpoint.save(model, model_config(model), tmp_path / "saved", dtype=dtype)
+    loaded = checkpoint.load(tmp_path / "saved")
+    assert loaded.config.backbone_fingerprint == fingerprint(loaded.model.backbone)
 
 
 def test_bfloat16_checkpoint_opens_with_rounded_values(saved: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cli_runs import INSTRUCTION, Run, mistake
 from tagi import Decoding, Tagi
 from tagi.cli import common
 from tagi.data.types import Demonstration, Instruction
+from tagi.model.adapter import TaskAdapter
 
 COMMANDS = (
     *("", "demo", "run", "adapt", "train", "runs", "eval sni", "eval micro", "eval compare", "methods", "doctor"),
@@ -273,7 +274,7 @@ def test_adapt_json_and_force(tagi: Run, checkpoint: Path, tmp_path: Path) -> No
     found = tagi("adapt", INSTRUCTION, "-o", folder, "--checkpoint", checkpoint, "--force", "--json").json
     assert found["adapter"] == str(folder)
     assert found["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
-    assert json.loads((folder / "adapter.json").read_text())["definition"] == INSTRUCTION
+    assert TaskAdapter.from_pretrained(folder).origins[0].definition == INSTRUCTION
 
 
 def test_adapt_overwrites_nothing_else(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import yaml
 
 from cli_runs import CONFIG, INSTRUCTION, Result, Run, mistake, write_config
 from tagi import Tagi
-from tagi.cli import common, demo, doctor
+from tagi.cli import demo, doctor
 from tagi.cli import eval as eval_command
 from tagi.cli.main import main
+from tagi.config_files import RUN_FILE
 from tagi.data.micro_splits import SHOWN_TASK
 from tagi.data.microtasks import MicroTask, write_sni
 from tagi.data.types import Instruction
@@ -33,7 +34,7 @@ def test_train_prints_the_checkpoint(tagi: Run, tmp_path: Path) -> None:
     result = tagi("train", "finetune", "--config", write_config(tmp_path), "training.steps=1", "data.seed=3")
     final = tmp_path / "runs" / "final"
     assert (result.code, result.out) == (0, f"{final}\n")
-    kept = yaml.safe_load((final / common.RUN_FILE).read_text())
+    kept = yaml.safe_load((final / RUN_FILE).read_text())
     assert (kept["training"]["steps"], kept["data"]["seed"], kept["data"]["compositions"]) == (1, 3, 20)
 
 
@@ -54,7 +55,7 @@ def test_dry_run_writes_nothing(tagi: Run, tmp_path: Path) -> None:
 def test_weights_of_another_shape_than_the_config_expects(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     shape = f"backbone={{path: {checkpoint / 'backbone'}, shape: t5-small}}"
     found = tagi("train", "finetune", "--config", write_config(tmp_path), shape)
-    mistake(found, "backbone.shape.vocab_size: is 32128, but the checkpoint", str(checkpoint / "backbone"))
+    mistake(found, "backbone.shape.d_model: is 512, but the checkpoint", str(checkpoint / "backbone"))
 
 
 def test_resume(tagi: Run, tmp_path: Path) -> None:
@@ -198,12 +199,12 @@ def test_eval_micro_new_phrasings(tagi: Run, checkpoint: Path) -> None:
 def test_eval_micro_says_what_it_cannot_know(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger"
     shutil.copytree(checkpoint, stranger)
-    (stranger / common.RUN_FILE).unlink()
+    (stranger / RUN_FILE).unlink()
     arguments = ["eval", "micro", "--tasks", 2, "--instances", 1, "--checkpoint"]
     assert "may not be unseen" in tagi(*arguments, checkpoint, "--data-seed", 1).err
     assert tagi(*arguments, checkpoint).err == ""
-    (stranger / common.RUN_FILE).write_text("stage: dance", encoding="utf-8")
-    mistake(tagi(*arguments, stranger), str(stranger / common.RUN_FILE))
+    (stranger / RUN_FILE).write_text("stage: dance", encoding="utf-8")
+    mistake(tagi(*arguments, stranger), str(stranger / RUN_FILE))
 
 
 def test_eval_mistakes(tagi: Run, checkpoint: Path, metatrained: Path, tmp_path: Path) -> None:

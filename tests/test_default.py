@@ -7,11 +7,12 @@ from statistics import fmean
 import pytest
 
 from tagi import Tagi
-from tagi.cli.common import RUN_FILE, default_checkpoint
+from tagi.cli.common import default_checkpoint
 from tagi.cli.micro import strangers, trained_on, unseen, with_instances
-from tagi.config_files import load
+from tagi.config_files import RUN_FILE, load
 from tagi.data.microtasks import MicroTask
 from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
+from tagi.model import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,3 +66,9 @@ def test_the_figures_of_500_unseen_tasks(tagi: Tagi) -> None:
     assert exact_match(tagi, tasks, 20, "shuffled") < 0.25
     assert exact_match(tagi, tasks, 20, "empty") < 0.1
     assert exact_match(tagi, tasks, 20, adapter="memory_only") < right  # LoRA has a share of its own
+
+
+@pytest.mark.parametrize("folder", ["src/tagi/assets/default", "weights/backbone", "weights/backbone-metatrained"])
+def test_fingerprint_of_what_the_repository_holds_is_its_own(folder: str) -> None:
+    found = checkpoint.load(ROOT / folder)
+    assert found.config.backbone_fingerprint == checkpoint.fingerprint(found.model.backbone)

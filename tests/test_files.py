@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from tagi import files
 from tagi.files import DiskError, append_line, atomic_folder, check_writable, write_text
 
 ERRORS = [
@@ -49,6 +50,40 @@ def test_new_folder_takes_the_place_of_the_old(tmp_path: Path) -> None:
     assert state(tmp_path) == {"t": None, "t/new": "new"}
 
 
+@pytest.mark.parametrize("way", ["swapped", "in two steps"])
+def test_of_a_link_the_folder_is_replaced_and_the_link_stays(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a link to a link, of one that points nowhere yet, and of a link to a file."""
+    if way == "in two steps":
+        monkeypatch.setattr(files, "_swapped", lambda *_: False)
+    real, link, chain = tmp_path / "elsewhere" / "real", tmp_path / "link", tmp_path / "chain"
+    real.mkdir(parents=True)
+    (real / "old").write_text("old")
+    link.symlink_to(real)
+    chain.symlink_to("link")
+    for number, target in enumerate((link, chain, real)):
+        with atomic_folder(target) as draft:
+            (draft / f"{number}").write_text("new")
+        assert state(real) == {f"{number}": "new"} and link.readlink() == real and chain.is_symlink()
+    nowhere = tmp_path / "nowhere"
+    nowhere.symlink_to(tmp_path / "later" / "folder")
+    with atomic_folder(nowhere) as draft:
+        (draft / "x").write_text("new")
+    assert nowhere.is_symlink() and state(tmp_path / "later") == {"folder": None, "folder/x": "new"}
+    text = tmp_path / "text"
+    text.symlink_to(real / "2")
+    write_text(text, "through the link")
+    assert text.is_symlink() and state(real) == {"2": "through the link"}
+    round_about = tmp_path / "round"
+    round_about.symlink_to(round_about)
+    with pytest.raises(DiskError, match="round: cannot be written"), atomic_folder(round_about):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "elsewhere", "link", "chain", "nowhere", "later", "text", "round"
+    }  # fmt: skip
+
+
 def test_others_may_read_what_was_written(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "t"):
         pass
@@ -77,7 +112,7 @@ def test_error_in_the_block_leaves_the_old_folder(
     assert state(tmp_path) == untouched
 
 
-@pytest.mark.parametrize("failing", [1, 2], ids=["moving the old one away", "moving the new one in"])
+@pytest.mark.parametrize("failing", [1, 2, 3], ids=["at once", "moving the old one away", "moving the new one in"])
 @pytest.mark.parametrize(("error", "expected", "message"), ERRORS)
 def test_error_while_folders_change_places_leaves_the_old_one(
     error: BaseException,
@@ -98,6 +133,7 @@ def test_error_while_folders_change_places_leaves_the_old_one(
         replace(*args)
 
     monkeypatch.setattr(os, "replace", replace_or_fail)
+    monkeypatch.setattr(files, "_swapped", lambda *_: False)  # as where a system cannot do it in a single step
     with pytest.raises(expected, match=message), atomic_folder(tmp_path / "t") as draft:
         (draft / "new").write_text("new")
     assert state(tmp_path) == untouched

@@ -50,7 +50,7 @@ def test_an_adapter_through_a_hub(hub: FakeHub, tmp_path: Path) -> None:
     adapter.save_pretrained(tmp_path / "adapter")
     adapter.push_to_hub("me/x", token="hf_secret")
     assert hub.files == content(tmp_path / "adapter")
-    assert hub.files.keys() == {"README.md", "adapter.json", "adapter.safetensors"}
+    assert hub.files.keys() == {"README.md", "adapter.safetensors"}
     assert TaskAdapter.from_pretrained("me/x").origins == adapter.origins
     assert tagi.generate(INPUTS, tagi.load_adapter("me/x")) == tagi.generate(INPUTS, adapter)
 

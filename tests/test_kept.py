@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from tagi import Tagi
-from tagi.cli.common import RUN_FILE
-from tagi.config_files import load
+from tagi.config_files import RUN_FILE, load
 from tagi.data.sni import SniDataset
 from tagi.eval.evaluate import draw_partners, evaluate
 

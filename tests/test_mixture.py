@@ -6,6 +6,7 @@ import pytest
 
 from tagi.data.mixture import ENDLESS, FixedTasks, Mixture, draw_rows
 from tagi.data.types import Demonstration, Example, Instruction, Task
+from tagi.train.finetune import P3Source
 
 
 def make_task(name: str, rows: int) -> Task:
@@ -111,3 +112,50 @@ def test_an_endless_sequence_never_repeats() -> None:
 def test_an_empty_mixture_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one task"):
         Mixture(FixedTasks([]), tasks=1, rows=1, seed=0)
+
+
+SEVERAL = FixedTasks(
+    [Task(n, Instruction(n), (), [Example(f"{n}{i}", "x", (f"{n}{i}a", f"{n}{i}b")) for i in range(4)]) for n in "pq"]
+)
+
+
+def test_every_accepted_answer_is_trained_on_over_visits() -> None:
+    def drawn(seed: int, index: int, abreast: int = 1) -> list[tuple[str, tuple[str, ...]]]:
+        mixture = Mixture(SEVERAL, tasks=2, rows=2, seed=seed, abreast=abreast)
+        return sorted((row.id, row.targets) for group in mixture.batch(index) for row in group.examples)
+
+    mixture = Mixture(SEVERAL, tasks=2, rows=2, seed=0)
+    seen = Counter(row.targets for i in range(200) for group in mixture.batch(i) for row in group.examples)
+    assert seen.keys() == {(f"{n}{i}{x}",) for n in "pq" for i in range(4) for x in "ab"}
+    # 100 visits of every row: a fair draw leaves 30 to 70 but once in 16,000
+    assert all(30 <= count <= 70 for count in seen.values())
+    assert drawn(0, 37) == drawn(0, 37), "a batch is a function of its number, so that a run resumes"
+    assert any(drawn(0, i) != drawn(1, i) for i in range(4))
+    one, two = ([drawn(0, i, abreast) for i in range(16)] for abreast in (1, 2))
+    assert sorted(map(str, one)) == sorted(map(str, two)), "for any number of processes a window holds the same"
+
+
+def test_evaluation_keeps_all_accepted_answers() -> None:
+    assert all(len(row.targets) == 2 for task in SEVERAL.tasks for row in task.examples)
+    mixture = Mixture(SEVERAL, tasks=1, rows=1, seed=0)
+    assert len(mixture.batch(0)[0].task.examples[0].targets) == 2
+
+
+@pytest.mark.parametrize(("shown", "asked"), [(2, 3), (1, 8), (9, 1)])
+def test_support_and_query_examples_of_a_visit_are_apart(shown: int, asked: int) -> None:
+    """A.1: k support examples and m query examples of one task, both drawn anew on every visit."""
+    tasks = [make_task("t", 12), make_task("u", 9)]
+    mixture = Mixture(P3Source(tuple(tasks), shown), tasks=1, rows=asked, seed=3)
+    rows = {task.name: {(row.input, row.targets[0]) for row in task.examples} for task in tasks}
+    supports: dict[str, set[frozenset[str]]] = {"t": set(), "u": set()}
+    queried: dict[str, set[str]] = {"t": set(), "u": set()}
+    for index in range(120):
+        (group,) = mixture.batch(index)
+        support = [(one.input, one.output) for one in group.task.instruction.positives]
+        query = [(row.input, row.targets[0]) for row in group.examples]
+        assert len(set(support)) == min(shown, len(rows[group.task.name]) - 1) and len(query) == asked
+        assert set(support) | set(query) <= rows[group.task.name] and not set(support) & set(query)
+        supports[group.task.name].add(frozenset(answer for _, answer in support))
+        queried[group.task.name] |= {answer for _, answer in query}
+    assert all(len(each) > 5 for each in supports.values())
+    assert {name: len(each) for name, each in queried.items()} == {"t": 12, "u": 9}

@@ -166,6 +166,25 @@ def test_demonstrations_of_every_part_are_shown(folders: dict[str, Path], tmp_pa
     assert shown == [[2] * 6] * 3
 
 
+def test_support_is_given_or_drawn(folders: dict[str, Path], tmp_path: Path) -> None:
+    """SNI's own positive examples (Def + 2 Pos), or k of a task's rows on every visit, apart from those asked (A.1)."""
+
+    def shown(support: str) -> list[tuple[str, ...]]:
+        data = {"source": "sni", "path": str(folders["sni"]), "support": support}
+        source = task_source(config(tmp_path, data=data, prompt={"style": "plain", "positives": 2}))
+        assert not isinstance(source, Shares)
+        visits = [source.task(0, visit) for visit in range(6)]
+        for task in visits:
+            asked = {row.input for row in task.examples}
+            assert support == "given" or not asked & {one.input for one in task.instruction.positives}
+        return [tuple(one.input for one in task.instruction.positives[:2]) for task in visits]
+
+    given, drawn = shown("given"), shown("drawn")
+    assert len(set(given)) == 1 and len(set(drawn)) > 1 and {len(each) for each in drawn} == {2}
+    with pytest.raises(ConfigError, match="support=drawn draws from a task's own rows"):
+        parse(DataConfig, {"source": "micro", "support": "drawn"}, source="test")
+
+
 def test_some_turns_are_without_demonstrations(folders: dict[str, Path], tmp_path: Path) -> None:
     data = mixed(folders, zero_shot=0.25)
     data["parts"]["benchmark"] |= {"zero_shot": 0.5, "balance": "category"}

@@ -14,6 +14,7 @@ from cli_runs import INSTRUCTION, Run, mistake
 from tagi import Tagi
 from tagi.cli import common, solving
 from tagi.data.types import Instruction
+from tagi.infer.answers import AnswerTexts
 from test_cli import COMMANDS
 
 OTHER = "Remove the fruits."
@@ -114,7 +115,7 @@ def test_newcomer_draws_for_equal_inputs_in_one_go(
 
 @pytest.mark.parametrize("sign", [*"\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", "\r\n"])
 def test_newcomer_counts_lines(tagi: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, sign: str) -> None:
-    monkeypatch.setattr(Tagi, "_text", lambda *_: f"one{sign}two [red] \\n")
+    monkeypatch.setattr(AnswerTexts, "_decoded", lambda *_: f"one{sign}two [red] \\n")
     asked = ["run", INSTRUCTION, "--input", "cat", "--input", "dog", "--checkpoint", checkpoint]
     written = sign.encode("unicode_escape").decode()
     assert tagi(*asked).out.splitlines() == [f"one{written}two [red] \\n"] * 2

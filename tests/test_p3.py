@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from jinja2 import nodes
 
+from cli_runs import Run, mistake
 from tagi.data import p3
-from tagi.data.p3 import P3Dataset, TrainSet, data_sets, with_demonstrations
+from tagi.data.p3 import EVALUATION, LABELS, P3Dataset, TrainSet, data_sets, with_demonstrations
 from tagi.data.sandbox import environment
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
@@ -120,7 +122,14 @@ def test_splits_are_those_of_table_11() -> None:
         ),
         ("train/other.jsonl", "", "other.jsonl: belongs to no template"),
         ("eval/super_glue_rte.jsonl", "[1]", "line 1: must be a JSON object"),
-        ("eval/super_glue_rte.jsonl", '{"label": "Maybe"}', "does it follow: jinja: cannot be rendered"),
+        ("eval/super_glue_rte.jsonl", '{"label": 1}', "'premise' is undefined), with row 1 of "),
+        (
+            "eval/super_glue_rte.jsonl",
+            '{"label": 1, "premise": "a", "hypothesis": null}',
+            "a field that it prints is null",
+        ),
+        ("eval/super_glue_rte.jsonl", "\n", "super_glue_rte.jsonl: holds no row"),
+        (TEMPLATES, RTE.replace("original_task: true", "original_task: false"), "has no prompt for the rows of"),
         (
             TEMPLATES,
             RTE.replace("Yes ||| No", "Yes ||| Yes"),
@@ -139,6 +148,39 @@ def test_damaged_data_is_named(folder: Path, file: str, text: str, words: str) -
     dataset = P3Dataset(folder, "all")
     with pytest.raises(DataError, match=re.escape(words)):
         read_all(dataset)
+
+
+def unlabelled() -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Every held-out task with every value that is no label of it."""
+    for name, (field, allowed) in LABELS.items():
+        others = [-1, "-1", "", " ", None, True, False, 1.0, 0.0, 0.5, len(allowed) + 1, "x", [], [1], {}, 10**30]
+        if not isinstance(allowed[0], str):
+            others += ["0", "1"]
+        elif 1 not in allowed:
+            others += [0, 1]
+        yield name, {}, f"there is no {field}"
+        for value in others:
+            yield name, {field: value}, f"{field} is {json.dumps(value)}"
+
+
+@pytest.mark.parametrize(("name", "row", "words"), unlabelled())
+def test_unlabelled_rows_are_refused(name: str, row: dict[str, Any], words: str, folder: Path) -> None:
+    """The templates of this folder would answer: the row has all of their fields."""
+    templates = RTE.replace("answer_choices[label]", "'Yes'")
+    write(folder / "templates" / EVALUATION[name] / "templates.yaml", templates)
+    field, allowed = LABELS[name]
+    told = {"premise": "a", "hypothesis": "b"}
+    lines = [json.dumps({**told, field: allowed[-1]}), json.dumps({**told, **row})]
+    write(folder / "eval" / f"{name}.jsonl", "\n".join(lines))
+    with pytest.raises(DataError) as refused:
+        P3Dataset(folder, "all").eval_tasks(name)
+    assert f"row 2 has no label: {words}, and must be " in str(refused.value)
+    assert len(P3Dataset(folder, "all").eval_tasks(name, limit=1)) == 1, "what is labelled is read"
+
+
+def test_unlabelled_rows_end_the_command(folder: Path, tagi: Run) -> None:
+    write(folder / "eval/super_glue_rte.jsonl", json.dumps({**ROWS[0], "label": -1}))
+    mistake(tagi("eval", "p3", "--data", folder), "row 1 has no label: label is -1, and must be 0 or 1")
 
 
 def read_all(dataset: P3Dataset) -> None:

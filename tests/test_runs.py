@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from cli_runs import CONFIG, Run, mistake
-from tagi import config_files
+from tagi import config_files, methods
 from tagi.cli import train as train_command
 from tagi.config import RunConfig
+from tagi.data.c4 import MAX_LENGTH
 from tagi.errors import ConfigError
 from tagi.repro import listing
 from tagi.repro import runs as registry
@@ -98,12 +99,37 @@ def test_the_earlier_stages_are_table_6(name: str) -> None:
         assert run["teachers"].teachers.rank == 32
 
 
+def longest(config: RunConfig) -> int:
+    """Tokens that a stage's language model reads at once, at most."""
+    return config.prompt.longest_prompt if methods.get(config.method).prompt else config.prompt.max_input
+
+
+@pytest.mark.parametrize("name", TABLE_6)
+def test_lengths_are_table_6(name: str) -> None:
+    """1,024 tokens in, 128 out; in P3's finetuning 512 and 64. The teacher of Eq. 5 reads (a; b) within the same."""
+    run, p3 = named(name), name.startswith("p3")
+    for stage in run.keys() & {"metatrain", "teachers"}:
+        assert (longest(run[stage]), run[stage].prompt.max_target) == (1024, 128)
+    finetune, teacher = run["finetune"].prompt, run["finetune"].objective.teacher
+    assert teacher is not None and teacher.kind == ("fid" if p3 else "instruct")
+    read = longest(run["finetune"]), finetune.longest_prompt, finetune.max_target
+    assert read == ((512, 512, 64) if p3 else (1024, 1024, 128))
+    assert MAX_LENGTH == 1024  # of a document in pretraining
+
+
+def test_the_run_for_one_gpu_cuts_inputs_and_no_prompts() -> None:
+    """Student and LoRAs read 512 tokens of the input alone, its own choice; with the instruction it is 1,024."""
+    run = named("sni-base-24gb")
+    assert [longest(run[stage]) for stage in ("metatrain", "teachers", "finetune")] == [1024, 512, 512]
+    assert run["finetune"].prompt.longest_prompt == 1024
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_every_reference_to_another_stage_is_to_an_earlier_output(name: str) -> None:
     written: set[str] = set()
     for config in named(name, ["output=elsewhere"]).values():
         teacher = config.objective.teacher
-        for reference in (config.start_from, config.bank, teacher.checkpoint if teacher else None):
+        for reference in (config.start_from, config.bank, config.bank_base, teacher.checkpoint if teacher else None):
             assert reference is None or reference in written or not reference.startswith(("runs", "elsewhere"))
         written.add(f"{config.output}/final")
     assert all(one.startswith("elsewhere/") for one in written)

@@ -167,7 +167,7 @@ def test_folders_and_methods_that_cannot_be(tagi: Tagi, tmp_path: Path) -> None:
         AdapterStore(tagi, tmp_path / "file")
     with pytest.raises(InputError, match="no adapter"):
         AdapterStore(make("metatrain"), tmp_path)
-    with AdapterStore(tagi, tmp_path / "store") as store, pytest.raises(InputError, match="instruction is empty"):
+    with AdapterStore(tagi, tmp_path / "store") as store, pytest.raises(InputError, match="instruction 2 is empty"):
         store.register_all(["a", " "])
 
 

@@ -194,7 +194,8 @@ def test_pretraining_cuts_plain_text_in_three(tmp_path: Path) -> None:
     assert batch.task_index.tolist() == list(range(rows))
     end = 1
     for part, mask in ((batch.instruction_ids, batch.instruction_mask), (batch.input_ids, batch.input_mask)):
-        assert all(ids[m.sum() - 1] == end for ids, m in zip(part, mask, strict=True))
+        assert all(ids[m.sum() - 1] != end for ids, m in zip(part, mask, strict=True))
+    assert all(labels[(labels != -100).sum() - 1] == end for labels in batch.labels)
     run(config(tmp_path / "run", stage="pretrain", data=data))
 
 

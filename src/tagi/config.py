@@ -17,6 +17,8 @@ ModuleKind = Literal["lora", "prefix", "bottleneck"]
 P3Instruction = Literal["template", "full"]
 """What a hypernetwork reads of P3: the template by itself, or a row's whole prompt, which makes every row a task."""
 PromptStyle = Literal["tk", "plain", "t0"]
+TeacherKind = Literal["instruct", "lora", "fid"]
+"""A model trained with the instruction in the prompt; the bank's LM + Δ_i; FiD-ICL over demonstrations."""
 RankNorm = Literal["mean", "sum"]
 """Log-likelihood of a choice by target token, or of all of them together."""
 
@@ -152,7 +154,14 @@ class PromptConfig(Frozen):
     """Demonstrations shown with the definition: 0 is Def, 2 is Def+2Pos."""
     max_instruction: Positive = 1024
     max_input: Positive = 1024
+    max_prompt: Positive | None = None
+    """Of instruction and input in one text; None is the sum of their limits."""
     max_target: Positive = 128
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of instruction and input in one text, at most."""
+        return self.max_prompt or self.max_instruction + self.max_input
 
 
 NamedShape = Annotated[T5Shape, BeforeValidator(lambda shape: named_shape(shape) if isinstance(shape, str) else shape)]
@@ -241,6 +250,10 @@ class DataConfig(Frozen):
     """Only the training tasks of so many categories, those with the most tasks (sni; Table 10: 6, 15, 30, 60)."""
     balance: Literal["task", "category"] = "task"
     """What has equally many turns: every task, or every category, its tasks in turn (sni, p3)."""
+    support: Literal["given", "drawn"] = "given"
+    """Demonstrations of a training task: the examples that its file gives (Def + 2 Pos), or `prompt.positives` rows of
+    its own, drawn anew on every visit and then not asked (A.1's k support beside m query examples, which are
+    `training.rows_per_task`); sni. P3's files give none, so that its are always drawn."""
     zero_shot: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of a training task's turns on which its demonstrations are left out, where `prompt.positives` shows any."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
@@ -270,6 +283,8 @@ class DataConfig(Frozen):
             raise ValueError(f"balance=category needs tasks with categories, sni or p3, not source={self.source}")
         if self.zero_shot and self.source in ("c4", "corpus", "mixture"):
             raise ValueError(f"zero_shot is of tasks; source={self.source} has none (a mixture's parts have)")
+        if self.support == "drawn" and self.source not in ("sni", "p3"):
+            raise ValueError(f"support=drawn draws from a task's own rows, of sni or p3, not source={self.source}")
         if self.part == "test" and not self.skip:
             raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
         return self
@@ -338,8 +353,7 @@ class TrainingConfig(Frozen):
 class TeacherConfig(Frozen):
     """The teacher of Eq. 5, which reads (a; b)."""
 
-    kind: Literal["instruct", "lora", "fid"]
-    """A model trained with the instruction in the prompt; the bank's LM + Δ_i; FiD-ICL over demonstrations."""
+    kind: TeacherKind
     checkpoint: str
     """The instruct model, FiD-ICL, or the language model that the bank's LoRAs were trained on."""
     shots: Positive = 16

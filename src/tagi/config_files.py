@@ -16,6 +16,8 @@ from tagi.errors import CheckpointError, ConfigError, DataError
 from tagi.reading import json_value, read_text
 
 C = TypeVar("C", bound=Frozen)
+RUN_FILE = "run.yaml"
+"""The config of the run that trained a checkpoint, kept inside it."""
 NODES, DEPTH = 100_000, 100
 """Values of a YAML text when its aliases are written out, and how deep they are nested, at most."""
 

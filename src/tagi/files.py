@@ -1,16 +1,25 @@
 """Writing files so that a crash, Ctrl-C or a full disk leaves the old state or the new, never half of it."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from tagi.errors import TagiError
+
+T = TypeVar("T")
+TRIES = 50
+"""Times that a folder is read, or its place is taken, while others replace it meanwhile."""
+PAUSE = 0.002
+"""Seconds between those tries."""
 
 
 class DiskError(TagiError):
@@ -21,23 +30,59 @@ class DiskError(TagiError):
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling to write into; it takes the place of `target` only when the block ends well.
 
+    Several processes may write to one target: each folder stands there whole until the next takes its place. Of a link
+    to a folder, the folder is replaced and the link stays.
+
     Raises:
         DiskError: no space, no permission, or another error of the file system.
     """
     with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        place = Path(os.path.realpath(target))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
         try:
             yield draft
             draft.chmod(0o755)
             for file in draft.rglob("*"):
                 file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes files that only their owner reads
-            if target.exists():
-                _exchange(target, draft)
-            else:
-                os.replace(draft, target)
+            _take_place(draft, place)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def read_whole(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` finds in a folder that others may replace meanwhile: all of it from one and the same folder.
+
+    Raises:
+        DiskError: it was replaced at every try.
+        TagiError: what `read` raises.
+    """
+    for _ in range(TRIES):
+        before = _identity(folder)
+        try:
+            found = read()
+        except TagiError:
+            if _identity(folder) == before and not _in_between(folder):
+                raise
+        else:
+            if _identity(folder) == before:
+                return found
+        time.sleep(PAUSE)
+    raise DiskError(f"{folder}: was replaced again and again while it was read; try again when its writers are done")
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """What tells a folder from another that takes its place; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _in_between(folder: Path) -> bool:
+    """Whether a writer has just put an old folder aside, and the new one is not there yet."""
+    return not folder.exists() and any(folder.parent.glob(f".{folder.name}.old.*/*"))
 
 
 def check_replaceable(target: Path, mark: str, kind: str) -> None:
@@ -50,17 +95,56 @@ def check_replaceable(target: Path, mark: str, kind: str) -> None:
         raise DiskError(f"{target}: exists and is no {kind}; choose another folder")
 
 
-def _exchange(target: Path, draft: Path) -> None:
-    """Put `draft` in the place of `target` and remove the old folder; after an error the old one is back."""
+def _take_place(draft: Path, target: Path) -> None:
+    """Put `draft` in the place of `target`; what stood there is where the draft was, or removed.
+
+    After an error the old folder is back. Another writer may do the same meanwhile: the last one's stays.
+    """
+    for _ in range(TRIES):
+        try:
+            os.replace(draft, target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _swapped(draft, target) or _in_two_steps(draft, target):
+            return
+        time.sleep(PAUSE)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Whether two folders have changed places in a single step, which Linux can on most file systems."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # another system, or a C library that does not know it
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _in_two_steps(draft: Path, target: Path) -> bool:
+    """Move the old folder aside and the new one in; False where another writer was faster."""
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     try:
         os.replace(target, aside / target.name)
         os.replace(draft, target)
+    except OSError as error:
+        _back(aside, target)
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not draft.exists():
+            raise
+        return False
     except BaseException:
-        if not target.exists():
-            os.replace(aside / target.name, target)
-        shutil.rmtree(aside)
+        _back(aside, target)
         raise
+    shutil.rmtree(aside)
+    return True
+
+
+def _back(aside: Path, target: Path) -> None:
+    """Give an old folder its place again, if nobody has taken it, and clear away."""
+    if (aside / target.name).exists() and not target.exists():
+        os.replace(aside / target.name, target)
     shutil.rmtree(aside)
 
 
@@ -76,20 +160,22 @@ def write_text(target: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A temporary sibling to write; it takes the place of `target` only when the block ends well.
+    """A temporary sibling to write; it takes the place of `target`, or of what `target` is a link to, only when the
+    block ends well.
 
     Raises:
         DiskError: see `atomic_folder`.
     """
     with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        place = Path(os.path.realpath(target))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
         os.close(handle)
         draft = Path(name)
         try:
             yield draft
             draft.chmod(0o644)
-            os.replace(draft, target)
+            os.replace(draft, place)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -106,6 +192,20 @@ def check_writable(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent):
             pass
+
+
+def check_folder(target: Path) -> None:
+    """Refuse, before long work, a folder that cannot be made or written; makes nothing.
+
+    Raises:
+        DiskError: a file lies there or above it, or a folder that may not be written.
+    """
+    with explained(target):
+        there = next(place for place in (target, *target.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def append_line(target: Path, line: str) -> None:

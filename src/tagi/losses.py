@@ -26,7 +26,7 @@ class TokenDistribution:
     """A teacher's distribution at every target position: log-probabilities of K tokens and of all others together."""
 
     log_p: Tensor  # (R, O, K)
-    index: Tensor | None = None  # (R, O, K) the tokens; None means the whole vocabulary in order
+    index: Tensor | None = None  # (R, O, K) the tokens; None means the vocabulary in order: tokens 0 to K - 1
     tail: Tensor | None = None  # (R, O) log-probability of the tokens not in `index`
 
     def to(self, device: torch.device) -> "TokenDistribution":
@@ -59,7 +59,8 @@ def distillation(student_ROV: Tensor, teacher: TokenDistribution, valid_RO: Tens
     event, which is a lower bound of the whole divergence and equals it where nothing is left out.
     """
     log_q = (_wide(student_ROV) / temperature).log_softmax(-1)
-    named = log_q if teacher.index is None else log_q.gather(-1, teacher.index)
+    tokens = teacher.log_p.shape[-1]  # fewer than V where only the student has rows that no token uses
+    named = log_q[..., :tokens] if teacher.index is None else log_q.gather(-1, teacher.index)
     divergence = _expected_log_ratio(teacher.log_p, named).sum(-1)
     if teacher.tail is not None and teacher.index is not None:
         others = log_q.scatter(-1, teacher.index, float("-inf")).logsumexp(-1)

@@ -15,7 +15,7 @@ from tagi.errors import ConfigError
 from tagi.infer.engine import teacher_forced
 from tagi.losses import distillation, valid_positions
 from tagi.train.build import build_stage
-from tagi.train.distill import Teacher, build_teacher
+from tagi.train.distill import BuiltTeacher, Teacher, build_teacher
 from tagi.train.logits import CacheIdentity, LogitCache
 from tagi.train.start import start
 
@@ -51,11 +51,11 @@ def against_k(config: RunConfig, batches: int, report: Progress) -> list[Kept]:
         raise ConfigError("objective.teacher: this run distils from no teacher")
     config = _one_teacher(config)
     stage, tokenizer = build_stage(config), start(config).tokenizer
-    online, identity = build_teacher(config, tokenizer, None)
     drawn = [stage.batch(number) for number in range(batches)]
     model = stage.model.eval()
+    built = build_teacher(config, tokenizer, None, model.backbone.shape.vocab_size)
     logits = [teacher_forced(model, model.backbone.shape, batch).logits for batch in drawn]
-    temperature, vocabulary = config.objective.temperature, model.backbone.shape.vocab_size
+    temperature, vocabulary = config.objective.temperature, built.vocabulary
 
     def loss(teacher: Teacher) -> float:
         terms = [
@@ -64,22 +64,22 @@ def against_k(config: RunConfig, batches: int, report: Progress) -> list[Kept]:
         ]
         return float(sum(term.total for term in terms) / sum(term.count for term in terms))
 
-    exact = loss(online)
+    exact = loss(built.teacher)
     lines: list[Kept] = []
     sizes = [k for k in KEPT if k < vocabulary] + [vocabulary]
     for number, k in enumerate(sizes):
-        kept = CacheIdentity(teacher=identity, temperature=temperature, top_k=k, vocabulary=vocabulary)
-        lines.append(_line(kept, online, loss, exact, drawn))
+        kept = CacheIdentity(teacher=built.identity, temperature=temperature, top_k=k, vocabulary=vocabulary)
+        lines.append(_line(kept, built, loss, exact, drawn))
         report(number + 1, len(sizes))
     return lines
 
 
-def _line(kept: CacheIdentity, online: Teacher, loss: LossOf, exact: float, drawn: Sequence[Batch]) -> Kept:
+def _line(kept: CacheIdentity, built: BuiltTeacher, loss: LossOf, exact: float, drawn: Sequence[Batch]) -> Kept:
     with tempfile.TemporaryDirectory() as folder:
-        cache = LogitCache(Path(folder), kept, online)
+        cache = LogitCache(Path(folder), kept, built.teacher, built.of_task)
         loss(cache)
         cache.flush()
-        value = loss(LogitCache(Path(folder), kept, online))  # read back from disk
+        value = loss(LogitCache(Path(folder), kept, built.teacher, built.of_task))  # read back from disk
         size = cache.bytes_on_disk / sum(batch.targets for batch in drawn)
     return Kept(kept.top_k, value, value - exact, size)
 

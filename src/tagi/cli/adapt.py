@@ -53,8 +53,8 @@ def _check_free(output: Path, force: bool) -> None:
     Raises:
         TagiError: something is there.
     """
-    from tagi.model.adapter import CONFIG, KIND
+    from tagi.model.adapter import KIND, WEIGHTS
 
-    check_replaceable(output, CONFIG, KIND)
-    if (output / CONFIG).exists() and not force:
+    check_replaceable(output, WEIGHTS, KIND)
+    if (output / WEIGHTS).exists() and not force:
         raise InputError(f"{output}: already holds an adapter; add --force to replace it")

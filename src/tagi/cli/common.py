@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from tagi.infer.engine import Tagi
 
-RUN_FILE = "run.yaml"
-"""The config of the run that trained a checkpoint, kept inside it."""
-
 LINE_EVERY = 10.0
 """Seconds between lines that say how far the work is, where stderr is no terminal and so can show no bar."""
 

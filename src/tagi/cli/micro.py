@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from tagi.cli.common import RUN_FILE, default_checkpoint, note
+from tagi.cli.common import default_checkpoint, note
 from tagi.config import DataConfig
-from tagi.config_files import load
+from tagi.config_files import RUN_FILE, load
 from tagi.data.micro_splits import shuffled_partner
 from tagi.data.microtasks import MicroTask
 from tagi.data.types import Task

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tagi.cli.common import RUN_FILE, Json, bar, note, print_json, stderr, stdout, table, waiting
+from tagi.cli.common import Json, bar, note, print_json, stderr, stdout, table, waiting
 from tagi.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tagi.config import CorpusConfig, RunConfig
+    from tagi.train.datasets import Datasets
     from tagi.train.plan import Plan
     from tagi.train.stage import ModelStage
 
@@ -51,19 +51,21 @@ def train(
 
     Stage `all` skips what is finished and goes on with what is half done. `tagi runs` lists the named runs.
     """
-    run = _configs(stage, config_name, overrides or ())
+    from tagi.train.datasets import Datasets
+
+    run, datasets = _configs(stage, config_name, overrides or ()), Datasets()
     chosen = list(run) if stage == ALL else [stage]
     if not force and any(run[key].training.precision == "fp16" for key in chosen):
         raise ConfigError("training.precision: T5 overflows in fp16; use bf16, or add --force to try it all the same")
     if dry_run:
-        plans = {key: _plan(run, key, draw=True) for key in chosen}
+        plans = {key: _plan(run, key, draw=True, datasets=datasets) for key in chosen}
         if as_json:
             print_json({"dry_run": True, **_as_json(plans, stage)})
         for plan in plans.values() if not as_json else ():
             stdout().print(_table(plan))
         return
     with _saying_what_was_kept():
-        done = {key: _run_stage(run, key, resume or stage == ALL, skip=stage == ALL) for key in chosen}
+        done = {key: _run_stage(run, key, resume or stage == ALL, datasets, skip=stage == ALL) for key in chosen}
     if as_json:
         plans = {key: _plan(run, key, draw=False) for key in chosen}
         print_json({"checkpoint": str(done[chosen[-1]]), **_as_json(plans, stage)})
@@ -98,12 +100,12 @@ def _configs(stage: str, name: str, overrides: Sequence[str]) -> Mapping[str, Ru
     return {stage: config}
 
 
-def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool) -> Plan:
+def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool, datasets: Datasets | None = None) -> Plan:
     from tagi.train.plan import plan
 
     before = list(run.values())[: list(run).index(stage)]
     with bar("drawing batches") as report:
-        made = plan(run[stage], before, draw=draw, report=report)
+        made = plan(run[stage], before, draw=draw, report=report, datasets=datasets)
     for text in made.notes:
         note(text)
     return made
@@ -119,60 +121,63 @@ def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
     }
 
 
-def _run_stage(run: Mapping[str, RunConfig], key: str, resume: bool, *, skip: bool) -> Path:
+def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, datasets: Datasets, *, skip: bool) -> Path:
     """Train one stage; with `skip`, only if it is not finished."""
-    from tagi.train.trainer import FINAL, check_output
+    from tagi.files import check_folder
+    from tagi.train import checkpoints, resume
+    from tagi.train.team import launched
 
     config = run[key]
     output = Path(config.output)
-    if skip and (output / FINAL).exists():
-        note(f"{key}: {output / FINAL} is there already")
-        return output / FINAL
-    if config.stage == "teachers":
-        return _train_bank(config, resume)
-    check_output(output, resume=resume)
-    built = _build(config)
+    final = output / checkpoints.FINAL
+    bank = config.stage == "teachers"
+    if bank and skip and final.exists():
+        note(f"{key}: {final} is there already")
+        return final
+    if bank:
+        check_folder(output)
+        return _train_bank(config, go_on, datasets)
+    checkpoints.check_output(output, resume=go_on)
+    for remark in resume.check(config, launched(), output, datasets):
+        note(remark)
+    if skip and checkpoints.finished(output, config.training.steps):
+        note(f"{key}: {final} is there already")
+        return final
+    built = _build(config, datasets)
     stderr().print(_table(_plan(run, key, draw=False)))
-    return _train(built, config, resume)
+    return _train(built, config, go_on, datasets)
 
 
-def _train_bank(config: RunConfig, resume: bool) -> Path:
+def _train_bank(config: RunConfig, resume: bool, datasets: Datasets) -> Path:
     """Train a bank of teacher LoRAs, or add single teachers to it."""
     from accelerate import PartialState
 
     from tagi.train.teachers import plan_teachers, train_teachers
 
     with waiting("preparing model and data"):
-        plan = plan_teachers(config, PartialState().num_processes)
+        plan = plan_teachers(config, PartialState().num_processes, datasets)
     note(f"{sum(map(len, plan.waves))} teachers in {len(plan.waves)} waves of {config.training.steps} steps")
     return train_teachers(plan, resume=resume)
 
 
-def _build(config: RunConfig) -> ModelStage:
+def _build(config: RunConfig, datasets: Datasets) -> ModelStage:
     with waiting("preparing model and data"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         from tagi.train.build import build_stage
 
-        stage = build_stage(config)
+        stage = build_stage(config, datasets)
     for warning in caught:
         note(str(warning.message))
     return stage
 
 
-def _train(stage: ModelStage, config: RunConfig, resume: bool) -> Path:
-    """Train; every checkpoint tells by which run."""
-    from tagi.config_files import dump
+def _train(stage: ModelStage, config: RunConfig, resume: bool, datasets: Datasets) -> Path:
     from tagi.train.trainer import train as run_stage
 
-    def write(folder: Path) -> None:
-        stage.write(folder)
-        (folder / RUN_FILE).write_text(dump(config), encoding="utf-8")
-
-    wrapped = replace(stage, write=write)
-    return run_stage(wrapped, config.training, Path(config.output), resume=resume, evaluate=_validator(config))
+    return run_stage(stage, config.training, Path(config.output), resume=resume, evaluate=_validator(config, datasets))
 
 
-def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:
+def _validator(config: RunConfig, datasets: Datasets) -> Callable[[Path], dict[str, float]] | None:
     """Scores of a checkpoint on the meta-valid tasks or, of stage `backbone`, on text; None where none is held out."""
     from tagi.eval.evaluate import evaluate
     from tagi.infer.engine import Tagi
@@ -181,7 +186,7 @@ def _validator(config: RunConfig) -> Callable[[Path], dict[str, float]] | None:
     if config.data.corpus is not None:
         return _text_validator(config.data.corpus)
 
-    tasks = valid_tasks(config)
+    tasks = valid_tasks(config, datasets)
 
     def score(folder: Path) -> dict[str, float]:
         scores = evaluate(Tagi.from_pretrained(folder), tasks)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,16 @@ _CHUNK = 256
 
 Tokens = NDArray[np.integer[Any]]
 Segments = tuple[Tokens, Tokens, Tokens]
+
+
+class Cut(NamedTuple):
+    """A document's instruction a, input b and target c."""
+
+    a: Tokens
+    b: Tokens
+    c: Tokens
+    ends: bool
+    """Whether c ends where the document does, and not where it was cut off."""
 
 
 class _Document(Record):
@@ -73,6 +83,8 @@ class TokenStore:
 
     tokens: Tokens
     offsets: NDArray[np.int64]
+    shortened: frozenset[int] = frozenset()
+    """Numbers of the documents whose end is not here."""
 
     @staticmethod
     def build(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> "TokenStore":
@@ -94,11 +106,15 @@ class TokenStore:
         """
         tokens = array("H" if len(tokenizer) <= 1 << 16 else "i")
         ends = array("q", [0])
-        for ids in _tokenized(texts, tokenizer, longest):
-            if len(ids) >= SEGMENTS:
-                tokens.extend(ids)
-                ends.append(len(tokens))
-        return TokenStore(np.asarray(tokens), np.asarray(ends))
+        shortened: set[int] = set()
+        for ids in _tokenized(texts, tokenizer, None if longest is None else longest + 1):
+            if len(ids) < SEGMENTS:
+                continue
+            if longest is not None and len(ids) > longest:
+                shortened.add(len(ends) - 1)
+            tokens.extend(ids[:longest])
+            ends.append(len(tokens))
+        return TokenStore(np.asarray(tokens), np.asarray(ends), frozenset(shortened))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -107,14 +123,15 @@ class TokenStore:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
-def pretraining_segments(store: TokenStore, index: int, seed: int) -> Segments:
+def pretraining_segments(store: TokenStore, index: int, seed: int) -> Cut:
     """The `index`-th item of an endless pass over the store, in a new order and with new cuts every time.
 
     A pure function of its arguments, so that training resumes at any index.
     """
     epoch, place = divmod(index, len(store))
-    document = epoch_order(seed, epoch, len(store))[place]
-    return cut(store[int(document)], np.random.default_rng((seed, 1, index)))
+    document = int(epoch_order(seed, epoch, len(store))[place])
+    whole = document not in store.shortened and len(store[document]) <= MAX_LENGTH
+    return Cut(*cut(store[document], np.random.default_rng((seed, 1, index))), whole)
 
 
 def _tokenized(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, longest: int | None) -> Iterator[list[int]]:

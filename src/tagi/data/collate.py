@@ -178,7 +178,7 @@ class Collator:
         return [self._prompted(one, text) for one in alone]
 
     def _prompted(self, instruction: Instruction, text: str) -> Reading:
-        limit = self.prompt.max_instruction + self.prompt.max_input
+        limit = self.prompt.longest_prompt
         shown = self.prompt.positives
         whole = render_prompt(instruction, text, style=self.prompt.style, positives=shown, fits=self._fits(limit))
         return Reading(whole.text, limit, whole.positives)
@@ -195,9 +195,10 @@ class Collator:
         return self._cut(self._prompted(instruction, text))
 
     def target(self, text: str) -> list[int]:
-        """Token ids of a target, end of sequence included."""
-        limit = self.prompt.max_target - 1
-        return [*encode(self.tokenizer, text, limit, special=False), self.tokenizer.eos_token_id]  # type: ignore[list-item]
+        """Token ids of a target, and the end of sequence where all of it is there."""
+        ids = encode(self.tokenizer, text, self.prompt.max_target, special=False)
+        whole = len(ids) < self.prompt.max_target  # what was cut, or fills all of the room, has not come to its end
+        return [*ids, self.tokenizer.eos_token_id] if whole else ids  # type: ignore[list-item]
 
     def _ids(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)

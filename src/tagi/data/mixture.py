@@ -116,6 +116,8 @@ class TaskGroup:
 class Mixture:
     """Every epoch of a source visits each of its tasks once, in an order of its own; each visit shows the next k rows.
 
+    Of a row with several accepted answers, every visit trains on one drawn at random, as Tk-Instruct does.
+
     Of several sources each has its own epochs; see `Shares`.
 
     Args:
@@ -159,7 +161,8 @@ class Mixture:
         visit, place = divmod(own, len(source))
         number = int(epoch_order(self.seed, visit, len(source))[place])
         task = source.task(number, visit)
-        return TaskGroup(task, draw_rows(task.examples, self.rows, visit, (self.seed, 2, number)))
+        rows = draw_rows(task.examples, self.rows, visit, (self.seed, 2, number))
+        return TaskGroup(task, draw_references(rows, (self.seed, 4, turn)))
 
 
 def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[int, ...]) -> tuple[Example, ...]:
@@ -176,6 +179,14 @@ def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[in
     members.sort(key=lambda example: len(example.input))
     start = place % in_block * rows
     return tuple(members[start : start + rows])
+
+
+def draw_references(rows: Sequence[Example], seed: tuple[int, ...]) -> tuple[Example, ...]:
+    """The rows with one accepted answer each, all equally likely; a function of the seed alone."""
+    if all(len(row.targets) == 1 for row in rows):
+        return tuple(rows)
+    rng = np.random.default_rng(seed)
+    return tuple(replace(row, targets=(row.targets[rng.integers(len(row.targets))],)) for row in rows)
 
 
 @lru_cache(maxsize=16)

@@ -4,6 +4,7 @@ A folder holds `train/<data set>_<template>.jsonl[.gz]` (rows rendered already),
 `eval/<task>.jsonl` (raw rows of the held-out tasks). Listing opens no row file.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from random import Random
 from typing import Any
 
 from tagi.config import P3Instruction
-from tagi.data.promptsource import Template, file_name, masked, read_templates, render
+from tagi.data.promptsource import Rendered, Template, file_name, masked, read_templates, render
 from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
@@ -70,6 +71,22 @@ EVALUATION = {
     "story_cloze": "story_cloze/2016",
 }
 """The held-out tasks, and where their templates lie."""
+_TWO, _THREE = ("label", (0, 1)), ("label", (0, 1, 2))
+LABELS: Mapping[str, tuple[str, tuple[int | str, ...]]] = {
+    "anli-r1": _THREE,
+    "anli-r2": _THREE,
+    "anli-r3": _THREE,
+    "hellaswag": ("label", ("0", "1", "2", "3", 0, 1, 2, 3)),
+    "super_glue_cb": _THREE,
+    "super_glue_copa": _TWO,
+    "super_glue_rte": _TWO,
+    "super_glue_wic": _TWO,
+    "super_glue_wsc.fixed": _TWO,
+    "winogrande_winogrande_xl": ("answer", ("1", "2")),
+    "story_cloze": ("answer_right_ending", (1, 2)),
+}
+"""The field of a held-out task that says what is right, and all that it can be. Templates do not check it: of what is
+published without labels (-1 or an empty string in their place) they make some answer or other."""
 _SUFFIXES = (".jsonl.gz", ".jsonl")
 
 
@@ -150,15 +167,23 @@ class P3Dataset:
 
         Raises:
             ConfigError: no such task.
-            DataError: its rows are not there, a row is damaged, or a template cannot be rendered with it.
+            DataError: its rows are not there, a row is damaged or has no label, a template cannot be rendered with it,
+                or no prompt applies to any row.
         """
         if name not in EVALUATION:
             raise ConfigError(f"p3: {name!r} is no held-out task; there are {', '.join(EVALUATION)}")
-        rows = list(islice(_raw_rows(self.root / "eval" / f"{name}.jsonl"), limit))
+        path = self.root / "eval" / f"{name}.jsonl"
+        rows = list(islice(_labelled(path, name), limit))
+        if not rows:
+            raise DataError(path, "", "holds no row")
         tasks: list[Task] = []
         for template in self.templates.get(EVALUATION[name], []):
-            if template.original_task and (examples := _rendered(template, rows)):
+            if template.original_task and (examples := _rendered(template, rows, path)):
                 tasks += self._tasks(f"{name}/{template.name}", name, template, examples)
+        if not tasks:
+            raise DataError(
+                self.root / "templates" / EVALUATION[name], "", f"has no prompt for the rows of {path.name}"
+            )
         return tasks
 
     def eval_names(self) -> list[str]:
@@ -220,8 +245,9 @@ def with_demonstrations(task: Task, count: int, seed: int) -> Task:
         raise ConfigError(
             f"prompt.positives: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
         )
-    support = set(Random(f"{seed} {task.name}").sample(range(len(examples)), count))
-    shown = tuple(Demonstration(examples[i].input, examples[i].targets[0]) for i in sorted(support))
+    rng = Random(f"{seed} {task.name}")
+    support = set(rng.sample(range(len(examples)), count))
+    shown = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in sorted(support))
     kept = [one for i, one in enumerate(examples) if i not in support]
     return replace(task, instruction=replace(task.instruction, positives=shown), examples=kept)
 
@@ -259,9 +285,27 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inside)
 
 
-def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]]) -> list[Example]:
-    made = [(number, render(template, row, seed=number)) for number, row in rows]
-    found = [(number, one) for number, one in made if one is not None]
+def _labelled(path: Path, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a held-out task, each with a label that the task has."""
+    field, allowed = LABELS[task]
+    for number, row in _raw_rows(path):
+        label = row.get(field)
+        if not any(type(label) is type(one) and label == one for one in allowed):
+            found = f"{field} is {json.dumps(label)[:80]}" if field in row else f"there is no {field}"
+            said = " or ".join(json.dumps(one) for one in allowed)
+            raise DataError(path, "", f"row {number} has no label: {found}, and must be {said}")
+        yield number, row
+
+
+def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]], path: Path) -> list[Example]:
+    found: list[tuple[str, Rendered]] = []
+    for number, row in rows:
+        try:
+            made = render(template, row, seed=number)
+        except DataError as error:
+            raise DataError(error.path, error.field, f"{error.reason}, with row {number} of {path}") from error
+        if made is not None:
+            found.append((number, made))
     for number, one in found:
         if not one.choices:
             raise DataError(template.source, f"{template.name}: answer_choices", f"row {number} has no choices to rank")

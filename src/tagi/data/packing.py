@@ -226,7 +226,8 @@ def pieces(store: TokenStore, longest: int) -> Pieces:
     first = store.offsets[document] + within * longest
     last = np.minimum(first + longest, store.offsets[document + 1])
     kept = last - first >= SHORTEST
-    return Pieces(first[kept], last[kept], (last == store.offsets[document + 1])[kept])
+    ends = (last == store.offsets[document + 1]) & ~np.isin(document, list(store.shortened))
+    return Pieces(first[kept], last[kept], ends[kept])
 
 
 def filled(order: Ids, inputs: Ids, targets: Ids, room: tuple[int, int]) -> Sequence[Sequence[int]]:

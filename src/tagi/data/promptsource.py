@@ -15,7 +15,8 @@ import yaml
 from jinja2 import TemplateError
 from jinja2.environment import Template as Compiled
 
-from tagi.data.sandbox import LIMITED, Limits, Mask, environment, generate
+from tagi.data.budget import LIMITED, Limits
+from tagi.data.sandbox import Mask, compiled, generate
 from tagi.errors import DataError
 from tagi.reading import read_text
 
@@ -131,7 +132,7 @@ def masked(template: Template) -> str:
 
 
 class _Labels(list[str]):
-    """Answer choices of a row, where a label that is outside of them is an error and not, as Jinja has it, nothing."""
+    """Answer choices of a row; the sentence about a label that is outside of them says so."""
 
     def __getitem__(self, index: Any) -> Any:
         try:
@@ -172,27 +173,31 @@ def _parts(
 
 
 def _run(
-    template: Template, field: str, compiled: Compiled | str, values: Mapping[str, Any], seed: str, limits: Limits
+    template: Template, field: str, program: Compiled | str, values: Mapping[str, Any], seed: str, limits: Limits
 ) -> str:
     """The rendered body.
 
     Whatever a template's program raises is the template's fault, and is said in one sentence.
     """
-    if isinstance(compiled, str):
-        raise _refused(template, field, compiled)
+    if isinstance(program, str):
+        raise _refused(template, field, program)
     try:
-        return generate(compiled, values, seed=seed, limits=limits)
+        text = generate(program, values, seed=seed, limits=limits)
+        text.encode()  # a template's own escapes can write half characters
+        return text
     except (Exception, RecursionError) as error:
-        raise _refused(template, field, f"cannot be rendered ({type(error).__name__}: {error})") from error
+        raise _refused(
+            template, field, f"cannot be rendered ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
 
 
 @cache
 def _compiled(body: str, *, masks: bool) -> Compiled | str:
     """A body ready to run, or why it is none."""
     try:
-        return environment(masks=masks).from_string(body)
-    except TemplateError as error:
-        return f"is no Jinja ({error})"
+        return compiled(body, masks=masks)
+    except (TemplateError, SyntaxError, ValueError, OverflowError, RecursionError) as error:
+        return f"is no Jinja ({' '.join(str(error).split())})"
 
 
 def _protect(value: Any) -> Any:

@@ -1,69 +1,60 @@
-"""Jinja for other people's templates: sandboxed, a closed list of filters, and limits on time, loops and sizes."""
+"""Jinja for other people's templates: sandboxed, closed lists of filters and methods, limits on time, loops and sizes.
 
-import time
+Every value that a template computes is measured, with all that is in it, where it is made and where it is used: results
+of operators, calls and filters, their arguments, what a loop runs over, what a name stands for, and what is printed. So
+nothing grows by more than one operation past the limit, and each operation on values of such a size is short.
+"""
+
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from random import Random
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, wraps
+from typing import Any, cast
 
-from jinja2 import Undefined, nodes
-from jinja2.environment import Template
+from jinja2 import StrictUndefined, Undefined, nodes
+from jinja2.environment import Environment, Template
 from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS
+from jinja2.nodes import EvalContext
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import pass_context
+from jinja2.utils import Namespace, pass_context
+from jinja2.visitor import NodeTransformer
 
-_BUDGET = "_budget"
+from tagi.data.budget import LIMITED, Limits, OverLimit, budget, within
+
 _FILTERS = (
-    *("abs", "capitalize", "count", "first", "float", "int", "last", "length", "list", "lower", "map", "max", "min"),
-    *("reject", "rejectattr", "round", "select", "selectattr", "sort", "string", "sum", "title", "trim"),
-    *("unique", "upper"),
+    *("abs", "capitalize", "count", "first", "last", "length", "list", "lower", "map", "max", "min"),
+    *("reject", "rejectattr", "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper"),
 )
 """Jinja's own filters that give no more than they are given."""
-_GROWING = {"center", "expandtabs", "ljust", "rjust", "translate", "zfill"}
-"""Methods of a string that can make it as long as one likes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one rendering may use."""
-
-    steps: int = 100_000
-    """Turns of all loops together."""
-    size: int = 1_000_000
-    """Characters, or items, of anything that is computed."""
-    seconds: float = 2.0
-
-
-LIMITED = Limits()
-
-
-class OverLimit(SecurityError):
-    """A template ran or grew past its limits."""
-
-
-class Budget:
-    """What is left of one rendering's limits, and its random choices."""
-
-    def __init__(self, limits: Limits, seed: str) -> None:
-        self.limits, self.random = limits, Random(seed)
-        self.steps, self.deadline = 0, time.monotonic() + limits.seconds
-
-    def step(self) -> None:
-        """One more turn of a loop, or one more call."""
-        self.steps += 1
-        if self.steps > self.limits.steps:
-            raise OverLimit(f"its loops take more than {self.limits.steps:,} turns")
-        if time.monotonic() > self.deadline:
-            raise OverLimit(f"it runs for more than {self.limits.seconds:g} seconds")
-
-    def bound(self, size: int) -> None:
-        """Refuse something of that many characters or items."""
-        if size > self.limits.size:
-            raise OverLimit(f"it computes a value of more than {self.limits.size:,} characters")
+_METHODS: Mapping[type, frozenset[str]] = {
+    str: frozenset(
+        [
+            *(
+                "capitalize",
+                "casefold",
+                "count",
+                "endswith",
+                "find",
+                "index",
+                "isalnum",
+                "isalpha",
+                "isdecimal",
+                "isdigit",
+            ),
+            *("islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip", "partition"),
+            *("removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split"),
+            *("splitlines", "startswith", "strip", "swapcase", "title", "upper"),
+        ]
+    ),
+    Mapping: frozenset(["get", "items", "keys", "values"]),
+    Sequence: frozenset(["count", "index"]),
+    int: frozenset(),
+    float: frozenset(),
+}
+"""Methods of plain values; others can make anything as long as one likes, such as `ljust` and `to_bytes`."""
+_DIGITS = 20
+"""Of a rounded number."""
 
 
 class Mask(Undefined):
@@ -106,96 +97,190 @@ class Mask(Undefined):
     __html__ = __str__
 
 
+class _Watched(NodeTransformer):
+    """Puts a filter of ours around everything that the sandbox itself does not ask us about."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.iter = _through(cast(nodes.Expr, node.iter), "_counted")
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        self.generic_visit(node)
+        return _through(nodes.List(node.nodes, lineno=node.lineno), "_joined")
+
+    def visit_Assign(self, node: nodes.Assign) -> nodes.Assign:
+        self.generic_visit(node)
+        if not isinstance(node.node, nodes.Call):  # calls are measured, and may give a namespace
+            node.node = _through(cast(nodes.Expr, node.node), "_measured")
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _through(node.expr, "_measured")
+        for operand in node.ops:
+            operand.expr = _through(operand.expr, "_measured")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Getitem:
+        """A place that is computed, such as a label, counts from the front; `[-1]` as it is written is the last."""
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Const | nodes.Slice | nodes.Neg):
+            node.arg = _through(node.arg, "_place")
+        return node
+
+
+def _through(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox with every loop counted and everything that can grow checked before it does."""
+    """The sandbox with every loop counted and everything that can grow measured."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
-        return tree
+        return _Watched().visit(super()._parse(source, name, filename))
 
     def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:
         for macro in source.find_all((nodes.Macro, nodes.CallBlock)):
             raise SecurityError(f"line {macro.lineno}: macros are not allowed")
         return super()._generate(source, *arguments, **options)
 
+    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+        """What blocks and captured text are joined by."""
+        return _join(parts)
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr in _GROWING:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
+        allowed = next((names for kind, names in _METHODS.items() if isinstance(obj, kind)), None)
+        return super().is_safe_attribute(obj, attr, value) and (allowed is None or attr in allowed)
 
     def wrap_str_format(self, value: Any) -> None:
+        """The sandbox's own `format` is as little allowed as Python's."""
         if getattr(value, "__name__", "") in ("format", "format_map") and isinstance(
             getattr(value, "__self__", None), str
         ):
             raise SecurityError("formatting by format is not allowed")
 
     def call(self, context: Context, obj: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
-        budget: Budget = context[_BUDGET]
-        budget.step()
+        own = budget()
+        own.step()
+        own.measured([*arguments, *options.values()])
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, str) and name == "replace":
-            return _replace(context, owner, *arguments, **options)
+            return _replace(owner, *arguments, **options)
         if isinstance(owner, str) and name == "join":
-            return _join(context, arguments[0], owner)
-        return super().call(context, obj, *arguments, **options)
+            return _join(arguments[0], owner)
+        made = super().call(context, obj, *arguments, **options)
+        return made if isinstance(made, Namespace) else own.measured(made)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget: Budget = context[_BUDGET]
+        own = budget()
         if operator == "%" and isinstance(left, str):
             raise SecurityError("formatting by % is not allowed")
         if operator == "**":
-            budget.bound(abs(int(right)) * max(abs(int(left)).bit_length(), 1))
+            own.bound(abs(int(right)) * max(abs(int(left)).bit_length(), 1))
         if operator == "*":
-            for one, other in ((left, right), (right, left)):
-                if isinstance(one, str | Sequence) and isinstance(other, int):
-                    budget.bound(len(one) * other)
-        if operator == "+" and isinstance(left, str | Sequence) and isinstance(right, str | Sequence):
-            budget.bound(len(left) + len(right))
-        return super().call_binop(context, operator, left, right)
+            own.bound(_product(left, right))
+        return own.measured(super().call_binop(context, operator, left, right))
 
 
-@pass_context
-def _counted(context: Context, values: Iterable[Any]) -> list[Any]:
+def _product(left: Any, right: Any) -> int:
+    """The size of a product, before it is made."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left.bit_length() + right.bit_length()
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, str | Sequence) and isinstance(other, int):
+            return len(one) * other
+    return 1
+
+
+def _printed(value: Any) -> Any:
+    """What is printed or joined; nothing stands for what is not there."""
+    if value is None:
+        raise ValueError("a field that it prints is null")
+    return budget().measured(value)
+
+
+def _measured(value: Any) -> Any:
+    return budget().measured(value)
+
+
+def _place(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        raise ValueError(f"{value!r} is no place to take from a list")
+    return value
+
+
+def _counted(values: Iterable[Any]) -> list[Any]:
     """What a loop runs over, counted item by item."""
-    budget: Budget = context[_BUDGET]
+    own = budget()
     counted: list[Any] = []
     for value in values:
-        budget.step()
+        own.step()
         counted.append(value)
-    return counted
+    return own.measured(counted)
 
 
-@pass_context
-def _join(context: Context, values: Iterable[Any], separator: str = "") -> str:
-    budget: Budget = context[_BUDGET]
+def _join(values: Iterable[Any], separator: str = "") -> str:
+    own = budget()
     texts, size = [], 0
     for value in values:
-        texts.append(str(value))
+        texts.append(str(_printed(value)))
         size += len(texts[-1]) + len(separator)
-        budget.bound(size)
+        own.bound(size)
     return separator.join(texts)
 
 
-@pass_context
-def _replace(context: Context, text: Any, old: str, new: str, count: int = -1) -> str:
-    budget: Budget = context[_BUDGET]
+def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
     whole, old, new = str(text), str(old), str(new)
-    budget.bound(len(whole) + whole.count(old) * len(new))
+    budget().bound(len(whole) + whole.count(old) * len(new))
     return whole.replace(old, new, -1 if count is None else count)
+
+
+def _int(value: Any, default: int | None = None) -> int:
+    """Jinja's `int`, but for what is no number, which is 0 there: an empty label is not the first choice."""
+    try:
+        number = float(value) if isinstance(value, str) and "." in value else value
+        if isinstance(number, float) and not number.is_integer():
+            raise ValueError
+        return int(number)
+    except (TypeError, ValueError, OverflowError):
+        if default is None:
+            raise ValueError(f"{value!r} is no whole number") from None
+        return default
+
+
+def _float(value: Any, default: float | None = None) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        if default is None:
+            raise ValueError(f"{value!r} is no number") from None
+        return default
+
+
+def _round(value: Any, precision: int = 0, method: str = "common") -> float:
+    if abs(precision) > _DIGITS:
+        raise OverLimit(f"it rounds to more than {_DIGITS} digits")
+    return FILTERS["round"](value, precision, method)
+
+
+def _sum(values: Iterable[Any], start: Any = 0) -> Any:
+    """The sum of numbers; lists are added by `+`, where they are measured."""
+    numbers = [_float(one) if isinstance(one, str) else one for one in [start, *values]]
+    if not all(isinstance(one, int | float | Undefined) for one in numbers):
+        raise SecurityError("only numbers can be summed")
+    return sum(numbers[1:], numbers[0])
 
 
 @pass_context
 def _choice(context: Context, values: Sequence[Any]) -> Any:
     """One of the values, drawn from the rendering's own seed (PromptSource's `choice`)."""
-    budget: Budget = context[_BUDGET]
     drawn = list(values)
     if not drawn and context.environment.undefined is Mask:
         return Mask(name="choice")
-    return budget.random.choice(drawn)
+    return budget().random.choice(drawn)
 
 
 def _most_frequent(values: Iterable[Any]) -> list[Any]:
@@ -208,14 +293,55 @@ def _zip(*each: Sequence[Any]) -> list[tuple[Any, ...]]:
     return list(zip(*each, strict=False))
 
 
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that counts as a turn, and whose arguments and result are measured."""
+
+    @wraps(function)  # takes over the mark by which Jinja knows that a filter wants the context
+    def bounded(*arguments: Any, **options: Any) -> Any:
+        own = budget()
+        own.step()
+        for one in (*arguments, *options.values()):
+            if not isinstance(one, Context | Environment | EvalContext):  # which Jinja itself passes
+                own.measured(one)
+        return own.measured(function(*arguments, **options))
+
+    return bounded
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "choice": _choice,
+    "float": _float,
+    "int": _int,
+    "join": _join,
+    "most_frequent": _most_frequent,
+    "replace": _replace,
+    "round": _round,
+    "sum": _sum,
+}
+_WATCHING: dict[str, Callable[..., Any]] = {"_joined": _join, "_counted": _counted, "_measured": _measured}
+
+
 @cache
 def environment(*, masks: bool) -> ImmutableSandboxedEnvironment:
     """Jinja as templates see it; with `masks`, every field is unknown and stands for its name."""
-    made = _Environment(undefined=Mask if masks else Undefined, auto_reload=False)
-    own = {"_counted": _counted, "join": _join, "replace": _replace, "choice": _choice, "most_frequent": _most_frequent}
-    made.filters = {name: FILTERS[name] for name in _FILTERS} | own
+    finalize = None if masks else _printed
+    made = _Environment(undefined=Mask if masks else StrictUndefined, auto_reload=False, finalize=finalize)
+    filters = {name: FILTERS[name] for name in _FILTERS} | _OWN
+    made.filters = {name: _bounded(one) for name, one in filters.items()} | _WATCHING
+    made.filters["_place"] = _measured if masks else _place
     made.globals = {"range": made.globals["range"], "zip": _zip, "namespace": made.globals["namespace"]}
     return made
+
+
+def compiled(body: str, *, masks: bool) -> Template:
+    """A template ready to run, its constant parts computed within limits.
+
+    Raises:
+        TemplateError: it is no Jinja.
+        Exception: whatever else Jinja makes of what it cannot compile.
+    """
+    with within(LIMITED, ""):
+        return environment(masks=masks).from_string(body)
 
 
 def generate(template: Template, values: Mapping[str, Any], *, seed: str, limits: Limits) -> str:
@@ -225,11 +351,5 @@ def generate(template: Template, values: Mapping[str, Any], *, seed: str, limits
         OverLimit: the template runs too long or computes something too large.
         Exception: whatever else its program raises.
     """
-    budget = Budget(limits, seed)
-    parts: list[str] = []
-    size = 0
-    for part in template.generate({**values, _BUDGET: budget}):
-        size += len(part)
-        budget.bound(size)
-        parts.append(part)
-    return "".join(parts)
+    with within(limits, seed):
+        return _join(template.generate(values))

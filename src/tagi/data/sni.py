@@ -7,7 +7,7 @@ are kept.
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -82,12 +82,27 @@ class _TaskFile(Record):
         return all(language == ENGLISH for language in languages)
 
 
+View = tuple[int | None, int | None]
+"""Which instances of a task: `limit` and `seed` of `load_task`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What stays of a task file that was read."""
+
+    is_english: bool
+    tasks: dict[View, Task]
+
+
 @dataclass(frozen=True, slots=True)
 class SniDataset:
     """A download of the benchmark, whole or in part."""
 
     root: Path
     split: str = "default"
+    views: tuple[View, ...] = ()
+    """What `load` will be asked for: then a file is read once, for all of them, and no more of it is kept."""
+    _kept: "dict[str, _Kept]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def names(self, part: Part) -> list[str]:
         """Task names of one part of the split, in the file's order; opens no task file.
@@ -108,17 +123,29 @@ class SniDataset:
 
     def load(self, name: str, *, limit: int | None = None, seed: int | None = None) -> Task:
         """The task of that name; see `load_task`."""
+        if (limit, seed) in self.views:
+            return self._read(name).tasks[limit, seed]
         return load_task(self._path(name), limit=limit, seed=seed)
 
     def english(self, names: Iterable[str]) -> list[str]:
         """Those of `names` whose instruction, input and output are English: the benchmark's English track.
 
-        A file that does not state a language counts as English. Opens every file, keeps none.
+        A file that does not state a language counts as English. Opens every file; see `views` for what is kept.
 
         Raises:
             DataError: See `load_task`.
         """
-        return [name for name in names if _read(self._path(name)).is_english]
+        return [name for name in names if self._read(name).is_english]
+
+    def _read(self, name: str) -> "_Kept":
+        if name in self._kept:
+            return self._kept[name]
+        path = self._path(name)
+        content = _read(path)
+        found = _Kept(content.is_english, {view: _task(path, content, *view) for view in self.views})
+        if self.views:
+            self._kept[name] = found
+        return found
 
     def _path(self, name: str) -> Path:
         return self.root / "tasks" / f"{name}.json"
@@ -137,7 +164,10 @@ def load_task(path: Path, *, limit: int | None = None, seed: int | None = None) 
             definition, no instances, an empty input or a repeated id. Empty output strings do occur in the
             benchmark and are kept.
     """
-    content = _read(path)
+    return _task(path, _read(path), limit, seed)
+
+
+def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -> Task:
     positives = tuple(Demonstration(item.input, item.output) for item in content.positives)
     return Task(
         name=path.stem,

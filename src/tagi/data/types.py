@@ -28,7 +28,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instance of a task; `targets` holds every accepted answer, the first is trained on."""
+    """One instance of a task; `targets` holds every accepted answer; training draws one on every visit."""
 
     id: str
     input: str

@@ -4,15 +4,17 @@ Rows of a batch: every request has its beams, and each of them one row for every
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tagi.config import CausalShape
 from tagi.data.collate import pad
+from tagi.errors import InputError
 from tagi.infer.compiled import Compiled
 from tagi.infer.search import GREEDY, Decoding, Limits, Reason, Search, Step, begin
 from tagi.infer.steps import Plain, StepInput, Steps
@@ -23,12 +25,12 @@ from tagi.model.tagi import Prepared, TagiModel, shift_right
 CAPACITY = 64
 """Requests of a running batch, at most."""
 FREED = 0.25
-"""Share of a batch that must be finished before its rows are dropped and others join: both copy what is left."""
+"""Share of a batch that must be finished before its rows are dropped though none waits: that copies what is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One input to answer. All requests of a batch have as many beams and prompts."""
+    """One input to answer."""
 
     number: int
     prompts: Sequence[Sequence[int]]
@@ -55,6 +57,13 @@ class Tokens:
     new: Sequence[int]
     reason: Reason | None
     """Why the answer is complete; None while it goes on."""
+    error: Exception | None = None
+    """What ended it before its end: this request's alone."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more comes."""
+        return self.reason is not None or self.error is not None
 
 
 Waiting = Callable[[int, bool], Sequence[Request]]
@@ -63,7 +72,7 @@ Waiting = Callable[[int, bool], Sequence[Request]]
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """Requests in the middle of their answers."""
+    """Requests in the middle of their answers, all of as many beams and prompts and with adapters of the same sizes."""
 
     requests: tuple[Request, ...]
     searches: tuple[Search | None, ...]
@@ -80,30 +89,98 @@ class _Running:
 def decode(
     model: TagiModel, waiting: Waiting, capacity: int = CAPACITY, compiled: Compiled | None = None
 ) -> Iterator[Tokens]:
-    """Answer requests as they come: those that wait join the running batch as others finish.
+    """Answer requests as they come: one that waits takes a free place at once, whoever else runs.
+
+    What goes wrong with one request ends that request alone: a prompt that the model cannot read, scores that are no
+    numbers, whatever a stop function raises.
 
     Args:
         compiled: of the model's backbone, where its steps are to be compiled.
     """
-    with nullcontext(Plain(model.backbone)) if compiled is None else compiled.steps() as steps:
-        yield from _decoded(model, waiting, capacity, steps)
+    with ExitStack() as opened:
+        kinds = _Kinds(lambda: Plain(model.backbone) if compiled is None else opened.enter_context(compiled.steps()))
+        while True:
+            free = capacity - sum(len(running.open) for running in kinds.running.values())
+            new = waiting(free, not kinds.running) if free else ()
+            if not new and not kinds.running:
+                return
+            readable: dict[Hashable, list[Request]] = {}
+            for request in new:
+                if (error := _unreadable(model, request)) is None:
+                    readable.setdefault(kinds.of(request), []).append(_within(model, request))
+                else:
+                    yield Tokens(request.number, (), None, error)
+            for kind, requests in readable.items():
+                joining, settled = _step(model, _begin(model, requests), kinds.steps(kind))
+                yield from settled
+                kinds.keep(kind, _joined(kinds.running.get(kind), joining, kinds.steps(kind)))
+            for kind, running in list(kinds.running.items()):
+                running, settled = _step(model, running, kinds.steps(kind))
+                yield from settled
+                kinds.keep(kind, _kept(running, kinds.steps(kind), at_once=_positions(model) is not None))
 
 
-def _decoded(model: TagiModel, waiting: Waiting, capacity: int, steps: Steps) -> Iterator[Tokens]:
-    running: _Running | None = None
-    while True:
-        free = capacity - (len(running.open) if running is not None else 0)
-        new = waiting(free, running is None) if running is None or free >= FREED * capacity else ()
-        if new:
-            joining, settled = _step(model, _begin(model, new), steps)
-            yield from settled
-            running = _joined(running, joining, steps)
-        elif running is None:
-            return
+@dataclass(slots=True)
+class _Kinds:
+    """The running batches: requests share one if they have as many beams and prompts, and adapters of equal sizes."""
+
+    open_steps: Callable[[], Steps]
+    running: dict[Hashable, _Running] = field(default_factory=dict)
+    _steps: dict[Hashable, Steps] = field(default_factory=dict)
+    _sizes: dict[int, tuple[Prepared, Hashable]] = field(default_factory=dict)
+    """By the identity of what is prepared, which stays as long as it is held here."""
+
+    def of(self, request: Request) -> Hashable:
+        """The kind of a request."""
+        prepared = request.prepared
+        if id(prepared) not in self._sizes:
+            modules = prepared.adapter.modules.items()
+            sizes = frozenset((site, factors.a.shape[1], factors.scale) for site, factors in modules)
+            self._sizes[id(prepared)] = prepared, sizes
+        return request.decoding.beams, len(request.prompts), self._sizes[id(prepared)][1]
+
+    def steps(self, kind: Hashable) -> Steps:
+        """How the steps of a kind's batch are done: each has places of its own."""
+        if kind not in self._steps:
+            self._steps[kind] = self.open_steps()
+        return self._steps[kind]
+
+    def keep(self, kind: Hashable, running: _Running | None) -> None:
+        """Remember a kind's batch, or that nothing of it runs any more."""
+        if running is not None and running.open:
+            self.running[kind] = running
         else:
-            running, settled = _step(model, running, steps)
-            yield from settled
-        running = _kept(running, steps)
+            self.running.pop(kind, None)
+
+
+def _positions(model: TagiModel) -> int | None:
+    """Tokens that the language model can read, prompt and answer together; None where there is no such bound."""
+    shape = model.backbone.shape
+    return shape.max_positions if isinstance(shape, CausalShape) else None
+
+
+def _unreadable(model: TagiModel, request: Request) -> InputError | None:
+    """Why the model cannot read a request."""
+    vocabulary, positions = model.backbone.embedding.num_embeddings, _positions(model)
+    if not request.prompts or not all(request.prompts):
+        return InputError("the prompt has no tokens")
+    for prompt in request.prompts:
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            return InputError(f"the prompt has a token that is none of the language model's {vocabulary:,}")
+        if positions is not None and len(prompt) >= positions:
+            return InputError(
+                f"the prompt has {len(prompt)} tokens, and the language model has {positions} positions "
+                "for prompt and answer together"
+            )
+    return None
+
+
+def _within(model: TagiModel, request: Request) -> Request:
+    """The request, its answer no longer than the model has positions."""
+    if (positions := _positions(model)) is None:
+        return request
+    most = min(request.limits.most, positions - max(map(len, request.prompts)))
+    return replace(request, limits=replace(request.limits, most=most))
 
 
 def _begin(model: TagiModel, requests: Sequence[Request]) -> _Running:
@@ -156,12 +233,14 @@ def _step(model: TagiModel, running: _Running, how: Steps) -> tuple[_Running, li
     else:
         logits, past = how.next(running.read)
     scores = averaged(logits[:, -1:], members)[:, 0].float()
-    best = scores.argmax(-1).tolist()
+    best = scores.argmax(-1)
+    highest, best = scores.gather(-1, best[:, None])[:, 0].tolist(), best.tolist()
     spans = [slice(place, place + beams) for place in range(0, len(best), beams)]
-    steps = [
-        None if search is None else search.step(scores[span], best[span])
+    found = [
+        None if search is None else _advanced(search, scores[span], best[span], highest[span])
         for search, span in zip(running.searches, spans, strict=True)
     ]
+    steps = [None if isinstance(one, Exception) else one for one in found]
     filler = [model.backbone.shape.pad_token_id] * beams
     tokens = [token for step in steps for token in (step.tokens if step and step.tokens else filler)]
     last = running.read.last.new_tensor(tokens).repeat_interleave(members)[:, None]
@@ -169,11 +248,23 @@ def _step(model: TagiModel, running: _Running, how: Steps) -> tuple[_Running, li
         past = past.reordered(_reordered(steps, beams, members).to(last.device))
     searches = tuple(None if step is None or step.reason else step.search for step in steps)
     settled = [
-        Tokens(one.number, step.emitted, step.reason)
-        for one, step in zip(running.requests, steps, strict=False)
-        if step is not None and (step.emitted or step.reason)
+        Tokens(one.number, (), None, step)
+        if isinstance(step, Exception)
+        else Tokens(one.number, step.emitted, step.reason)
+        for one, step in zip(running.requests, found, strict=False)
+        if isinstance(step, Exception) or (step is not None and (step.emitted or step.reason))
     ]
     return replace(running, searches=searches, read=replace(running.read, last=last, past=past)), settled
+
+
+def _advanced(search: Search, scores: Tensor, best: Sequence[int], highest: Sequence[float]) -> Step | Exception:
+    """One answer's step, or what went wrong with it; NaN and infinity are the highest of scores that hold them."""
+    if not all(map(math.isfinite, highest)):
+        return InputError("the model's scores are no finite numbers: its weights or the adapter are damaged")
+    try:
+        return search.step(scores, best)
+    except Exception as error:  # whatever a stop function raises: handed over to whoever asked, the others go on
+        return error
 
 
 def _reordered(steps: Sequence[Step | None], beams: int, members: int) -> Tensor:
@@ -221,13 +312,13 @@ def _placed(running: _Running, steps: Steps) -> _Running:
     return replace(running, searches=running.searches + spare, read=read)
 
 
-def _kept(running: _Running, steps: Steps) -> _Running | None:
-    """Without the answers that are complete, where that is worth its copies; None where nothing is left."""
+def _kept(running: _Running, steps: Steps, *, at_once: bool) -> _Running | None:
+    """Without the answers that are complete, where that is worth its copies or must be; None where nothing is left."""
     places = running.open
     if not places:
         return None
     finished = len(running.requests) - len(places)
-    if steps.size(len(places)) == len(running.searches) or finished < FREED * len(running.requests):
+    if steps.size(len(places)) == len(running.searches) or (finished < FREED * len(running.requests) and not at_once):
         return running
     left = _picked(running, places)
     prepared, rows = _worn(left.requests, left.requests[0].rows)

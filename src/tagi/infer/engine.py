@@ -3,8 +3,9 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi.config import Shape, T5Shape
 from tagi.data import tokenizers
-from tagi.data.collate import Batch, Collator, Reading
-from tagi.data.tokenizers import unknown_words
-from tagi.data.types import Demonstration, Instruction
+from tagi.data.collate import Batch, Collator
+from tagi.data.types import Instruction
 from tagi.errors import CheckpointError, InputError
-from tagi.files import atomic_folder, check_replaceable
-from tagi.infer.answers import Answer, at_hand, capacity, cut, grouped, seeded, settled
+from tagi.files import atomic_folder, check_replaceable, read_whole
+from tagi.infer import asked, notes
+from tagi.infer.answers import Answer, AnswerTexts, at_hand, capacity, grouped, raised, seeded
+from tagi.infer.cards import checkpoint_card
 from tagi.infer.compiled import Backend, Compiled
-from tagi.infer.decode import Request, decode
-from tagi.infer.search import GREEDY, Decoding, Limits, Reason
+from tagi.infer.decode import Request, Tokens, decode
+from tagi.infer.search import GREEDY, Decoding, Limits
 from tagi.model import adapter as adapters
 from tagi.model import checkpoint, hub
 from tagi.model.adapter import Origin, TaskAdapter
-from tagi.model.cards import CARD, card
-from tagi.model.checkpoint import BACKBONE, ModelConfig
+from tagi.model.cards import CARD
+from tagi.model.checkpoint import ModelConfig
 from tagi.model.peft_files import is_peft, load_peft
 from tagi.model.rows import Rows
 from tagi.model.t5_hf import locate
@@ -69,9 +71,12 @@ class Tagi:
             CheckpointError: no checkpoint, half-written, damaged, of another backbone, or with a tokenizer that does
                 not fit it.
         """
-        loaded = checkpoint.load(locate(source), backbone=backbone)
-        tokenizer = load_tokenizer(loaded.folder, loaded.model.backbone.shape)
-        opened = cls(loaded.model, tokenizer, loaded.config)
+
+        def read() -> Self:
+            loaded = checkpoint.load(locate(source), backbone=backbone)
+            return cls(loaded.model, load_tokenizer(loaded.folder, loaded.model.backbone.shape), loaded.config)
+
+        opened = read_whole(Path(source), read)
         if dtype != torch.float32:
             opened.fingerprint()  # of the values as they were written: adapters are worn at any precision
         opened.model.to(device, dtype)
@@ -106,7 +111,7 @@ class Tagi:
         with atomic_folder(Path(folder)) as draft:
             checkpoint.write(self.model, self.config, draft, dtype=dtype)
             tokenizers.save(self.tokenizer, draft)
-            (draft / CARD).write_text(_card(self), encoding="utf-8")
+            (draft / CARD).write_text(checkpoint_card(self.model.method, self.config.backbone), encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes, see `tagi.model.hub.push`."""
@@ -117,16 +122,17 @@ class Tagi:
         """Instruction in, task adapter out: one encoder pass and the generator, no gradient.
 
         Raises:
-            InputError: the instruction is empty, or this method has no adapters.
+            InputError: the instruction is empty or no text, or this method has no adapters.
         """
-        return self.adapt_all([_instruction(instruction, positives)])
+        return self.adapt_all([asked.instruction(instruction, positives)])
 
     @torch.inference_mode()
-    def adapt_all(self, instructions: Sequence[Instruction]) -> TaskAdapter:
-        """The adapters of several tasks, stacked."""
+    def adapt_all(self, instructions: Sequence[str | Instruction]) -> TaskAdapter:
+        """The adapters of several tasks, stacked; errors as of `adapt`."""
+        each = asked.instructions(instructions)
         if not self.model.method.adapts:
             raise InputError(f"method {self.model.method.name} reads the instruction with every input: no adapter")
-        return replace(self._adapt(instructions), origins=tuple(map(self._origin, instructions)))
+        return replace(self._adapt(each), origins=tuple(map(self._origin, each)))
 
     def _adapt(self, instructions: Sequence[Instruction]) -> TaskAdapter:
         ids, mask = self.collator.instructions(instructions)
@@ -143,63 +149,88 @@ class Tagi:
         """Solve inputs wearing an adapter; `tasks` names each input's own where several are stacked.
 
         Raises:
-            InputError: an input is empty.
+            InputError: no list of inputs, an empty one among them, no adapter, tasks that do not fit; or, once all
+                others are answered, see `answer`.
         """
-        return [answer.text for answer in self.answer(adapter, inputs, tasks=tasks, decoding=decoding)]
+        worn = asked.adapter(adapter)
+        return [answer.text for answer in self.answer(worn, inputs, tasks=tasks, decoding=decoding)]
 
-    def solve(self, instruction: Instruction, inputs: Sequence[str], *, decoding: Decoding = GREEDY) -> list[str]:
+    def solve(self, instruction: str | Instruction, inputs: Sequence[str], *, decoding: Decoding = GREEDY) -> list[str]:
         """Inputs of one task by whatever this method does with an instruction: adapter or prompt."""
-        return [answer.text for answer in self.answer(instruction, inputs, decoding=decoding)]
+        told = asked.instruction(instruction)
+        return [answer.text for answer in self.answer(told, inputs, decoding=decoding)]
 
     def answer(
         self,
-        told: Instruction | TaskAdapter,
+        told: str | Instruction | TaskAdapter,
         inputs: Sequence[str],
         *,
         tasks: Sequence[int] | None = None,
         decoding: Decoding = GREEDY,
         progress: Callable[[int, int], None] | None = None,
+        keep_errors: bool = False,
     ) -> list[Answer]:
         """Like `solve` and `generate`, each answer with why it ended, in the order of the inputs.
 
         Args:
             progress: called with answers done and answers in all.
+            keep_errors: give what went wrong with an input in its place, instead of raising the first of it once all
+                other inputs are answered.
+
+        Raises:
+            InputError: see `generate`; an input is longer than the model can read, or the model's scores for it are
+                no numbers.
         """
-        tokens: dict[int, list[int]] = {number: [] for number in range(len(inputs))}
-        reasons: dict[int, Reason] = {}
-        for alike in grouped(self._requests(told, inputs, tasks, decoding)):
+        requests = self._requests(told, inputs, tasks, decoding)
+        tokens: list[list[int]] = [[] for _ in requests]
+        ends: dict[int, Tokens] = {}
+        for alike in grouped(requests):
             for step in decode(self.model, at_hand(alike), capacity(alike), self._compiled):
                 tokens[step.number] += step.new
-                if step.reason is not None:
-                    reasons[step.number] = step.reason
+                if step.done:
+                    ends[step.number] = step
                     if progress is not None:
-                        progress(len(reasons), len(inputs))
-        return [self._answer(tokens[number], reasons[number], decoding) for number in tokens]
+                        progress(len(ends), len(requests))
+        answers = [
+            self._texts.answer(own, ends[i].reason, decoding.stop, ends[i].error) for i, own in enumerate(tokens)
+        ]
+        return answers if keep_errors else raised(answers)
 
-    def stream(self, told: Instruction | TaskAdapter, text: str, *, decoding: Decoding = GREEDY) -> Iterator[str]:
-        """The answer to one input, piece by piece as it grows; beam search gives it as a whole."""
+    def stream(self, told: str | Instruction | TaskAdapter, text: str, *, decoding: Decoding = GREEDY) -> Iterator[str]:
+        """The answer to one input, piece by piece as it grows: together they are what `answer` gives.
+
+        Beam search gives it as a whole. Errors as of `answer`.
+        """
+        requests = self._requests(told, [asked.text(text, "the input")], None, decoding)
+        return self._streamed(requests, decoding.stop)
+
+    def _streamed(self, requests: Sequence[Request], stop: Sequence[str]) -> Iterator[str]:
         tokens: list[int] = []
         shown = 0
-        for step in decode(self.model, at_hand(self._requests(told, [text], None, decoding)), 1, self._compiled):
+        for step in decode(self.model, at_hand(requests), 1, self._compiled):
+            if step.error is not None:
+                raise step.error
             tokens += step.new
-            answer = self._answer(tokens, step.reason, decoding).text
-            end = len(answer) if step.reason else settled(answer, decoding.stop)
-            if end > shown:
-                yield answer[shown:end]
-                shown = end
+            settled = self._texts.settled(tokens, stop)
+            if step.reason is not None:
+                settled = self._texts.answer(tokens, step.reason, stop).text
+            if len(settled) > shown:
+                yield settled[shown:]
+                shown = len(settled)
 
     @torch.inference_mode()
     def _requests(
         self,
-        told: Instruction | TaskAdapter,
+        told: str | Instruction | TaskAdapter,
         inputs: Sequence[str],
         tasks: Sequence[int] | None,
         decoding: Decoding,
     ) -> list[Request]:
+        told, inputs, decoding = asked.told(told), asked.inputs(inputs), asked.decoding(decoding)
         instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
+        owners = asked.owners(tasks, adapter.tasks, len(inputs))
         prompts = [self.prompts(instruction, text) for text in inputs]
         prepared, limits = self.prepare(adapter, len(inputs)), self._limits(decoding)
-        owners = tasks if tasks is not None else [0] * len(inputs)
         seeds = seeded(decoding.seed, inputs)
         return [
             Request(number, each, prepared, task, seed, limits, decoding)
@@ -208,18 +239,14 @@ class Tagi:
 
     def _limits(self, decoding: Decoding) -> Limits:
         most = decoding.max_tokens or self.config.prompt.max_target
-        stopped = (lambda tokens: cut(self._text(tokens), decoding.stop) is not None) if decoding.stop else None
+        stopped = partial(self._texts.stopped, stop=decoding.stop) if decoding.stop else None
         shape = self.model.backbone.shape
         further = shape.more_eos_token_ids if isinstance(shape, T5Shape) else ()
         return Limits(shape.eos_token_id, most, decoding.min_tokens, stopped, further)
 
-    def _answer(self, tokens: Sequence[int], reason: Reason | None, decoding: Decoding) -> Answer:
-        text = self._text(tokens)
-        stopped = cut(text, decoding.stop)
-        return Answer((text if stopped is None else stopped).strip(), reason, len(tokens))
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+    @property
+    def _texts(self) -> AnswerTexts:
+        return AnswerTexts(self.tokenizer)
 
     @torch.inference_mode()
     def told(self, instruction: Instruction | None) -> TaskAdapter:
@@ -261,56 +288,12 @@ class Tagi:
     def notes(
         self, instruction: Instruction | None, inputs: Sequence[str], numbers: Sequence[int] | None = None
     ) -> list[str]:
-        """What a person should know before trusting the answers: what was cut, what the model cannot read.
+        """What a person should know before trusting the answers, see `tagi.infer.notes`.
 
         Args:
             numbers: what the inputs are called, if not 1, 2, and so on.
         """
-        named = [f"input {number}" for number in numbers or range(1, len(inputs) + 1)]
-        once = [] if instruction is None else self.collator.read_once(instruction)
-        each = [self.collator.read_with(instruction, text) for text in inputs]
-        found = [] if instruction is None else list(self._undemonstrated(instruction, once, each, named))
-        found += [
-            note for number, one in enumerate(once, 1) for note in self._cut(self._name_of_instruction(number), one)
-        ]
-        prompted = instruction is not None and self.model.method.prompt
-        for name, readings in zip(named, each, strict=True):
-            longest = max(readings, key=self.collator.length)
-            found += self._cut(f"the prompt of {name}" if prompted else name, longest)
-        return [*found, *self._unknown([*self._written(instruction), *inputs])]
-
-    def _written(self, instruction: Instruction | None) -> Iterator[str]:
-        if instruction is not None:
-            yield instruction.definition
-            for one in instruction.positives[: self.config.prompt.positives]:
-                yield from (one.input, one.output)
-
-    def _undemonstrated(
-        self, instruction: Instruction, once: Sequence[Reading], each: Sequence[Sequence[Reading]], named: Sequence[str]
-    ) -> Iterator[str]:
-        """Of demonstrations that a model does not read for want of room, or because it was trained with fewer."""
-        asked = len(instruction.positives)
-        apart = sum(one.demonstrations for one in once)
-        shown = [apart + sum(one.demonstrations for one in readings) for readings in each] or [apart]
-        if len(set(shown)) == 1:
-            if shown[0] < asked:
-                yield f"the model reads {shown[0]} of the {asked} demonstrations"
-            return
-        for name, count in zip(named, shown, strict=True):
-            if count < asked:
-                yield f"with {name} the model reads {count} of the {asked} demonstrations"
-
-    def _name_of_instruction(self, number: int) -> str:
-        return f"demonstration {number}" if self.model.method.apart else "the instruction"
-
-    def _cut(self, name: str, reading: Reading) -> Iterator[str]:
-        if (length := self.collator.length(reading)) > reading.limit:
-            yield f"{name} has {length} tokens and was cut to its first {reading.limit}"
-
-    def _unknown(self, texts: Sequence[str]) -> Iterator[str]:
-        unknown = [word for text in texts for word in unknown_words(self.tokenizer, text)]
-        if unknown:
-            yield f"the model does not know {', '.join(dict.fromkeys(unknown))}"
+        return notes.of(self.collator, instruction, inputs, numbers or range(1, len(inputs) + 1))
 
     def load_adapter(self, source: str | Path) -> TaskAdapter:
         """What `TaskAdapter.save_pretrained` wrote with this same checkpoint, or a LoRA in PEFT's files, worn without
@@ -404,28 +387,3 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, shape: Shape, folder: P
         )
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder}: the tokenizer has no end token (eos_token), so that no answer would ever end")
-
-
-def _instruction(instruction: str | Instruction, positives: Positives) -> Instruction:
-    if isinstance(instruction, Instruction):
-        return instruction
-    return Instruction(instruction, tuple(Demonstration(*pair) for pair in positives))
-
-
-def _card(tagi: Tagi) -> str:
-    method = tagi.model.method
-    base = None if tagi.config.backbone == BACKBONE else tagi.config.backbone
-    under = "The language model lies in `backbone/`." if base is None else f"The language model is {base}."
-    use = """from tagi import Tagi
-
-tagi = Tagi.from_pretrained(FOLDER)
-adapter = tagi.adapt("What to do, in plain English.")
-print(tagi.generate(["An input."], adapter))"""
-    if not method.adapts:
-        use = """from tagi import Tagi
-from tagi.data.types import Instruction
-
-tagi = Tagi.from_pretrained(FOLDER)
-print(tagi.solve(Instruction("What to do, in plain English."), ["An input."]))"""
-    about = f"Method: {method.title} (`{method.name}`). {under}"
-    return card("TAGI checkpoint", about, use, base=base, library_name="tagi", tags=["tagi", "text2text-generation"])

@@ -1,5 +1,6 @@
 """How one answer grows token by token: greedy, sampled, or by beam search. Pure functions of scores and values."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -36,10 +37,12 @@ class Decoding:
     """Of an answer; None means as many as the model was trained to write."""
     min_tokens: int = 0
     """Tokens before which an answer cannot end by itself."""
-    stop: tuple[str, ...] = ()
-    """An answer ends before the first of these."""
+    stop: Sequence[str] = ()
+    """An answer ends before the first of these; a string is one of them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
+        self._check_kinds()
         if self.beams < 1:
             raise InputError(f"beams: {self.beams} is not at least 1")
         if self.temperature < 0:
@@ -50,8 +53,21 @@ class Decoding:
             raise InputError("beams: beam search does not sample; leave temperature at 0")
         if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
             raise InputError(f"max_tokens: {self.max_tokens} is not at least {max(self.min_tokens, 1)}")
-        if not all(self.stop):
-            raise InputError("stop: a stop string is empty")
+
+    def _check_kinds(self) -> None:
+        for name in ("beams", "max_tokens", "min_tokens", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) and not (name == "max_tokens" and value is None):
+                raise InputError(f"{name}: {value!r} is no whole number")
+        for name in ("length_penalty", "temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{name}: {value!r} is no finite number")
+        for one in self.stop:
+            if not isinstance(one, str):
+                raise InputError(f"stop: {one!r} is no string")
+            if not one:
+                raise InputError("stop: a stop string is empty")
 
 
 GREEDY = Decoding()

@@ -24,6 +24,7 @@ from typing import Self
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import DiskError, atomic_file
+from tagi.infer import asked
 from tagi.infer.engine import Tagi
 from tagi.model import adapter as adapters
 from tagi.model.adapter import TaskAdapter
@@ -100,9 +101,7 @@ class AdapterStore:
 
     def register_all(self, instructions: Sequence[str | Instruction]) -> list[str]:
         """Keep many, all or none of them."""
-        told = [one if isinstance(one, Instruction) else Instruction(one) for one in instructions]
-        if any(not one.definition.strip() for one in told):
-            raise InputError("the instruction is empty")
+        told = asked.instructions(instructions)
         keys = [key_of(one) for one in told]
         rows = [(key, _text(one)) for key, one in zip(keys, told, strict=True)]
         with self._lock, _explained(self.folder / INSTRUCTIONS), self._instructions:

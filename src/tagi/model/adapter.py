@@ -1,37 +1,42 @@
 """The task adapter: what one instruction becomes, as a value, and as a folder on disk.
 
-A folder holds `adapter.json` (whose the adapter is), `adapter.safetensors` (A and B of every module, the encoded
-instruction I) and a model card; keys and values of I are computed again on load.
+A folder holds `adapter.safetensors` and a model card. The one file says everything, so that no two can disagree: A and
+B of every module, the encoded instruction I, and in its metadata the scales and whose the adapter is. Keys and values
+of I are computed again on load.
 """
 
 import copy
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from tagi.config import Frozen, ModuleKind
-from tagi.config_files import parse, read_json
+from tagi.config_files import parse
 from tagi.errors import CheckpointError, ConfigError
-from tagi.files import atomic_folder, check_replaceable
+from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.model import hub
 from tagi.model import lora as lora_ops
 from tagi.model.backbone import Backbone, Factors, Modules, Site
 from tagi.model.cards import CARD, card
 from tagi.model.t5 import T5
-from tagi.model.t5_hf import check_shape, locate, read_safetensors
+from tagi.model.t5_hf import check_finite, check_shape, locate
 
-WEIGHTS, CONFIG, KIND = "adapter.safetensors", "adapter.json", "task adapter"
+WEIGHTS, KIND = "adapter.safetensors", "task adapter"
+_SAID, _APART = "adapter", "adapter.json"
+"""What the file's metadata say of the adapter, and where that lay before, in a file of its own."""
+_SHOWN = 60
+"""Characters of an instruction that a printed adapter shows."""
 _SITE = TypeAdapter(Site)
 
 
@@ -47,23 +52,22 @@ class Origin(Frozen):
     """Inputs and outputs of the demonstrations."""
 
 
-class AdapterConfig(Origin):
-    """`adapter.json`."""
+class _Said(Frozen):
+    """What the metadata of an adapter's file say."""
 
-    format: Literal[1] = 1
-    scales: dict[str, float]
+    format: Literal[2] = 2
+    scales: dict[str, FiniteFloat]
     """By the name of a site."""
-
-    def origin(self) -> Origin:
-        """What it says of the adapter's origin."""
-        return Origin.model_validate(self.model_dump(include=set(Origin.model_fields)))
+    origin: Origin | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TaskAdapter:
     """Generated modules (LoRA, prefix, bottleneck) and instruction memory of T tasks (T = 1 for a single one).
 
     No modules and a memory of length 0 are the neutral element: the model wearing it is the bare model.
+
+    Adapters are equal if all their numbers and origins are, wherever they lie; like lists they have no hash.
     """
 
     modules: Modules
@@ -71,6 +75,30 @@ class TaskAdapter:
     mask: Tensor  # (T, S), 1 where a token is
     origins: tuple[Origin, ...] = ()
     """Of each task; none where the caller keeps account of it himself, as training does."""
+
+    __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskAdapter):
+            return NotImplemented
+        ours, theirs = _tensors(self), _tensors(other)
+        return (
+            (self.origins, _scales(self), ours.keys()) == (other.origins, _scales(other), theirs.keys())
+            and all(theirs[name].dtype == tensor.dtype for name, tensor in ours.items())
+            and all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+        )
+
+    def __repr__(self) -> str:
+        ranks = sorted({factors.a.shape[1] for factors in self.modules.values()})
+        said = {
+            "method": self.origins[0].method if self.origins else None,
+            "tasks": self.tasks,
+            "rank": ranks[0] if len(ranks) == 1 else ranks or None,
+            "sites": len(self.modules),
+            "tokens": self.mask.sum(1).tolist()[:3],
+            "instruction": textwrap.shorten(self.origins[0].definition, _SHOWN) if self.origins else None,
+        }
+        return f"TaskAdapter({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
     @property
     def tasks(self) -> int:
@@ -112,24 +140,22 @@ class TaskAdapter:
             CheckpointError: several tasks are stacked, or it is not known whose the adapter is.
             DiskError: something else lies there, or the disk is full or cannot be written.
         """
-        config = _config(self, folder)
-        check_replaceable(Path(folder), CONFIG, KIND)
+        _check_saveable(self, folder)
+        check_replaceable(Path(folder), WEIGHTS, KIND)
         with atomic_folder(Path(folder)) as draft:
-            save_file(_tensors(self), draft / WEIGHTS)
-            (draft / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
-            (draft / CARD).write_text(_card(config), encoding="utf-8")
+            (draft / WEIGHTS).write_bytes(to_bytes(self))
+            (draft / CARD).write_text(_card(self.origins[0]), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
         """What `save_pretrained` wrote: a folder or a hub name. `Tagi.load_adapter` also checks that it fits a model.
 
         Raises:
-            CheckpointError: no adapter, a damaged file, tensors missing or of shapes that do not belong together.
+            CheckpointError: no adapter, a damaged file, tensors missing, of shapes that do not belong together, or with
+                values that are no finite numbers.
         """
-        folder = locate(source)
-        config = read_json(AdapterConfig, folder / CONFIG, KIND)
-        found = _assembled(read_safetensors(folder / WEIGHTS), config.scales, folder / WEIGHTS)
-        return cls(*found, (config.origin(),))
+        adapter = read_whole(Path(source), lambda: _read(locate(source)))
+        return cls(adapter.modules, adapter.memory, adapter.mask, adapter.origins)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes, see `tagi.model.hub.push`."""
@@ -174,26 +200,52 @@ def merge(backbone: T5, lora: Modules) -> T5:
 
 def to_bytes(adapter: TaskAdapter) -> bytes:
     """One task's adapter as the content of one safetensors file, its origin with it if it is known."""
-    said = {"scales": json.dumps(_scales(adapter))}
-    if adapter.origins:
-        said["origin"] = adapter.origins[0].model_dump_json()
-    return save_bytes(_tensors(adapter), metadata=said)
+    said = _Said(scales=_scales(adapter), origin=adapter.origins[0] if adapter.origins else None)
+    return save_bytes(_tensors(adapter), metadata={_SAID: said.model_dump_json()})
 
 
 def from_bytes(data: bytes, path: Path) -> TaskAdapter:
     """What `to_bytes` gave, read from `path`.
 
     Raises:
-        CheckpointError: damaged.
+        CheckpointError: damaged, or not of one adapter whose parts belong together; names file and field or tensor.
     """
     try:
-        length = int.from_bytes(data[:8], "little")
-        said: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-        scales: dict[str, float] = json.loads(said["scales"])
-        origins = (parse(Origin, json.loads(said["origin"]), source=str(path)),) if "origin" in said else ()
-        return TaskAdapter(*_assembled(load_bytes(data), scales, path), origins)
-    except (SafetensorError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: is no task adapter or is damaged") from error
+        tensors = load_bytes(data)
+        metadata: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        values = json.loads(metadata[_SAID]) if _SAID in metadata else _said_apart(path)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no {KIND}, or is damaged or half-written ({error})") from error
+    try:
+        said = parse(_Said, values, source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return TaskAdapter(*_assembled(tensors, said.scales, path), (said.origin,) if said.origin is not None else ())
+
+
+def _read(folder: Path) -> TaskAdapter:
+    file = folder / WEIGHTS
+    try:
+        return from_bytes(file.read_bytes(), file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: is no {KIND} ({WEIGHTS} is missing)") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def _said_apart(file: Path) -> dict[str, Any]:
+    """Of an adapter that was written when a second file beside the tensors said whose it is.
+
+    Raises:
+        CheckpointError: there is none.
+        ValueError: it is no JSON object.
+    """
+    beside = file.parent / _APART
+    if not beside.is_file():
+        raise CheckpointError(f"{file}: is no {KIND} (its metadata do not say whose it is)")
+    origin = dict(json.loads(beside.read_text(encoding="utf-8")))
+    origin.pop("format", None)
+    return {"scales": origin.pop("scales", None), "origin": origin}
 
 
 def check_fits(adapter: TaskAdapter, backbone: Backbone, file: Path) -> None:
@@ -223,12 +275,11 @@ def _scales(adapter: TaskAdapter) -> dict[str, float]:
     return {str(site): factors.scale for site, factors in adapter.modules.items()}
 
 
-def _config(adapter: TaskAdapter, folder: str | Path) -> AdapterConfig:
+def _check_saveable(adapter: TaskAdapter, folder: str | Path) -> None:
     if adapter.tasks != 1:
         raise CheckpointError(f"{folder}: holds one task, not {adapter.tasks}; save each of tagi.model.adapter.unstack")
     if not adapter.origins:
         raise CheckpointError(f"{folder}: this adapter does not say which checkpoint it belongs to; `Tagi.adapt` does")
-    return AdapterConfig(scales=_scales(adapter), **adapter.origins[0].model_dump())
 
 
 def _card(origin: Origin) -> str:
@@ -250,7 +301,10 @@ def _assembled(
         raise CheckpointError(f"{file}: tensor {unknown[0]} belongs to no site that has a scale")
     memory, mask = tensors["memory"], tensors["mask"]
     check_shape(file, "memory", memory, 1, "tokens", "width")
+    check_finite(file, "memory", memory)
     check_shape(file, "mask", mask, 1, memory.shape[1])
+    if not ((mask == 0) | (mask == 1)).all():
+        raise CheckpointError(f"{file}: tensor mask holds something else than 0 and 1")
     return {_site(name, file): _factors(tensors, name, scales[name], file) for name in scales}, memory, mask.long()
 
 
@@ -258,6 +312,10 @@ def _factors(tensors: Mapping[str, Tensor], name: str, scale: float, file: Path)
     a, b = tensors[f"{name}.A"], tensors[f"{name}.B"]
     check_shape(file, f"{name}.A", a, 1, "rank", "in")
     check_shape(file, f"{name}.B", b, 1, "out", a.shape[1])
+    if not a.shape[1]:
+        raise CheckpointError(f"{file}: tensor {name}.A has rank 0")
+    check_finite(file, f"{name}.A", a)
+    check_finite(file, f"{name}.B", b)
     return Factors(a, b, scale)
 
 

@@ -165,7 +165,8 @@ def load_causal(folder: Path) -> CausalLM:
     model, report = opened
     if wrong := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise CheckpointError(f"{folder}: tensor {wrong[0]} is missing or has another shape than config.json says")
-    check_finite(model.state_dict(), folder)
+    for name, tensor in model.state_dict().items():
+        check_finite(folder, name, tensor)
     return CausalLM(model)
 
 

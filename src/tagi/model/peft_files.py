@@ -14,10 +14,10 @@ from torch import Tensor
 from tagi.config import Frozen, Positive
 from tagi.config_files import read_json
 from tagi.errors import CheckpointError
-from tagi.files import atomic_folder
+from tagi.files import atomic_folder, read_whole
 from tagi.model.backbone import Backbone, Factors, Modules, Site
 from tagi.model.cards import CARD, card
-from tagi.model.t5_hf import check_shape, module_name, read_safetensors
+from tagi.model.t5_hf import check_finite, check_shape, module_name, read_safetensors
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _BASE = "tagi_base_fingerprint"
@@ -59,8 +59,13 @@ def load_peft(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, 
 
     Raises:
         CheckpointError: not LoRA of q and v projections, pickled, an unsupported setting, a tensor missing or of
-            another shape, or made by us for another language model; names file and field or tensor.
+            another shape, values that are no finite numbers, or made by us for another language model; names file and
+            field or tensor.
     """
+    return read_whole(folder, lambda: _loaded(folder, backbone, fingerprint))
+
+
+def _loaded(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, Factors]:
     config = read_json(_LoraConfig, folder / CONFIG, "PEFT folder")
     _check_settings(config, folder / CONFIG)
     sites = _targeted(config, backbone, folder / CONFIG)
@@ -134,6 +139,8 @@ def _factors(
     a, b = (_tensor(site, factor) for factor in "AB")
     check_shape(file, a, tensors[a], config.r, widths[0])
     check_shape(file, b, tensors[b], widths[1], config.r)
+    check_finite(file, a, tensors[a])
+    check_finite(file, b, tensors[b])
     return Factors(tensors[a][None], tensors[b][None], config.scale)
 
 

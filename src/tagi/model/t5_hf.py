@@ -1,7 +1,6 @@
 """The one place that knows Hugging Face's names for T5: config keys and tensor names, both ways."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -235,19 +234,10 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file}: is damaged or half-written ({error})") from error
-    check_finite(tensors, file)
-    return tensors
-
-
-def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse numbers that a model would answer nonsense with, and nothing would say so.
-
-    Raises:
-        CheckpointError: a tensor holds NaN or infinity; names it.
-    """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{file}: tensor {name} holds NaN or infinity")
+        if tensor.is_floating_point():
+            check_finite(file, name, tensor)
+    return tensors
 
 
 def check_shape(file: Path, name: str, tensor: Tensor, *expected: int | str) -> None:
@@ -276,6 +266,18 @@ def _with_shared(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
                 f"{folder}: tensors {found[0]} and {copy} differ; a T5 here has one embedding for both"
             )
     return tensors | {_SHARED: tensors[found[0]]} if found else tensors
+
+
+def check_finite(file: Path, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of something else than finite numbers, such as what a training that diverged leaves.
+
+    Raises:
+        CheckpointError: names file and tensor.
+    """
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file}: tensor {name} has the type {tensor.dtype}, which is none of weights")
+    if not tensor.float().isfinite().all():  # as fp32, for that is how it is used
+        raise CheckpointError(f"{file}: tensor {name} holds values that are no finite numbers (NaN or infinity)")
 
 
 def _is_tied(tensors: dict[str, Tensor]) -> bool:

@@ -3,8 +3,8 @@
 A run is an ordered mapping of stage -> config; a later stage finds an earlier one's output under the run's own
 folder. What the paper leaves open is taken from the authors' released scripts where they say it: the teachers'
 names, λ1 = 5 and temperature 3. λ2 is 1. "Batch size" is read as rows of different tasks in one batch, and steps
-as optimizer steps; "-" under warmup steps as none. Lengths of stages with the instruction in the prompt share the
-1,024 tokens between instruction and input.
+as optimizer steps; "-" under warmup steps as none. "Max Input Len" is of whatever one encoder reads at once: of the
+instruction and of the input where they are read apart, of both together where they are one prompt, a teacher's too.
 """
 
 import difflib
@@ -43,6 +43,13 @@ class Batches(NamedTuple):
     lr: float
     size: int
     accumulation: int
+
+
+class TrainedBank(NamedTuple):
+    """A bank that an earlier stage writes, and what it was trained on where that is not the student's own backbone."""
+
+    folder: str
+    base: str | None
 
 
 SNI_BATCHES: dict[SniSize, Batches] = {
@@ -103,14 +110,16 @@ def sni(size: SniSize, setting: Setting, output: str) -> Run:
             backbone=_published(instruct, size) if instruct else None,
             start_from=None if instruct else f"{output}/metatrain/final",
         )
-    run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", language_model(size))
+    taught = instruct or f"{output}/metatrain/final"
+    bank = _bank(run, taught)
+    run["pretrain"] = pretraining(size, bank, f"{output}/pretrain", language_model(size))
     run["finetune"] = finetuning(
         size,
         SNI_BATCHES[size],
-        PromptConfig(positives=positives),
+        PromptConfig(positives=positives, max_prompt=1024),
         data,
-        TeacherConfig(kind="instruct", checkpoint=instruct or f"{output}/metatrain/final"),
-        _bank(run),
+        TeacherConfig(kind="instruct", checkpoint=taught),
+        bank,
         output,
     )
     return run
@@ -124,7 +133,7 @@ def p3(size: P3Size, family: Family, output: str) -> Run:
     """
     backbone = language_model(size) if family == "t5lm" else _published(T0[size], size)
     data = DataConfig(source="p3", path=P3, max_instances=1000)
-    whole = PromptConfig(style="t0", max_instruction=512, max_input=512)
+    whole = PromptConfig(style="t0", max_input=1024)
     bank = BankConfig(group="category", wave=4 if size == "base" else 1)
     run: dict[str, RunConfig] = {}
     run["teachers"] = teacher_loras("no_instruction", whole, data, bank, f"{output}/teachers", backbone=backbone)
@@ -132,7 +141,7 @@ def p3(size: P3Size, family: Family, output: str) -> Run:
     run["finetune"] = finetuning(
         size,
         P3_BATCHES[size],
-        PromptConfig(style="t0", max_instruction=512, max_input=512, max_target=64),
+        PromptConfig(style="t0", max_instruction=512, max_input=512, max_prompt=512, max_target=64),
         data,
         TeacherConfig(kind="fid", checkpoint=fid_icl(size, family)),
         _bank(run),
@@ -197,7 +206,7 @@ def teacher_loras(
     )
 
 
-def pretraining(size: str, bank: str | None, output: str, backbone: BackboneConfig) -> RunConfig:
+def pretraining(size: str, bank: TrainedBank | None, output: str, backbone: BackboneConfig) -> RunConfig:
     """Table 6, "pretraining": 50,000 steps of 8 documents of 1,024 tokens, Adafactor at 1e-3, fp32."""
     return RunConfig(
         stage="pretrain",
@@ -205,7 +214,8 @@ def pretraining(size: str, bank: str | None, output: str, backbone: BackboneConf
         backbone=backbone,
         hypernetwork=HypernetworkConfig(rank=32, hidden=GENERATOR_HIDDEN[size]),
         data=DataConfig(source="c4", path=C4, max_documents=400_000),
-        bank=bank,
+        bank=bank.folder if bank else None,
+        bank_base=bank.base if bank else None,
         training=TrainingConfig(
             steps=50_000,
             tasks_per_batch=8,
@@ -227,7 +237,7 @@ def finetuning(
     prompt: PromptConfig,
     data: DataConfig,
     teacher: TeacherConfig,
-    bank: str | None,
+    bank: TrainedBank | None,
     output: str,
 ) -> RunConfig:
     """Table 6, "finetuning": 20,000 steps with Eq. 6; without a bank, without its last term."""
@@ -238,7 +248,8 @@ def finetuning(
         hypernetwork=HypernetworkConfig(rank=32, hidden=GENERATOR_HIDDEN[size]),
         prompt=prompt,
         data=data,
-        bank=bank,
+        bank=bank.folder if bank else None,
+        bank_base=bank.base if bank else None,
         objective=ObjectiveConfig(lambda_kl=5.0, temperature=3.0, teacher=teacher, lambda_ins=1.0 if bank else 0.0),
         training=TrainingConfig(
             steps=20_000,
@@ -259,8 +270,9 @@ def _published(path: str, size: str) -> BackboneConfig:
     return parse(BackboneConfig, {"path": path, "shape": f"t5-v1_1-{size}"}, source=path)
 
 
-def _bank(run: Run) -> str | None:
-    return f"{run['teachers'].output}/final" if "teachers" in run else None
+def _bank(run: Run, base: str | None = None) -> TrainedBank | None:
+    """The bank of a run that trains one; `base` where it is not trained on the student's own language model."""
+    return TrainedBank(f"{run['teachers'].output}/final", base) if "teachers" in run else None
 
 
 def sni_24gb(output: str) -> Run:

@@ -11,8 +11,10 @@ from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.backbone import check_tokenizer, read_text, text_batches, write_about
+from tagi.train.datasets import Datasets
 from tagi.train.encodings import encodings
 from tagi.train.objective import build_objective
+from tagi.train.resume import Record
 from tagi.train.sources import batches, check_stage
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
@@ -22,8 +24,11 @@ LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a warning."""
 
 
-def build_stage(config: RunConfig) -> ModelStage:
+def build_stage(config: RunConfig, datasets: Datasets | None = None) -> ModelStage:
     """Everything that a run's config describes, ready for the trainer.
+
+    Args:
+        datasets: that others read as well.
 
     Raises:
         TagiError: whatever in the config, the data or the checkpoint does not fit.
@@ -31,22 +36,26 @@ def build_stage(config: RunConfig) -> ModelStage:
     check_stage(config, methods.get(config.method))
     if config.stage == "backbone":
         return _backbone_stage(config)
-    begin = start(config)
+    datasets = datasets or Datasets()
+    begin = start(config, datasets=datasets)
     model, tokenizer = begin.model, begin.tokenizer
     _check_parts(config, model)
     objective = build_objective(config, model, tokenizer)
     distils = config.objective.lambda_kl > 0
     collator = Collator(tokenizer, config.prompt, model.method, prompts=distils, shots=config.objective.shots)
 
+    record = Record.of(config, launched(), datasets)
+
     def write(folder: Path) -> None:
+        record.write(folder)
         if objective.cache is not None:
             objective.cache.flush()  # what a checkpoint has seen must be found again when it is resumed
         begin.write(folder)
 
     parts = optim.trainable(model, config.training)
     terms, encode = objective.terms, encodings(model, config.training)
-    drawn = batches(config, collator, launched())
-    return ModelStage(model, parts, drawn, write, begin.read, terms, encode=encode)
+    drawn = batches(config, collator, launched(), datasets)
+    return ModelStage(model, parts, drawn, write, begin.read, terms, record.check, encode=encode)
 
 
 def _backbone_stage(config: RunConfig) -> ModelStage:
@@ -54,7 +63,10 @@ def _backbone_stage(config: RunConfig) -> ModelStage:
     text = read_text(config)
     begin = start(config, text.tokenizer)
 
+    record = Record.of(config, launched())
+
     def write(folder: Path) -> None:
+        record.write(folder)
         begin.write(folder)
         write_about(text.about, folder)
 
@@ -63,7 +75,7 @@ def _backbone_stage(config: RunConfig) -> ModelStage:
         begin.read(folder)
 
     parts = optim.trainable(begin.model, config.training)
-    return ModelStage(begin.model, parts, text_batches(config, text, launched()), write, read)
+    return ModelStage(begin.model, parts, text_batches(config, text, launched()), write, read, check=record.check)
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

@@ -6,47 +6,67 @@ checkpoint with the highest score), `final` and `log.jsonl`. A writer that is ki
 
 import contextlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from tagi.config import Frozen
+from tagi.config_files import read_json
 from tagi.errors import CheckpointError
-from tagi.files import atomic_folder, sweep, write_text
+from tagi.files import atomic_folder, check_folder, sweep, write_text
 from tagi.model.t5_hf import read_safetensors
 
 LOG, OPTIMIZER, STATE, FINAL, BEST = "log.jsonl", "optimizer.safetensors", "trainer.json", "final", "best"
 _STEP = "step-"
-Numbers = Mapping[str, float]
+_NAME = re.compile(rf"{_STEP}(\d{{8,}})")
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Frozen):
     """`trainer.json`: what a checkpoint says of itself."""
 
     step: int
-    scores: Numbers
-    numbers: Numbers
+    scores: dict[str, float]
+    numbers: dict[str, int | float]
+    """The optimizer's, by parameter and name."""
 
 
 def check_output(folder: Path, *, resume: bool) -> None:
-    """Refuse to train over a run that is already there.
+    """Refuse to train over a run that is already there, or where no run can be written.
 
     Raises:
         CheckpointError: `folder` holds a run and `resume` is off.
+        DiskError: a file lies there or above, or the folder may not be written.
     """
-    if not resume and (checkpoints(folder) or (folder / FINAL).exists()):
+    check_folder(folder)
+    if not resume and newest(folder) is not None:
         raise CheckpointError(f"{folder}: already holds a run; add --resume to go on, or choose another output")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run that can be continued, oldest first."""
-    return sorted(folder.glob(f"{_STEP}*"))
+    return sorted(path for path in folder.glob(f"{_STEP}*") if _NAME.fullmatch(path.name))
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint of a run, `final` where it has come to its end; None where there is none."""
+    final = folder / FINAL
+    return final if final.exists() else next(reversed(checkpoints(folder)), None)
+
+
+def steps_done(folder: Path) -> int:
+    """Steps of a run up to its last checkpoint.
+
+    Raises:
+        CheckpointError: see `read_state`.
+    """
+    last = newest(folder)
+    return read_state(last).step if last is not None else 0
 
 
 def place(folder: Path, step: int, steps: int) -> Path:
@@ -56,8 +76,7 @@ def place(folder: Path, step: int, steps: int) -> Path:
 
 def write_state(draft: Path, state: State) -> None:
     """Complete a checkpoint's draft with what it says of itself."""
-    values = {"step": state.step, "scores": dict(state.scores), "numbers": dict(state.numbers)}
-    (draft / STATE).write_text(json.dumps(values), encoding="utf-8")
+    (draft / STATE).write_text(state.model_dump_json(), encoding="utf-8")
 
 
 def write_optimizer(draft: Path, tensors: dict[str, Tensor]) -> None:
@@ -78,27 +97,41 @@ def read_state(folder: Path) -> State:
     """What a checkpoint says of itself.
 
     Raises:
-        CheckpointError: `trainer.json` is missing or damaged.
+        CheckpointError: `trainer.json` is missing or damaged, or tells of another step than the folder's name.
     """
-    path = folder / STATE
+    state, named = read_json(State, folder / STATE, "checkpoint of a run"), _NAME.fullmatch(folder.name)
+    if named is not None and int(named[1]) != state.step:
+        raise CheckpointError(f"{folder / STATE}: step: is {state.step}, which is not that of its folder")
+    return state
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Put a checkpoint's tensors into the model of the run that wrote it.
+
+    Raises:
+        CheckpointError: they are not that model's.
+    """
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return State(values["step"], values.get("scores", {}), values.get("numbers", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is missing or damaged") from error
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # names or shapes that differ, all of them listed
+        raise CheckpointError(f"{folder}: its tensors are not those of this run's model") from error
 
 
 def finished(folder: Path, steps: int) -> bool:
     """Whether the run has done all of `steps` already."""
     final = folder / FINAL
-    return (final / STATE).exists() and read_state(final).step >= steps
+    return final.exists() and read_state(final).step >= steps
+
+
+def clear(folder: Path) -> None:
+    """Clear away the drafts of a killed run; every checkpoint stays, and one that was being exchanged comes back."""
+    sweep(folder, f"{_STEP}*", FINAL, BEST, LOG)
 
 
 def tidy(folder: Path, metric: str, keep: int) -> None:
-    """Do what a killed run left undone: clear its drafts, keep its best, remove its oldest checkpoints."""
-    sweep(folder, f"{_STEP}*", FINAL, BEST, LOG)
+    """Do what a killed run left undone: keep its best, remove its oldest checkpoints."""
     present = checkpoints(folder)
-    if (folder / FINAL / STATE).exists():
+    if (folder / FINAL).exists():
         present.append(folder / FINAL)
     for found in present:
         keep_best(found, metric)
@@ -114,12 +147,12 @@ def keep_best(newest: Path, metric: str) -> None:
     state, best = read_state(newest), newest.parent / BEST
     if metric not in state.scores:
         return
-    if best.exists() and read_state(best).scores[metric] >= state.scores[metric]:
+    if best.exists() and read_state(best).scores.get(metric, -math.inf) >= state.scores[metric]:
         return
     with atomic_folder(best) as draft:
         ignored = shutil.ignore_patterns(OPTIMIZER, STATE)
         shutil.copytree(newest, draft, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
-        write_state(draft, State(state.step, state.scores, {}))
+        write_state(draft, State(step=state.step, scores=state.scores, numbers={}))
 
 
 def prune(folder: Path, keep: int) -> None:

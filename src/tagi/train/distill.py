@@ -1,14 +1,14 @@
 """Distillation from a teacher that reads (a; b) into the student that reads b (Eq. 5)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tagi import methods
-from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, RunConfig
+from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, RunConfig, TeacherKind
 from tagi.data.collate import Batch
 from tagi.errors import CheckpointError, ConfigError
 from tagi.infer.engine import load_tokenizer, teacher_forced
@@ -25,6 +25,21 @@ from tagi.train.stage import Term
 
 Teacher = Callable[[Batch], TokenDistribution]
 """The teacher's distribution at every target position of a batch, at the run's temperature."""
+
+TaskIdentity = Callable[[str], str]
+"""What a row's distribution depends on besides the teacher and the tokens of its prompt and target, given its task."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltTeacher:
+    """A teacher, and everything that tells its logits from another's."""
+
+    teacher: Teacher
+    identity: str
+    """Fingerprint of its tensors, and how many demonstrations it reads."""
+    vocabulary: int
+    """Tokens that its distributions are over."""
+    of_task: TaskIdentity
 
 
 def distillation_term(
@@ -45,20 +60,25 @@ def distillation_term(
     return Term("kl", weight, loss, lambda batch: taught(batch).sum())
 
 
-def instruct_teacher(model: TagiModel, temperature: float) -> Teacher:
-    """The instruct model reading (a; b), or FiD-ICL reading the prompt and, apart from it, demonstrations."""
+def instruct_teacher(model: TagiModel, temperature: float, vocabulary: int | None = None) -> Teacher:
+    """The instruct model reading (a; b), or FiD-ICL reading the prompt and, apart from it, demonstrations.
+
+    Args:
+        vocabulary: tokens, from the first on, that its distribution is over; None means all rows of its output.
+    """
     model = _at_rest(model)
 
     @torch.no_grad()
     def distribution(batch: Batch) -> TokenDistribution:
         model.to(batch.labels.device)
-        return soften(teacher_forced(model, model.backbone.shape, batch.as_prompt()).logits, temperature)
+        logits = teacher_forced(model, model.backbone.shape, batch.as_prompt()).logits
+        return soften(logits[..., :vocabulary], temperature)
 
     return distribution
 
 
-def lora_teacher(model: TagiModel, bank: Bank, temperature: float) -> Teacher:
-    """LM + Δ_i reading (a; b) (Eq. 5); rows of tasks without a teacher wear nothing."""
+def lora_teacher(model: TagiModel, bank: Bank, temperature: float, vocabulary: int | None = None) -> Teacher:
+    """LM + Δ_i reading (a; b) (Eq. 5); rows of tasks without a teacher wear nothing. See `instruct_teacher`."""
     model, lanes = _at_rest(model), bank.lanes()
     shape = model.backbone.shape
 
@@ -72,13 +92,19 @@ def lora_teacher(model: TagiModel, bank: Bank, temperature: float) -> Teacher:
         decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
         rows = Rows.of(batch.task_index, len(batch.names))
         output = model.respond(adapter, prompt.input_ids, prompt.input_mask, decoder_ids, rows)
-        return soften(output.logits, temperature)
+        return soften(output.logits[..., :vocabulary], temperature)
 
     return distribution
 
 
-def build_teacher(config: RunConfig, tokenizer: PreTrainedTokenizerBase, bank: Bank | None) -> tuple[Teacher, str]:
-    """The online teacher of a run, and the fingerprint of everything that its logits depend on.
+def build_teacher(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, bank: Bank | None, vocabulary: int
+) -> BuiltTeacher:
+    """The online teacher of a run, and what its logits depend on.
+
+    Args:
+        vocabulary: rows of the student's output. The teacher may have other rows that no token has (T5-LM has 28 of
+            them, Tk-Instruct none); what both have is compared.
 
     Raises:
         ConfigError: a teacher that does not read (a; b), has other tokens, or whose LoRAs are missing.
@@ -86,7 +112,7 @@ def build_teacher(config: RunConfig, tokenizer: PreTrainedTokenizerBase, bank: B
     """
     settings = config.objective.teacher
     assert settings is not None
-    model = load_reader(settings.checkpoint, config.prompt, bare=settings.kind == "lora")
+    model = load_reader(settings.checkpoint, config.prompt, settings.kind)
     if model.method.apart != (settings.kind == "fid"):
         raise ConfigError(
             f"objective.teacher.kind: {settings.checkpoint} was trained as {model.method.name}; "
@@ -94,31 +120,55 @@ def build_teacher(config: RunConfig, tokenizer: PreTrainedTokenizerBase, bank: B
         )
     _check_tokens(settings.checkpoint, tokenizer)
     temperature, identity = config.objective.temperature, checkpoint.fingerprint(model)
-    if settings.kind == "instruct":
-        return instruct_teacher(model, temperature), identity
-    if settings.kind == "fid":
-        return instruct_teacher(model, temperature), f"{identity}+{settings.shots} shots"
+    shared = min(vocabulary, model.backbone.shape.vocab_size)
+    if settings.kind != "lora":
+        shots = f"+{settings.shots} shots" if settings.kind == "fid" else ""
+        teacher = instruct_teacher(model, temperature, shared)
+        return BuiltTeacher(teacher, identity + shots, shared, own_task if settings.kind == "fid" else same_for_all)
     if bank is None:
         raise ConfigError("objective.teacher.kind: lora needs a teacher bank (bank)")
     if bank.manifest.base_fingerprint != checkpoint.fingerprint(model.backbone):
         raise CheckpointError(f"{config.bank}: was trained on another model than {settings.checkpoint}")
-    loras = checkpoint.fingerprint_tensors({f"{site}.{n}": x for site, f in bank.lora.items() for n, x in _pair(f)})
-    return lora_teacher(model, bank, temperature), f"{identity}+{loras}"
+    return BuiltTeacher(lora_teacher(model, bank, temperature, shared), identity, shared, own_lora(bank))
 
 
-def load_reader(source: str, prompt: PromptConfig, *, bare: bool) -> TagiModel:
-    """A model that reads (a; b): a checkpoint of metatraining, or a Hugging Face T5.
+def same_for_all(task: str) -> str:
+    """Of a teacher that reads nothing of a task but a row's prompt."""
+    return ""
+
+
+def own_task(task: str) -> str:
+    """Of a teacher that reads demonstrations of the task beside the prompt."""
+    return task
+
+
+def own_lora(bank: Bank) -> TaskIdentity:
+    """Of a teacher that wears the task's LoRA: that LoRA's fingerprint, or nothing where the task has none."""
+    lanes = bank.lanes()
+    fingerprints = [_lora_fingerprint(bank, lane) for lane in range(len(bank.manifest.teachers))]
+    return lambda task: fingerprints[lanes[task]] if task in lanes else ""
+
+
+def _lora_fingerprint(bank: Bank, lane: int) -> str:
+    tensors = {f"{site}.{name}": x[lane] for site, f in bank.lora.items() for name, x in (("A", f.a), ("B", f.b))}
+    return f"{checkpoint.fingerprint_tensors(tensors)} x {bank.manifest.scale}"
+
+
+def load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiModel:
+    """A model that reads (a; b): a checkpoint of metatraining or of FiD-ICL, or a Hugging Face T5, which does not say
+    how it was trained and is taken as what the config says it is.
 
     Args:
-        bare: take the backbone of whatever checkpoint it is.
+        kind: of the teacher; `lora` takes the backbone of whatever checkpoint it is.
 
     Raises:
         ConfigError: a checkpoint whose method does not read the instruction in the prompt, or in another style.
         CheckpointError: it cannot be loaded.
     """
     folder = locate(source)
-    if bare or not (folder / checkpoint.CONFIG).exists():
-        return TagiModel(load_base(source), methods.get("metatrain"), HypernetworkConfig(), FusionConfig())
+    if kind == "lora" or not (folder / checkpoint.CONFIG).exists():
+        method = methods.get("fid_icl" if kind == "fid" else "metatrain")
+        return TagiModel(load_base(source), method, HypernetworkConfig(), FusionConfig())
     loaded = checkpoint.load(folder)
     if not loaded.model.method.prompt:
         raise ConfigError(f"objective.teacher.checkpoint: {source} ({loaded.config.method}) does not read (a; b)")
@@ -153,7 +203,3 @@ def _wear(factors: Factors, lane_T: Tensor, device: torch.device) -> Factors:
     chosen = lane_T.clamp(min=0)
     a, b = factors.a[chosen], factors.b[chosen] * present
     return Factors(a.to(device), b.to(device), factors.scale)
-
-
-def _pair(factors: Factors) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
-    return ("A", factors.a), ("B", factors.b)

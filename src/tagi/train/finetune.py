@@ -12,10 +12,11 @@ from tagi.data.collate import Batch, Collator
 from tagi.data.micro_splits import Split, splits
 from tagi.data.microtasks import MicroTask
 from tagi.data.mixture import FixedTasks, Mixture, Shares, TaskSource, Undemonstrated
-from tagi.data.p3 import P3Dataset, TrainSet, with_demonstrations
+from tagi.data.p3 import TrainSet, with_demonstrations
 from tagi.data.sni import SniDataset, largest_categories, meta_split
 from tagi.data.types import Example, Task, named
 from tagi.errors import ConfigError
+from tagi.train.datasets import Datasets
 from tagi.train.stage import task_batches
 
 G = TypeVar("G")
@@ -62,7 +63,9 @@ def micro_split(data: DataConfig) -> Split:
     return splits(data.seed, train_compositions=data.compositions, valid=data.valid_tasks)
 
 
-def training_batches(config: RunConfig, collator: Collator, processes: int = 1) -> Callable[[int], Batch]:
+def training_batches(
+    config: RunConfig, collator: Collator, processes: int = 1, datasets: Datasets | None = None
+) -> Callable[[int], Batch]:
     """Batches of a run's training tasks.
 
     Args:
@@ -74,7 +77,7 @@ def training_batches(config: RunConfig, collator: Collator, processes: int = 1) 
     training, shown = config.training, config.demonstrations
     by_prompt = training.bucket == "prompt"
     mixture = Mixture(
-        task_source(config),
+        task_source(config, datasets),
         tasks=training.tasks_per_batch,
         rows=training.rows_per_task,
         seed=training.seed,
@@ -84,7 +87,7 @@ def training_batches(config: RunConfig, collator: Collator, processes: int = 1) 
     return task_batches(mixture, collator)
 
 
-def task_source(config: RunConfig) -> TaskSource | Shares:
+def task_source(config: RunConfig, datasets: Datasets | None = None) -> TaskSource | Shares:
     """The training tasks of a run, or of each part of its mixture, or of each of their categories (`data.balance`).
 
     Raises:
@@ -92,12 +95,12 @@ def task_source(config: RunConfig) -> TaskSource | Shares:
     """
     parts = config.data.parts
     if not parts and config.data.balance == "task":
-        return _equal_sources(config)[0]
+        return _equal_sources(config, datasets)[0]
     sources: list[TaskSource] = []
     shares: list[float] = []
     weighed = {f"data.parts.{name}": (part, part.share) for name, part in parts.items()}
     for field, (part, share) in (weighed or {"data": (config.data, 1.0)}).items():
-        own = _equal_sources(of_part(config, part))
+        own = _equal_sources(of_part(config, part), datasets)
         if not any(map(len, own)):
             raise ConfigError(f"{field}: has no task to train on")
         sources += own
@@ -105,11 +108,11 @@ def task_source(config: RunConfig) -> TaskSource | Shares:
     return Shares(tuple(sources), tuple(shares))
 
 
-def _equal_sources(config: RunConfig) -> list[TaskSource]:
+def _equal_sources(config: RunConfig, datasets: Datasets | None) -> list[TaskSource]:
     """What has equally many turns of the run's data, or of a part: the whole of it, or its categories."""
     if config.data.balance == "category":
-        return list(grouped_sources(config, "category").values())
-    return [_shown(config, _SOURCES[config.data.source](config))]
+        return list(grouped_sources(config, "category", datasets).values())
+    return [_shown(config, _SOURCES[config.data.source](config, datasets or Datasets()))]
 
 
 def _shown(config: RunConfig, source: TaskSource) -> TaskSource:
@@ -123,14 +126,16 @@ def of_part(config: RunConfig, part: DataConfig) -> RunConfig:
     return config.model_copy(update={"data": part})
 
 
-def text_source(config: RunConfig) -> TaskSource:
+def text_source(config: RunConfig, datasets: Datasets) -> TaskSource:
     """Tasks over the training documents of a folder."""
+    del datasets
     data = config.data
     return text_tasks.text_source(Path(data.path or ""), data.seed, config.demonstrations, data.max_documents)
 
 
-def micro_source(config: RunConfig) -> TaskSource:
+def micro_source(config: RunConfig, datasets: Datasets) -> TaskSource:
     """Microtasks: compositions once an epoch, single operations as often as the config says."""
+    del datasets
     data, split = config.data, micro_split(config.data)
     if data.part == "test":
         targets = named(split.test, lambda task: task.name, data.only)
@@ -146,14 +151,17 @@ def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[Micro
     return tuple(task for task in singles for _ in range(max(visits // sizes[task.operations[0].family], 1)))
 
 
-def sni_source(config: RunConfig) -> TaskSource:
+def sni_source(config: RunConfig, datasets: Datasets) -> TaskSource:
     """The meta-train tasks of Super-NaturalInstructions."""
-    return _of_tasks(config, sni_tasks(config.data))
+    return _of_tasks(config, sni_tasks(config.data, datasets))
 
 
 @dataclass(frozen=True, slots=True)
 class P3Source:
-    """P3's templates; demonstrations, where they are shown, are other rows of the template on every visit."""
+    """P3's templates, or tasks; demonstrations, where they are shown, are other rows of the task on every visit.
+
+    They are A.1's k support examples: none of them is among the visit's examples, of which the mixture draws m to ask.
+    """
 
     tasks: tuple[Task, ...]
     positives: int
@@ -167,12 +175,12 @@ class P3Source:
         return with_demonstrations(task, count, visit) if count else task
 
 
-def p3_source(config: RunConfig) -> TaskSource:
+def p3_source(config: RunConfig, datasets: Datasets) -> TaskSource:
     """The templates of P3's training sets, without those of the held-out data sets."""
-    return _of_tasks(config, p3_tasks(config.data))
+    return _of_tasks(config, p3_tasks(config.data, datasets))
 
 
-_SOURCES: dict[str, Callable[[RunConfig], TaskSource]] = {
+_SOURCES: dict[str, Callable[[RunConfig, Datasets], TaskSource]] = {
     "micro": micro_source,
     "sni": sni_source,
     "p3": p3_source,
@@ -180,37 +188,37 @@ _SOURCES: dict[str, Callable[[RunConfig], TaskSource]] = {
 }
 
 
-def p3_tasks(data: DataConfig) -> list[Task]:
+def p3_tasks(data: DataConfig, datasets: Datasets | None = None) -> list[Task]:
     """The tasks of P3's meta-train data sets; templates of which no row asks and answers something are left out."""
+    datasets = datasets or Datasets()
     if data.part == "test":
-        held_out = P3Dataset(Path(data.path or ""), instruction=data.instruction)
-        names = named(held_out.eval_names(), str, data.only)
-        return [_later(task, data.skip) for name in names for task in held_out.eval_tasks(name)]
-    dataset, sets, (names, _) = _p3_sets(data)
+        names = named(datasets.p3(data).eval_names(), str, data.only)
+        return [_later(task, data.skip) for name in names for task in datasets.p3_eval(data, name)]
+    sets, (names, _) = _p3_sets(data, datasets)
     chosen = named([one for one in sets if one.data_set in names], lambda one: one.name, data.only)
-    tasks = [task for one in chosen for task in dataset.train_tasks(one, limit=data.max_instances, seed=data.seed)]
+    tasks = [task for one in chosen for task in datasets.p3_train(data, one, limit=data.max_instances, seed=data.seed)]
     return [task for task in tasks if task.examples]
 
 
-def _p3_sets(data: DataConfig) -> tuple[P3Dataset, list[TrainSet], tuple[list[str], list[str]]]:
-    """The data set, its row files, and the names of its meta-train and meta-valid data sets."""
-    split = "36" if data.split == "default" else data.split
-    dataset = P3Dataset(Path(data.path or ""), split, data.instruction)
-    sets = dataset.train_sets()
-    return dataset, sets, meta_split(sorted({one.data_set for one in sets}), data.valid_tasks, data.seed)
+def _p3_sets(data: DataConfig, datasets: Datasets) -> tuple[list[TrainSet], tuple[list[str], list[str]]]:
+    """P3's row files, and the names of its meta-train and meta-valid data sets."""
+    sets = datasets.p3(data).train_sets()
+    return sets, meta_split(sorted({one.data_set for one in sets}), data.valid_tasks, data.seed)
 
 
-def _p3_valid(config: RunConfig) -> list[Task]:
+def _p3_valid(config: RunConfig, datasets: Datasets) -> list[Task]:
     """The first template of every held-out data set."""
     data = config.data
-    dataset, sets, (_, names) = _p3_sets(data)
+    sets, (_, names) = _p3_sets(data, datasets)
     first = {one.data_set: one for one in reversed(sets) if one.data_set in names}
-    tasks = [task for one in first.values() for task in dataset.train_tasks(one, limit=data.valid_instances)]
+    tasks = [task for one in first.values() for task in datasets.p3_train(data, one, limit=data.valid_instances)]
     source = P3Source(tuple(task for task in tasks if task.examples), config.prompt.positives)
     return [source.task(number, 0) for number in range(len(source))]
 
 
-def grouped_sources(config: RunConfig, group: Literal["category", "task"]) -> dict[str, TaskSource]:
+def grouped_sources(
+    config: RunConfig, group: Literal["category", "task"], datasets: Datasets | None = None
+) -> dict[str, TaskSource]:
     """The meta-train tasks by category or each by itself, in a fixed order: what teachers are trained on, and what
     takes turns where categories are balanced.
 
@@ -226,7 +234,7 @@ def grouped_sources(config: RunConfig, group: Literal["category", "task"]) -> di
         micro = _grouped(split.singles + split.compositions, lambda t: t.name if by_task else t.operations[-1].family)
         sources = {name: MicroSource(tuple(tasks), config.demonstrations) for name, tasks in micro.items()}
     else:
-        tasks = sni_tasks(data) if data.source == "sni" else p3_tasks(data)
+        tasks = sni_tasks(data, datasets) if data.source == "sni" else p3_tasks(data, datasets)
         fixed = _grouped(tasks, lambda t: t.name if by_task else t.categories[0])
         sources = {name: _of_tasks(config, own) for name, own in fixed.items()}
     return {name: _shown(config, source) for name, source in sources.items()}
@@ -234,7 +242,8 @@ def grouped_sources(config: RunConfig, group: Literal["category", "task"]) -> di
 
 def _of_tasks(config: RunConfig, tasks: Sequence[Task]) -> TaskSource:
     """Tasks of SNI, or templates of P3, as they take turns."""
-    return FixedTasks(tasks) if config.data.source == "sni" else P3Source(tuple(tasks), config.demonstrations)
+    given = config.data.source == "sni" and config.data.support == "given"
+    return FixedTasks(tasks) if given else P3Source(tuple(tasks), config.demonstrations)
 
 
 def _grouped(things: Iterable[G], key: Callable[[G], str]) -> dict[str, list[G]]:
@@ -244,33 +253,34 @@ def _grouped(things: Iterable[G], key: Callable[[G], str]) -> dict[str, list[G]]
     return dict(sorted(groups.items()))
 
 
-def valid_tasks(config: RunConfig) -> list[Task]:
+def valid_tasks(config: RunConfig, datasets: Datasets | None = None) -> list[Task]:
     """The meta-valid tasks held out of training, with their first instances; none beside the target tasks themselves.
 
     Those of a mixture are its parts'. With microtasks `valid_tasks` says even then which tasks are the unseen ones.
     """
-    data = config.data
+    data, datasets = config.data, datasets or Datasets()
     if data.part == "test":
         return []
     if data.source == "micro":
         worded = [task.task(positives=config.prompt.positives) for task in micro_split(data).valid]
         return [replace(task, examples=task.examples[: data.valid_instances]) for task in worded]
     if data.source == "sni":
-        dataset, (_, names) = _sni_names(data)
+        dataset, (_, names) = _sni_names(data, datasets)
         return [dataset.load(name, limit=data.valid_instances) for name in names]
     if data.source == "p3":
-        return _p3_valid(config)
+        return _p3_valid(config, datasets)
     if data.source == "text" and data.valid_tasks:
         folder, shown = Path(data.path or ""), config.prompt.positives
         return text_tasks.valid_tasks(folder, data.seed, data.valid_tasks, data.valid_instances, shown)
-    return [task for part in data.parts.values() for task in valid_tasks(of_part(config, part))]
+    return [task for part in data.parts.values() for task in valid_tasks(of_part(config, part), datasets)]
 
 
-def sni_tasks(data: DataConfig) -> list[Task]:
+def sni_tasks(data: DataConfig, datasets: Datasets | None = None) -> list[Task]:
     """The meta-train tasks of the split, without the meta-valid ones, the same for any number of categories."""
+    datasets = datasets or Datasets()
     if data.part == "test":
-        return _target_tasks(data)
-    dataset, (names, _) = _sni_names(data)
+        return _target_tasks(data, datasets)
+    dataset, (names, _) = _sni_names(data, datasets)
     chosen = named(names, str, data.only)
     tasks = [dataset.load(name, limit=data.max_instances, seed=data.seed) for name in chosen]
     if data.categories is None:
@@ -279,13 +289,13 @@ def sni_tasks(data: DataConfig) -> list[Task]:
     return [task for task in tasks if task.categories[0] in kept]
 
 
-def _target_tasks(data: DataConfig) -> list[Task]:
+def _target_tasks(data: DataConfig, datasets: Datasets) -> list[Task]:
     """The test tasks without the instances that they are scored on.
 
     Raises:
         ConfigError: a task has no others.
     """
-    dataset = SniDataset(Path(data.path or ""), data.split)
+    dataset = datasets.sni(data)
     names = named(dataset.english(dataset.names("test")), str, data.only)
     return [_later(dataset.load(name), data.skip) for name in names]
 
@@ -296,7 +306,7 @@ def _later(task: Task, skip: int) -> Task:
     return replace(task, examples=Later(task.examples, skip))
 
 
-def _sni_names(data: DataConfig) -> tuple[SniDataset, tuple[list[str], list[str]]]:
+def _sni_names(data: DataConfig, datasets: Datasets) -> tuple[SniDataset, tuple[list[str], list[str]]]:
     """The data set, and the names of its meta-train and meta-valid tasks."""
-    dataset = SniDataset(Path(data.path or ""), data.split)
+    dataset = datasets.sni(data)
     return dataset, meta_split(dataset.english(dataset.names("train")), data.valid_tasks, data.seed)

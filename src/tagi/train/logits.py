@@ -1,8 +1,8 @@
 """A teacher's logits, computed once and kept on disk (Eq. 5).
 
 A cache is a folder of `cache.json` (which teacher, temperature, how many tokens) and shards of safetensors. A row is
-found by a hash of exactly what the teacher reads and predicts, so rows whose text changed are computed anew; a cache
-of another teacher or another setting is refused.
+found by a hash of exactly what the teacher reads, wears and predicts, so rows whose text or whose task's LoRA changed
+are computed anew; a cache of another teacher or another setting is refused.
 """
 
 import json
@@ -23,9 +23,11 @@ from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_file, write_text
 from tagi.losses import TokenDistribution, truncate, valid_positions
 from tagi.model.t5_hf import read_safetensors
-from tagi.train.distill import Teacher
+from tagi.train.distill import TaskIdentity, Teacher, same_for_all
 
 MANIFEST = "cache.json"
+FORMAT = 2
+"""Of keys and shards; 1 left a task's LoRA out of its rows' keys."""
 SHARD_VALUES = 4_000_000
 """Log-probabilities that are gathered in memory before a shard is written."""
 _KEY = 16
@@ -34,7 +36,7 @@ _KEY = 16
 class CacheIdentity(Frozen):
     """`cache.json`: everything besides a row's own text that its numbers depend on."""
 
-    format: int = 1
+    format: int = FORMAT
     teacher: str
     """Fingerprint of the teacher's tensors."""
     temperature: float
@@ -63,22 +65,27 @@ class _Row:
 class LogitCache:
     """A teacher that asks another one only for rows that are not on disk yet."""
 
-    def __init__(self, folder: Path, identity: CacheIdentity, teacher: Teacher) -> None:
+    def __init__(
+        self, folder: Path, identity: CacheIdentity, teacher: Teacher, of_task: TaskIdentity = same_for_all
+    ) -> None:
         """Open or begin a cache.
+
+        Args:
+            of_task: what a task's rows depend on besides their text.
 
         Raises:
             CheckpointError: the folder holds another teacher's logits, or is damaged.
             DiskError: it cannot be written.
         """
-        self.folder, self.identity, self.teacher = folder, identity, teacher
+        self.folder, self.identity, self.teacher, self.of_task = folder, identity, teacher, of_task
         _check_or_begin(folder, identity)
-        self._shards = {file: _shard(file) for file in sorted(folder.glob("*.safetensors"))}
+        self._shards = {file: _shard(file, identity.top_k) for file in sorted(folder.glob("*.safetensors"))}
         self._places = dict(place for file, tensors in self._shards.items() for place in _places(file, tensors))
         self._new: dict[bytes, _Row] = {}
 
     def __call__(self, batch: Batch) -> TokenDistribution:
         """The distributions of a batch's rows, (R, O, K), zeros where no target is."""
-        found = keys(batch)
+        found = keys(batch, self.of_task)
         if any(key not in self._places and key not in self._new for key in found):
             self._add(batch, found)
         rows = [self._new[key] if key in self._new else self._read(self._places[key]) for key in found]
@@ -92,7 +99,7 @@ class LogitCache:
         """
         if self._new:
             file = _write_shard(self.folder, self._new)
-            self._shards[file] = _shard(file)
+            self._shards[file] = _shard(file, self.identity.top_k)
             self._places |= dict(_places(file, self._shards[file]))
             self._new = {}
 
@@ -118,12 +125,14 @@ class LogitCache:
         return _Row(shard["log_p"][tokens], shard["index"][tokens].long(), shard["tail"][tokens])
 
 
-def keys(batch: Batch) -> list[bytes]:
-    """A hash for every row of what the teacher reads and predicts, padding left out."""
+def keys(batch: Batch, of_task: TaskIdentity) -> list[bytes]:
+    """A hash for every row of what the teacher reads, wears and predicts, padding left out."""
     prompt = batch.as_prompt()
+    wears = [of_task(name) for name in batch.names]
     return [
-        _key(ids[mask.bool()], labels[valid])
-        for ids, mask, labels, valid in zip(
+        _key(wears[task], ids[mask.bool()], labels[valid])
+        for task, ids, mask, labels, valid in zip(
+            batch.task_index.tolist(),
             prompt.input_ids.cpu(),
             prompt.input_mask.cpu(),
             batch.labels.cpu(),
@@ -133,8 +142,9 @@ def keys(batch: Batch) -> list[bytes]:
     ]
 
 
-def _key(read: Tensor, predicted: Tensor) -> bytes:
-    content = read.numpy().tobytes() + b"|" + predicted.numpy().tobytes()
+def _key(wears: str, read: Tensor, predicted: Tensor) -> bytes:
+    lengths = f"{wears} {len(read)} {len(predicted)} "  # where one part ends and the next begins
+    content = lengths.encode() + read.numpy().tobytes() + predicted.numpy().tobytes()
     return blake2b(content, digest_size=_KEY).digest()
 
 
@@ -152,11 +162,15 @@ def _check_or_begin(folder: Path, identity: CacheIdentity) -> None:
             raise CheckpointError(f"{path}: {name}: is {there}, but this run needs {asked}; name another cache folder")
 
 
-def _shard(file: Path) -> dict[str, Tensor]:
+def _shard(file: Path, tokens: int) -> dict[str, Tensor]:
     """One shard, mapped from disk rather than read into memory."""
     tensors = read_safetensors(file)
+    again = "remove this shard, it is computed again"
     if missing := {"keys", "lengths", "log_p"} - tensors.keys():
-        raise CheckpointError(f"{file}: tensor {min(missing)} is missing; remove this shard, it is computed again")
+        raise CheckpointError(f"{file}: tensor {min(missing)} is missing; {again}")
+    lengths, log_p = tensors["lengths"], tensors["log_p"]
+    if len(tensors["keys"]) != len(lengths) or log_p.shape != (int(lengths.sum()), tokens):
+        raise CheckpointError(f"{file}: its keys, lengths and log_p do not fit each other; {again}")
     return tensors
 
 

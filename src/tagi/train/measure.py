@@ -14,6 +14,7 @@ from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
 from tagi.model.flops import Lengths
+from tagi.train.datasets import Datasets
 from tagi.train.sources import batches
 from tagi.train.start import random_tokenizer
 
@@ -35,11 +36,11 @@ class Measured:
     from_data: bool
 
 
-def tokenizer_at_hand(config: RunConfig, shape: Shape) -> PreTrainedTokenizerBase | None:
+def tokenizer_at_hand(config: RunConfig, shape: Shape, datasets: Datasets) -> PreTrainedTokenizerBase | None:
     """The run's tokenizer if it lies on this machine; nothing is downloaded."""
     source, backbone = config.start_from, config.backbone
     if backbone is not None and backbone.path is None:
-        return random_tokenizer(backbone, shape, config.data) if data_at_hand(config) else None
+        return random_tokenizer(backbone, shape, config.data, datasets) if data_at_hand(config) else None
     source = source or (backbone.path if backbone is not None else None)
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
@@ -64,7 +65,9 @@ def _shortened(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"max_documents": limit, "parts": parts})
 
 
-def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None]) -> Measured:
+def from_data(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None], datasets: Datasets
+) -> Measured:
     """Draw the first steps' batches.
 
     Raises:
@@ -72,16 +75,16 @@ def from_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Cal
     """
     short = config.model_copy(update={"data": _shortened(config.data)})
     collator = Collator(tokenizer, config.prompt, methods.get(config.method))
-    draw = batches(short, collator)
+    draw = batches(short, collator, datasets=datasets)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []
     for number in range(steps * accumulation):
         drawn.append(draw(number))
         report(number + 1, steps * accumulation)
-    return _mean(drawn, steps)
+    return _mean(drawn, steps, config.prompt.longest_prompt)
 
 
-def _mean(batches: list[Batch], steps: int) -> Measured:
+def _mean(batches: list[Batch], steps: int, longest: int) -> Measured:
     def mean(length: Callable[[Batch], int]) -> int:
         return round(fmean(map(length, batches)))
 
@@ -89,7 +92,9 @@ def _mean(batches: list[Batch], steps: int) -> Measured:
     s, n = mean(lambda b: b.instruction_ids.shape[1]), mean(lambda b: b.input_ids.shape[1])
     lengths = Lengths(tasks, rows, s, n, mean(lambda b: b.labels.shape[1]))
     all_rows = sum(len(batch.task_index) for batch in batches) / steps
-    return Measured(lengths, all_rows, sum(batch.tokens for batch in batches) / steps, s + n, from_data=True)
+    return Measured(
+        lengths, all_rows, sum(batch.tokens for batch in batches) / steps, min(s + n, longest), from_data=True
+    )
 
 
 def from_limits(config: RunConfig) -> Measured:
@@ -106,12 +111,11 @@ def from_limits(config: RunConfig) -> Measured:
         lengths, tokens = Lengths(rows, rows, part, part, part), rows * MAX_LENGTH
     else:
         s = prompt.max_instruction if method.reads_instruction_once else 0
-        n = prompt.max_input + (prompt.max_instruction if method.prompt else 0)
+        n = prompt.longest_prompt if method.prompt else prompt.max_input
         lengths = Lengths(training.tasks_per_batch, rows, s, n, prompt.max_target)
         tokens = lengths.tasks * s + rows * (n + prompt.max_target)
-    whole = prompt.max_instruction + prompt.max_input
     steps = training.accumulation
-    return Measured(lengths, rows * steps, tokens * steps, whole, from_data=False)
+    return Measured(lengths, rows * steps, tokens * steps, prompt.longest_prompt, from_data=False)
 
 
 def longest_part(rows: int) -> int:

@@ -13,7 +13,7 @@ from tagi.model import checkpoint
 from tagi.model.bank import Bank
 from tagi.model.tagi import TagiModel
 from tagi.train.align import alignment_term
-from tagi.train.distill import Teacher, build_teacher, distillation_term, load_base
+from tagi.train.distill import BuiltTeacher, build_teacher, distillation_term, load_base
 from tagi.train.logits import CacheIdentity, LogitCache
 from tagi.train.stage import LABELS, Term
 
@@ -41,28 +41,28 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
         if config.data.source == "c4":
             raise ConfigError("objective.lambda_kl: plain text has no instruction for a teacher to read")
         assert settings.teacher is not None
-        online, identity = build_teacher(config, tokenizer, bank)
-        cache = _cache(config, online, identity, model.backbone.shape.vocab_size)
+        built = build_teacher(config, tokenizer, bank, model.backbone.shape.vocab_size)
+        cache = _cache(config, built)
         lanes = bank.lanes() if settings.teacher.kind == "lora" and bank is not None else None
-        terms += (distillation_term(cache or online, settings.lambda_kl, settings.temperature, lanes),)
+        terms += (distillation_term(cache or built.teacher, settings.lambda_kl, settings.temperature, lanes),)
     if settings.lambda_ins:
         assert bank is not None
         terms += (alignment_term(bank, settings.lambda_ins, settings.align),)
     return Objective(terms, cache)
 
 
-def _cache(config: RunConfig, online: Teacher, identity: str, vocabulary: int) -> LogitCache | None:
+def _cache(config: RunConfig, built: BuiltTeacher) -> LogitCache | None:
     settings = config.objective
     assert settings.teacher is not None
     if settings.teacher.cache is None:
         return None
     kept = CacheIdentity(
-        teacher=identity,
+        teacher=built.identity,
         temperature=settings.temperature,
-        top_k=min(settings.teacher.top_k or vocabulary, vocabulary),
-        vocabulary=vocabulary,
+        top_k=min(settings.teacher.top_k or built.vocabulary, built.vocabulary),
+        vocabulary=built.vocabulary,
     )
-    return LogitCache(Path(settings.teacher.cache), kept, online)
+    return LogitCache(Path(settings.teacher.cache), kept, built.teacher, built.of_task)
 
 
 def _bank(config: RunConfig, model: TagiModel) -> Bank | None:

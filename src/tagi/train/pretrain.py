@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tagi.config import DataConfig, RunConfig
-from tagi.data.c4 import MAX_LENGTH, Segments, TokenStore, list_files, pretraining_segments
+from tagi.data.c4 import MAX_LENGTH, Cut, TokenStore, list_files, pretraining_segments
 from tagi.data.collate import Batch, Collator, assemble
 from tagi.data.mixture import epoch_order
 from tagi.train.finetune import micro_split
@@ -50,8 +50,12 @@ def micro_text(data: DataConfig) -> Iterator[str]:
         yield " ".join([task.instruction.definition, *sentences])
 
 
-def segment_batch(items: Sequence[Segments], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """a to the hypernetwork, b to the language model, c to predict (Eq. 3); every row is a task of its own."""
-    end = [tokenizer.eos_token_id]
-    a, b, c = ([[*part.tolist(), *end] for part in parts] for parts in zip(*items, strict=True))
+def segment_batch(items: Sequence[Cut], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """a to the hypernetwork, b to the language model, c to predict (Eq. 3); every row is a task of its own.
+
+    The end token stands where a document ends, and nowhere where it was cut: never behind a or b.
+    """
+    end: list[int] = [tokenizer.eos_token_id]  # type: ignore[list-item]
+    a, b = [item.a.tolist() for item in items], [item.b.tolist() for item in items]
+    c = [item.c.tolist() + end * item.ends for item in items]
     return assemble(a, b, c, torch.arange(len(items)))

@@ -7,16 +7,19 @@ from tagi.data.collate import Batch, Collator
 from tagi.data.packing import repacked
 from tagi.errors import ConfigError
 from tagi.methods import Method
+from tagi.train.datasets import Datasets
 from tagi.train.finetune import training_batches
 from tagi.train.pretrain import text_batches
 
 
-def batches(config: RunConfig, collator: Collator, processes: int = 1) -> Callable[[int], Batch]:
+def batches(
+    config: RunConfig, collator: Collator, processes: int = 1, datasets: Datasets | None = None
+) -> Callable[[int], Batch]:
     """Batch number i of a run's data, a pure function of the run's seed, the number of batches of a step, and i."""
     if config.stage == "pretrain":
         draw = text_batches(config, collator)
     else:
-        draw = training_batches(config, collator, processes)
+        draw = training_batches(config, collator, processes, datasets)
     return (lambda index: repacked(draw(index))) if config.training.packing else draw
 
 

@@ -73,6 +73,11 @@ class Stage(Protocol):
         """Puts the trained tensors of a checkpoint back into the model."""
         ...
 
+    @property
+    def check(self) -> Callable[[Path], object]:
+        """Refuses a run's folder whose checkpoints another run wrote."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -107,6 +112,7 @@ class ModelStage:
     write: Callable[[Path], None]
     read: Callable[[Path], None]
     terms: Sequence[Term] = LABELS
+    check: Callable[[Path], object] = lambda folder: None
     lanes: None = None
     encode: Callable[[Batch], Tensor | None] | None = None
     """Encodes a batch's instructions where that needs no gradient; without it the model does, in its own forward."""

@@ -24,10 +24,14 @@ from tagi.model.t5 import initialise as initialise_t5
 from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
+from tagi.train.checkpoints import load_tensors, newest
+from tagi.train.datasets import Datasets
 from tagi.train.finetune import p3_tasks, sni_tasks
 from tagi.train.pretrain import micro_text
 
-_CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon")
+_CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon", "vocab_size")
+"""What checkpoints of one published shape differ in; of `vocab_size` they differ in rows of the embedding that no token
+has: T5-LM has 28 of them, Tk-Instruct is saved without. Rows that tokens have are checked against the tokenizer."""
 TOKENIZER_DOCUMENTS = 20_000
 """Documents of plain text that a unigram tokenizer is trained on, at most."""
 
@@ -47,20 +51,23 @@ class Start:
 
     def write(self, folder: Path) -> None:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
-        changed = {} if self.outside else {"backbone_fingerprint": checkpoint.fingerprint(self.model.backbone)}
-        checkpoint.write(self.model, self.settings.model_copy(update=changed), folder)
+        checkpoint.write(self.model, self.settings, folder)
         tokenizers.save(self.tokenizer, folder)
 
     def read(self, folder: Path) -> None:
         """Put a checkpoint's tensors into the model."""
-        self.model.load_state_dict(checkpoint.load(folder, backbone=self.outside).model.state_dict())
+        found = checkpoint.load(folder, backbone=self.outside).model.state_dict()
+        load_tensors(self.model, found, folder)
 
 
-def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Start:
+def start(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, datasets: Datasets | None = None
+) -> Start:
     """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
 
     Args:
         tokenizer: of random initialisation, where it is made already.
+        datasets: that others read as well.
 
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
@@ -69,12 +76,19 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -
         return _go_on(config, Path(config.start_from))
     assert config.backbone is not None
     generator = torch.Generator().manual_seed(config.training.seed)
-    backbone, found = _backbone(config.backbone, config.data, generator, tokenizer)
+    kept = newest(Path(config.output))
+    if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
+        tokenizer = load_tokenizer(kept)  # trained again on the same text it might be another, see tokenizers.unigram
+    backbone, found = _backbone(config, config.backbone, generator, tokenizer, datasets)
     return _with_parts(config, backbone, found, config.backbone.path, generator)
 
 
 def _backbone(
-    config: BackboneConfig, data: DataConfig, generator: torch.Generator, tokenizer: PreTrainedTokenizerBase | None
+    run: RunConfig,
+    config: BackboneConfig,
+    generator: torch.Generator,
+    tokenizer: PreTrainedTokenizerBase | None,
+    datasets: Datasets | None,
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if config.path is not None:
         folder = locate(config.path)
@@ -83,7 +97,7 @@ def _backbone(
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, load_tokenizer(folder, backbone.shape)
     shape = random_shape(config)
-    tokenizer = tokenizer or random_tokenizer(config, shape, data)
+    tokenizer = tokenizer or random_tokenizer(config, shape, run.data, datasets)
     backbone = build(shape.model_copy(update={"vocab_size": len(tokenizer)}), generator.initial_seed())
     if isinstance(backbone, T5):
         initialise_t5(backbone, generator)
@@ -98,7 +112,7 @@ def random_shape(config: BackboneConfig) -> Shape:
 
 
 def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
-    """Refuse weights of another shape than the config expects; dropout is the checkpoint's to say.
+    """Refuse weights of another shape than the config expects; some fields are the checkpoint's to say.
 
     Raises:
         ConfigError: names the first field that differs.
@@ -109,19 +123,21 @@ def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
             raise ConfigError(f"backbone.shape.{field}: is {ours}, but the checkpoint {path} has {theirs}")
 
 
-def random_tokenizer(config: BackboneConfig, shape: Shape, data: DataConfig) -> PreTrainedTokenizerBase:
+def random_tokenizer(
+    config: BackboneConfig, shape: Shape, data: DataConfig, datasets: Datasets | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
         return tokenizers.word_level(microtasks.micro_vocabulary())
     if config.tokenizer != "unigram":
         return load_tokenizer(Path(str(config.tokenizer)))
-    return tokenizers.unigram(_texts(data), shape.vocab_size)
+    return tokenizers.unigram(_texts(data, datasets or Datasets()), shape.vocab_size)
 
 
-def _texts(data: DataConfig) -> Iterator[str]:
+def _texts(data: DataConfig, datasets: Datasets) -> Iterator[str]:
     """The training text of a run, for its tokenizer."""
     if data.parts:
-        yield from chain.from_iterable(map(_texts, data.parts.values()))
+        yield from chain.from_iterable(_texts(part, datasets) for part in data.parts.values())
         return
     if data.source == "micro":
         yield from micro_text(data)
@@ -130,11 +146,11 @@ def _texts(data: DataConfig) -> Iterator[str]:
         files = list_files(Path(data.path or ""), "train")
         yield from (text for _, text in zip(range(TOKENIZER_DOCUMENTS), documents(files), strict=False))
         return
-    for task in sni_tasks(data) if data.source == "sni" else p3_tasks(data):
+    for task in sni_tasks(data, datasets) if data.source == "sni" else p3_tasks(data, datasets):
         yield task.instruction.definition
         for example in task.examples:
             yield example.input
-            yield example.targets[0]
+            yield from example.targets
 
 
 def _go_on(config: RunConfig, folder: Path) -> Start:
@@ -170,12 +186,10 @@ def _with_parts(
 def _check_positions(config: RunConfig, backbone: LanguageModel) -> None:
     """Refuse texts that a language model with a table of positions cannot hold."""
     prompt = config.prompt
-    longest = prompt.max_instruction + prompt.max_input + prompt.max_target
+    longest = prompt.longest_prompt + prompt.max_target
     if isinstance(backbone, CausalLM) and longest > (most := backbone.shape.max_positions):
-        raise ConfigError(
-            f"prompt: max_instruction + max_input + max_target is {longest}, "
-            f"but the language model has {most} positions"
-        )
+        asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
+        raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
 
 
 def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:

@@ -18,20 +18,23 @@ from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture, TaskSource
 from tagi.data.types import Task
 from tagi.errors import CheckpointError, ConfigError
-from tagi.losses import Loss, lane_cross_entropy, lane_tokens
+from tagi.losses import lane_cross_entropy, lane_tokens
 from tagi.model import bank as banks
-from tagi.model import checkpoint
-from tagi.model.backbone import Site
+from tagi.model.backbone import Factors, Modules, Site
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.lora import select, stack
 from tagi.model.rows import Rows
 from tagi.model.t5_hf import read_safetensors
 from tagi.model.tagi import TagiModel, shift_right
+from tagi.train import precision
+from tagi.train.checkpoints import load_tensors
+from tagi.train.datasets import Datasets
 from tagi.train.finetune import grouped_sources
+from tagi.train.resume import Record
 from tagi.train.sources import check_stage
 from tagi.train.stage import Metrics, Parts
 from tagi.train.start import start
-from tagi.train.trainer import FINAL, check_output, train
+from tagi.train.trainer import FINAL, train
 
 WAVES, WAVE_FILE = "waves", "wave.safetensors"
 FINGERPRINTED_EXAMPLES = 8
@@ -48,6 +51,7 @@ class BankStage:
     lanes: int
     write: Callable[[Path], None]
     read: Callable[[Path], None]
+    check: Callable[[Path], object] = lambda folder: None
 
     @property
     def parts(self) -> Parts:
@@ -82,8 +86,11 @@ class Plan:
     sources: Mapping[str, TaskSource]
     waves: tuple[tuple[str, ...], ...]
     a0: Mapping[Site, torch.Tensor]
+    fingerprint: str
+    """Of the language model as it was loaded: training rounds it in place and moves it to the training device."""
     previous: Bank | None
     """The bank that single teachers are added to."""
+    record: Record
 
     @property
     def folder(self) -> Path:
@@ -91,7 +98,7 @@ class Plan:
         return Path(self.config.output)
 
 
-def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
+def plan_teachers(config: RunConfig, processes: int = 1, datasets: Datasets | None = None) -> Plan:
     """The base model, the groups of tasks and their waves.
 
     Raises:
@@ -99,7 +106,8 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    sources = grouped_sources(config, config.teachers.group)
+    datasets = datasets or Datasets()
+    sources = grouped_sources(config, config.teachers.group, datasets)
     chosen = config.teachers.only or tuple(sources)
     if unknown := sorted(set(chosen) - sources.keys()):
         raise ConfigError(f"teachers.only: {unknown[0]!r} is no group; there are {', '.join(sources)}")
@@ -107,13 +115,15 @@ def plan_teachers(config: RunConfig, processes: int = 1) -> Plan:
         raise ConfigError(f"{processes} processes for {len(chosen)} groups of tasks; start at most one for each group")
     size = min(config.teachers.wave, -(-len(chosen) // processes))
     waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
-    begin = start(config)
+    begin = start(config, datasets=datasets)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
     collator = Collator(begin.tokenizer, config.prompt, method)
     groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in sources.items()}
-    previous = _previous(config, base)
+    fingerprint = begin.settings.backbone_fingerprint
+    previous = _previous(config, base, fingerprint)
     a0 = previous.a0 if previous is not None else _draw(base, config)
-    return Plan(config, base, collator, groups, sources, waves, a0, previous)
+    record = Record.of(config, 1, datasets)
+    return Plan(config, base, collator, groups, sources, waves, a0, fingerprint, previous, record)
 
 
 def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
@@ -128,9 +138,7 @@ def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
     final, state = plan.folder / FINAL, PartialState()
     for wave in plan.waves[state.process_index :: state.num_processes]:
         folder = plan.folder / WAVES / _wave_name(wave)
-        if not resume or not (folder / FINAL).exists():
-            check_output(folder, resume=resume)
-            train(bank_stage(plan, wave), plan.config.training, folder, resume=resume)
+        train(bank_stage(plan, wave), plan.config.training, folder, resume=resume)
     state.wait_for_everyone()
     if state.is_main_process:
         banks.save(_gathered(plan), final)
@@ -146,13 +154,14 @@ def bank_stage(plan: Plan, wave: Sequence[str]) -> BankStage:
     model = BankModel(plan.base, LoraBank(plan.a0, width_out, len(wave), plan.config.teachers.scale))
 
     def write(folder: Path) -> None:
+        plan.record.write(folder)
         tensors = model.bank.state_dict()
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, folder / WAVE_FILE)
 
     def read(folder: Path) -> None:
-        model.bank.load_state_dict(read_safetensors(folder / WAVE_FILE))
+        load_tensors(model.bank, read_safetensors(folder / WAVE_FILE), folder)
 
-    return BankStage(model, lane_batches(plan, wave), len(wave), write, read)
+    return BankStage(model, lane_batches(plan, wave), len(wave), write, read, plan.record.check)
 
 
 def lane_batches(plan: Plan, wave: Sequence[str]) -> Callable[[int], Batch]:
@@ -190,14 +199,20 @@ def _wave_name(wave: Sequence[str]) -> str:
     return sha256("\n".join(wave).encode()).hexdigest()[:12]
 
 
-def _previous(config: RunConfig, base: TagiModel) -> Bank | None:
+def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | None:
     final = Path(config.output) / FINAL
     if not final.exists():
         return None
     if not config.teachers.only:
         raise CheckpointError(f"{final}: already holds a bank; name groups in teachers.only, or choose another output")
     bank = banks.load(final, base.backbone.sites())
-    banks.check(bank, final, checkpoint.fingerprint(base.backbone), config.teachers.rank)
+    banks.check(bank, final, fingerprint, config.teachers.rank)
+    for name, there, asked in (
+        ("scale", bank.manifest.scale, config.teachers.scale),
+        ("reads", bank.manifest.reads, config.method),
+    ):
+        if there != asked:  # the manifest has one for all teachers
+            raise CheckpointError(f"{final}: {name}: is {there}, but this run has {asked}; choose another output")
     return bank
 
 
@@ -209,10 +224,16 @@ def _draw(base: TagiModel, config: RunConfig) -> dict[Site, torch.Tensor]:
 
 
 def _gathered(plan: Plan) -> Bank:
-    """The finished waves, and the teachers of an earlier bank that were not trained again, as one bank."""
-    stages = [(wave, _finished(plan, wave)) for wave in plan.waves]
-    entries = [entry for wave, stage in stages for entry in _entries(plan, wave, stage)]
-    loras = [stage.model.bank() for _, stage in stages]
+    """The finished waves, and the teachers of an earlier bank that were not trained again, as one bank on the CPU."""
+    device, bits = PartialState().device, plan.config.training.precision
+    assert device is not None
+    entries: list[TeacherEntry] = []
+    loras: list[Modules] = []
+    for wave in plan.waves:
+        stage = bank_stage(plan, wave)
+        stage.read(plan.folder / WAVES / _wave_name(wave) / FINAL)
+        loras.append({site: _detached(factors) for site, factors in stage.model.bank().items()})
+        entries += _entries(plan, wave, lane_losses(stage, bits, device))
     if plan.previous is not None:
         trained = {entry.group for entry in entries}
         kept = [i for i, entry in enumerate(plan.previous.manifest.teachers) if entry.group not in trained]
@@ -221,29 +242,37 @@ def _gathered(plan: Plan) -> Bank:
     return Bank(_manifest(plan, entries), stack(loras), plan.a0)
 
 
-def _finished(plan: Plan, wave: Sequence[str]) -> BankStage:
-    stage = bank_stage(plan, wave)
-    stage.read(plan.folder / WAVES / _wave_name(wave) / FINAL)
-    return stage
+def _detached(factors: Factors) -> Factors:
+    """What was read, without what is done to the module later: rounding and another device."""
+    return replace(factors, a=factors.a.detach(), b=factors.b.detach())
 
 
 @torch.no_grad()
-def _entries(plan: Plan, wave: Sequence[str], stage: BankStage) -> list[TeacherEntry]:
-    """What the manifest says of a wave's teachers."""
-    stage.model.eval()
-    losses: list[Loss] = [stage.loss(stage.model, stage.batch(i))["ce"] for i in range(LOSS_BATCHES)]
+def lane_losses(stage: BankStage, bits: str, device: torch.device) -> torch.Tensor:
+    """Nats per target token of each teacher over its first batches, (N,), computed where and as it was trained.
+
+    Args:
+        bits: the precision that the language model and the LoRAs were rounded to in training, and are here.
+    """
+    precision.lower(stage.model, bits)
+    stage.model.to(device).eval()
+    losses = [stage.loss(stage.model, stage.batch(i).to(device))["ce"] for i in range(LOSS_BATCHES)]
     totals = torch.stack([loss.total for loss in losses]).sum(0)
-    means = totals / torch.stack([loss.count for loss in losses]).sum(0)
+    return totals / torch.stack([loss.count for loss in losses]).sum(0)
+
+
+def _entries(plan: Plan, wave: Sequence[str], losses: torch.Tensor) -> list[TeacherEntry]:
+    """What the manifest says of a wave's teachers."""
     return [
         TeacherEntry(
             group=group,
             tasks=tuple(task.name for task in plan.groups[group]),
             steps=plan.config.training.steps,
-            loss=float(means[lane]),
+            loss=loss,
             data_fingerprint=data_fingerprint(plan.groups[group]),
             file=banks.file_name(group),
         )
-        for lane, group in enumerate(wave)
+        for group, loss in zip(wave, losses.tolist(), strict=True)
     ]
 
 
@@ -252,7 +281,7 @@ def _manifest(plan: Plan, entries: Sequence[TeacherEntry]) -> BankManifest:
     source = config.start_from or (config.backbone.path if config.backbone is not None else None)
     return BankManifest(
         base=str(source),
-        base_fingerprint=checkpoint.fingerprint(plan.base.backbone),
+        base_fingerprint=plan.fingerprint,
         reads=config.method,
         rank=config.teachers.rank,
         scale=config.teachers.scale,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.errors import TagiError
-from tagi.files import atomic_folder
+from tagi.files import atomic_folder, explained
 from tagi.losses import Loss
 from tagi.model.t5 import T5
 from tagi.train import checkpoints, optim, precision
@@ -78,7 +78,7 @@ def train(
 
     Raises:
         TrainingError: a loss that is not finite (names step, batch and tasks; the last checkpoint stays).
-        CheckpointError: `folder` already holds checkpoints and `resume` is off.
+        CheckpointError: `folder` already holds checkpoints and `resume` is off; or they are damaged, or another run's.
         ConfigError: a tracker or a way of sharing the work that is not there.
         DiskError: a checkpoint could not be written; the ones before it stay.
         Interrupted: a signal came; a checkpoint of the last step is there.
@@ -86,17 +86,22 @@ def train(
     check_output(folder, resume=resume)
     team = assemble(config, folder, stage.lanes)
     if team.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.tidy(folder, config.best_metric, config.keep)
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.clear(folder)
     team.wait()
+    stage.check(folder)
     if checkpoints.finished(folder, config.steps):
+        if team.main:
+            checkpoints.tidy(folder, config.best_metric, config.keep)
         return folder / FINAL
-    newest = checkpoints.checkpoints(folder)[-1] if checkpoints.checkpoints(folder) else None
+    newest = next(reversed(checkpoints.checkpoints(folder)), None)
     start = checkpoints.read_state(newest).step if newest is not None else 0
-    if team.main:
-        checkpoints.cut_log(folder, start)
     with interrupts() as told_to_stop, Report(config, folder, team.accelerator, main=team.main) as report:
         run = _begin(stage, config, folder, team, newest, evaluate, told_to_stop)
+        if team.main:  # nothing is removed before what is gone on from proves to be whole
+            checkpoints.tidy(folder, config.best_metric, config.keep)
+            checkpoints.cut_log(folder, start)
         for step in range(start, config.steps):
             _one(run, report, step)
     return folder / FINAL
@@ -164,8 +169,10 @@ def _save(run: Run, report: Report, entry: Mapping[str, Any], evaluate: Evaluate
                 run.stage.write(draft)
             if target.name != FINAL:
                 checkpoints.write_optimizer(draft, tensors)
-            scores = evaluate(draft) if evaluate is not None else {}
-            checkpoints.write_state(draft, State(step, scores, numbers if target.name != FINAL else {}))
+            scores = dict(evaluate(draft)) if evaluate is not None else {}
+            checkpoints.write_state(
+                draft, State(step=step, scores=scores, numbers=numbers if target.name != FINAL else {})
+            )
             report.log({**entry, **scores})
         checkpoints.keep_best(target, config.best_metric)
         checkpoints.prune(run.folder, config.keep)

@@ -1,0 +1,214 @@
+"""Whether a run is the one that a checkpoint belongs to: what may differ on `--resume`, and what may not.
+
+Every checkpoint holds `run.yaml`, the config that it was trained with, and `resume.json`, what the config does not
+say. Resuming is exact, so a field that changes what is computed is refused by name; the tables here say which do not.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tagi.config import DataConfig, Frozen, RunConfig
+from tagi.config_files import RUN_FILE, dump, load, read_json
+from tagi.data.c4 import list_files
+from tagi.errors import CheckpointError
+from tagi.train import checkpoints, optim
+from tagi.train.datasets import Datasets
+
+RESUME_FILE = "resume.json"
+FREE = frozenset(
+    {
+        "output",  # a run may be moved
+        "training.checkpoint_every",  # what is written, not what is computed
+        "training.keep",
+        "training.log_every",
+        "training.trackers",
+        "training.gradient_checkpointing",  # memory against time: the same gradients to the bit (test_precision)
+        "training.instruction_cache_mb",  # memory against time: the same encodings (test_encodings)
+        "objective.teacher.cache",  # says itself which teacher it is of
+        "data.corpus.c4",  # a run keeps the text that it read of them, and `train.backbone` knows the files again
+        "data.corpus.sni",
+        "data.corpus.p3",
+    }
+)
+"""Fields that may change."""
+PLACES = frozenset(
+    {
+        "backbone.path",
+        "backbone.tokenizer",
+        "start_from",
+        "bank",
+        "bank_base",
+        "objective.teacher.checkpoint",
+    }
+)
+"""Fields that name files, beside every `data….path`: the place may change, what lies there may not."""
+STEPS, ACCUMULATION = "training.steps", "training.accumulation"
+EDGE = 1 << 16
+"""Bytes at the beginning and at the end of a file that its digest reads."""
+
+
+class Begun(Frozen):
+    """`resume.json`: what a run's config does not say of how it began."""
+
+    processes: int
+    """That share the batches of a step."""
+    files: dict[str, str]
+    """By the field that names them: a digest of the files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a run leaves in its checkpoints, to be recognised by."""
+
+    config: RunConfig
+    begun: Begun
+
+    @staticmethod
+    def of(config: RunConfig, processes: int, datasets: Datasets | None = None) -> "Record":
+        """The record of a run that begins now, or goes on.
+
+        Raises:
+            DataError: the config's data is not there.
+        """
+        return Record(config, Begun(processes=processes, files=_files(config, datasets or Datasets())))
+
+    def write(self, draft: Path) -> None:
+        """Into a checkpoint's draft."""
+        (draft / RUN_FILE).write_text(dump(self.config), encoding="utf-8")
+        (draft / RESUME_FILE).write_text(self.begun.model_dump_json(indent=2), encoding="utf-8")
+
+    def check(self, folder: Path) -> list[str]:
+        """Compare a run's folder with this run; gives a remark for everything that differs without harm.
+
+        Raises:
+            CheckpointError: another run has left its checkpoints there, or one of them is damaged; names the fields.
+        """
+        newest = checkpoints.newest(folder)
+        if newest is None:
+            return []
+        before, begun = load(newest / RUN_FILE), read_json(Begun, newest / RESUME_FILE, "checkpoint to resume from")
+        changed = _changes(_flat(before), _flat(self.config))
+        changed |= self._moved_files(begun, changed)
+        free = {field for field in changed if field in FREE}
+        free |= {field for field in changed if _is_place(field) and self._same_files(begun, field)}
+        if self._batches(self.config, self.begun) == self._batches(before, begun):
+            free.add(ACCUMULATION)
+        elif begun.processes != self.begun.processes:
+            changed["processes"] = f"{begun.processes} → {self.begun.processes}, which changes what a step sees"
+        if STEPS in changed and _same_course(before, self.config, folder):
+            free.add(STEPS)
+        if wrong := [f"{field}: {text}" for field, text in changed.items() if field not in free]:
+            raise CheckpointError(
+                f"{newest}: belongs to another run than this config's ({'; '.join(wrong)}); "
+                "resume with the config that it began with, or choose another output"
+            )
+        return [f"goes on with another {field}: {text}" for field, text in changed.items() if field != "output"]
+
+    @staticmethod
+    def _batches(config: RunConfig, begun: Begun) -> int:
+        """Batches of a step; so many processes with so much accumulation see the same ones (`trainer._draw`)."""
+        return config.training.accumulation * begun.processes
+
+    def _same_files(self, begun: Begun, field: str) -> bool:
+        return field in begun.files and self.begun.files.get(field) == begun.files[field]
+
+    def _moved_files(self, begun: Begun, changed: Mapping[str, str]) -> dict[str, str]:
+        """Files that have changed where they lay."""
+        fields = (begun.files.keys() | self.begun.files.keys()) - changed.keys()
+        return {
+            field: "holds other files than it did" for field in sorted(fields) if not self._same_files(begun, field)
+        }
+
+
+def check(config: RunConfig, processes: int, folder: Path, datasets: Datasets | None = None) -> list[str]:
+    """The same before anything is built of a run; see `Record.check`."""
+    if checkpoints.newest(folder) is None:
+        return []
+    return Record.of(config, processes, datasets).check(folder)
+
+
+def _same_course(before: RunConfig, now: RunConfig, folder: Path) -> bool:
+    """Whether another number of steps would have made the steps that are done just as they were.
+
+    Warmup and decay are shares of all steps: of a linear schedule the rates differ nearly everywhere, of a constant
+    one nowhere after warmup. Stage `backbone` also changes its objective after a share of them.
+    """
+    if now.training.steps <= checkpoints.steps_done(folder):
+        return False
+    if now.data.corpus is not None and now.data.corpus.adapt not in (0.0, 1.0):
+        return False
+    from_here = checkpoints.checkpoints(folder)  # a finished run that is given more steps goes on before its end
+    done = checkpoints.read_state(from_here[-1]).step if from_here else 0
+    old, new = ([optim.learning_rate(step, run.training) for step in range(done)] for run in (before, now))
+    return old == new
+
+
+def _flat(config: Frozen) -> dict[str, Any]:
+    """Every value of a config by its dotted path."""
+
+    def leaves(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict) and value:
+                yield from leaves(value, f"{path}{key}.")
+            else:
+                yield f"{path}{key}", value
+
+    return dict(leaves(config.model_dump(mode="json"), ""))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """`old → new` of every field that differs."""
+    fields = [*before, *(field for field in now if field not in before)]
+    differ = [field for field in fields if before.get(field) != now.get(field)]
+    return {field: f"{json.dumps(before.get(field))} → {json.dumps(now.get(field))}" for field in differ}
+
+
+def _is_place(field: str) -> bool:
+    section, _, last = field.rpartition(".")
+    return field in PLACES or (last == "path" and section.partition(".")[0] == "data")
+
+
+def _files(config: RunConfig, datasets: Datasets) -> dict[str, str]:
+    """A digest of the files behind every field that names some on this machine."""
+    found: dict[str, str] = {}
+    for field, value in _flat(config).items():
+        if field in PLACES and value is not None and Path(value).is_dir():
+            folder = Path(value)
+            inside = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+            found[field] = _digest(folder, inside)
+    parts = {f"data.parts.{name}.path": part for name, part in config.data.parts.items()}
+    for field, data in (parts or {"data.path": config.data}).items():
+        if data.path is not None:
+            found[field] = _digest(Path(data.path), _data_files(data, datasets))
+    return found
+
+
+def _data_files(data: DataConfig, datasets: Datasets) -> list[Path]:
+    """The files that a run reads of its data."""
+    folder = Path(data.path or "")
+    if data.source == "sni":
+        return [folder / "tasks" / f"{name}.json" for name in datasets.sni(data).names(data.part)]
+    if data.source in ("c4", "text"):
+        return list_files(folder, "train")
+    dataset = datasets.p3(data)
+    templates = sorted({one.source for each in dataset.templates.values() for one in each})
+    if data.part == "test":
+        return [*templates, *(folder / "eval" / f"{name}.jsonl" for name in dataset.eval_names())]
+    return [*templates, *(one.path for one in dataset.train_sets())]
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
+    """Hash of names, sizes, and the first and last `EDGE` bytes of files: of small files all of their contents."""
+    digest = sha256()
+    for path in sorted(files):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            edges = file.read(EDGE)
+            file.seek(max(size - EDGE, 0))
+            edges += file.read(EDGE)
+        digest.update(f"{path.relative_to(folder)} {size} ".encode() + sha256(edges).digest())
+    return digest.hexdigest()[:16]
