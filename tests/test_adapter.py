@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from builders import greedy, normal, random_lora, small_t5, small_tagi, token_batch, trained, worst
+from builders import SMALL_HYPERNETWORK, greedy, normal, random_lora, small_t5, small_tagi, token_batch, trained, worst
 from tagi import methods
 from tagi.config import HypernetworkConfig
 from tagi.errors import CheckpointError
@@ -207,11 +207,28 @@ def test_separate_instruction_encoder_starts_as_the_backbone_and_is_its_own() ->
     config = HypernetworkConfig(rank=3, hidden=8, instruction_encoder="separate")
     model = small_tagi(hypernetwork=config)
     instruction = token_batch([5, 3], seed=0)
+    assert model.instruction_encoder is not None
+    names = {name.split(".")[0] for name, _ in model.instruction_encoder.named_parameters()}
+    assert names == {"embedding", "encoder", "encoder_position", "encoder_norm"}, "no decoder, which would not be used"
     before = model.adapt(*instruction).memory
     assert torch.equal(before, model.backbone.encode(*instruction, modules={}, rows=Rows(2, 2)))
     for parameter in model.backbone.parameters():
         parameter.zero_()
     assert torch.equal(model.adapt(*instruction).memory, before)
+
+
+@pytest.mark.parametrize("method", ["hypter", "hypertuning_prefix", "hypertuning_lora"])
+def test_own_encoder_is_part_of_hypter_and_hypertuning(method: str) -> None:
+    """Ye and Ren (2021) and Phang et al. (2022) train a hypermodel; a config may still share the language model's."""
+    model = small_tagi(method)
+    assert model.instruction_encoder in model.part("hypernetwork")
+    shared = small_tagi(method, hypernetwork=SMALL_HYPERNETWORK.model_copy(update={"instruction_encoder": "lm"}))
+    assert shared.instruction_encoder is None
+
+
+@pytest.mark.parametrize("method", ["tagi", "hint", "lora_only", "metatrain", "fid_icl"])
+def test_own_encoder_is_of_no_other_method(method: str) -> None:
+    assert small_tagi(method).instruction_encoder is None
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """Given answers, scored and ranked: each against one encoder pass, and the averages of T0 and HyperTuning."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 from builders import VOCABULARY, small_t5, small_tagi, token_batch, worst
+from tagi.config import RankNorm
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import InputError
 from tagi.eval.rank import MTEST11, Ranking, accuracy, chance, hypert5_average, majority, rank
@@ -17,7 +20,7 @@ from tagi.infer.decode import averaged
 from tagi.infer.engine import Tagi
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
-from tagi.model.t5_hf import load_t5
+from tagi.model.t5_hf import load_t5, save_t5
 from tagi.model.tagi import neutral
 from test_engine import make
 
@@ -72,26 +75,68 @@ def test_scores_equal_the_loss_of_transformers(tmp_path_factory: pytest.TempPath
             assert abs(score + float(theirs(input_ids=ids, labels=labels).loss)) < ALONE
 
 
+def theirs_of(tagi: Tagi, folder: Path) -> T5ForConditionalGeneration:
+    """The language model of a checkpoint as `transformers` opens it."""
+    save_t5(cast(T5, tagi.model.backbone), folder)
+    return T5ForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def ensemble_log_p(model: T5ForConditionalGeneration, prompts: Sequence[Sequence[int]], said: Sequence[int]) -> Tensor:
+    """Ensemble-ICL by `transformers`, one prompt after another without a cache: the mean over the prompts of their
+    log-probabilities of the token that follows each place of the answer, (1 + answer, V)."""
+    decoder = torch.tensor([[0, *said]])
+    each = [
+        model(input_ids=torch.tensor([one]), decoder_input_ids=decoder).logits[0].log_softmax(-1) for one in prompts
+    ]
+    return torch.stack(each).mean(0)
+
+
 @torch.inference_mode()
-def test_an_ensemble_averages_the_scores_of_its_prompts() -> None:
+@pytest.mark.parametrize("norm", ["mean", "sum"])
+def test_ensemble_scores_are_means_of_log_likelihoods(norm: RankNorm, tmp_path: Path) -> None:
     tagi = make("ensemble_icl", positives=3)
-    found = score_choices(tagi, TOLD, INPUTS, CHOICES)
-    single = make("metatrain", positives=1)
-    each = [score_choices(single, Instruction(TOLD.definition, (one,)), INPUTS, CHOICES) for one in SHOWN]
-    for number, scores in enumerate(found):
-        expected = torch.tensor([one[number] for one in each]).mean(0)
-        assert worst(torch.tensor(scores), expected) < ALONE
+    model = theirs_of(tagi, tmp_path)
+    for text, choices in zip(INPUTS, CHOICES, strict=True):
+        (found,) = score_choices(tagi, TOLD, [text], [choices], norm=norm)
+        prompts = tagi.prompts(TOLD, text)
+        assert len(prompts) == len(SHOWN)
+        for choice, score in zip(choices, found, strict=True):
+            answer = tagi.collator.target(choice)
+            log_p = ensemble_log_p(model, prompts, answer[:-1])
+            each = log_p.gather(-1, torch.tensor(answer)[:, None])
+            expected = float(each.mean() if norm == "mean" else each.sum())
+            assert abs(score - expected) < ALONE * (1 if norm == "mean" else len(answer))
 
 
 @torch.inference_mode()
-def test_an_ensemble_s_answer_is_that_of_averaged_probabilities() -> None:
-    logits = torch.tensor([[[2.0, 1.0, 0.0]], [[-1.0, 1.5, 0.0]]])
-    expected = logits.softmax(-1).mean(0, keepdim=True)
-    assert worst(averaged(logits, 2).exp(), expected) < 1e-6
-    assert averaged(logits, 1) is logits
-    one, three = make("ensemble_icl", positives=1), make("ensemble_icl", positives=3)
-    assert one.solve(TOLD, INPUTS) == make("metatrain", positives=1).solve(TOLD, INPUTS)
-    assert len(three.solve(TOLD, INPUTS)) == len(INPUTS)
+def test_ensemble_answers_follow_the_same_mean(tmp_path: Path) -> None:
+    """Greedy decoding token by token: ranking and decoding agree on what an ensemble finds likely."""
+    tagi = make("ensemble_icl", positives=3)
+    model = theirs_of(tagi, tmp_path)
+    answers = tagi.solve(TOLD, INPUTS)
+    for text, answer in zip(INPUTS, answers, strict=True):
+        prompts, said = tagi.prompts(TOLD, text), []
+        while len(said) < tagi.config.prompt.max_target:
+            said.append(int(ensemble_log_p(model, prompts, said)[-1].argmax()))
+            if said[-1] == model.config.eos_token_id:
+                break
+        assert answer == str(tagi.tokenizer.decode(said, skip_special_tokens=True)).strip()
+    assert len(set(answers)) > 1, "inputs are told apart"
+
+
+def test_ensemble_takes_the_mean_of_log_probabilities_not_of_probabilities() -> None:
+    """A token that one prompt finds nearly impossible loses, though its mean probability is the highest."""
+    likely = torch.tensor([[0.97, 0.02, 0.01], [0.001, 0.3, 0.699]])
+    found = averaged(likely.log(), 2)
+    assert worst(found.exp(), (likely[0] * likely[1]).sqrt()[None]) < 1e-6  # worst 7.5e-9
+    assert (int(found.argmax()), int(likely.mean(0).argmax())) == (2, 0)
+
+
+@torch.inference_mode()
+def test_ensemble_of_one_prompt_is_that_prompt() -> None:
+    one, plain = make("ensemble_icl", positives=1), make("metatrain", positives=1)
+    assert one.solve(TOLD, INPUTS) == plain.solve(TOLD, INPUTS)
+    assert score_choices(one, TOLD, INPUTS, CHOICES) == score_choices(plain, TOLD, INPUTS, CHOICES)
 
 
 # --- FiD and Concat ---------------------------------------------------------------------------------------

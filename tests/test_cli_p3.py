@@ -99,10 +99,19 @@ def test_eval_p3(tagi: Run, folder: Path, p3_checkpoint: Path, tmp_path: Path) -
     assert "story_cloze" not in table.err
 
 
-def test_eval_p3_shows_demonstrations_from_its_own_rows(tagi: Run, folder: Path, p3_checkpoint: Path) -> None:
+def test_eval_p3_scores_the_same_rows_with_demonstrations_from_others(
+    tagi: Run, folder: Path, p3_checkpoint: Path, tmp_path: Path
+) -> None:
     asked = ("eval", "p3", "--data", folder, "--checkpoint", p3_checkpoint, "--task", "super_glue_rte", "--json")
     none, two = (tagi(*asked, *more).json for more in ((), ("--positives", 2)))
     assert [(one["command"]["positives"], one["n"]) for one in (none, two)] == [(0, 9), (2, 7)]
+    for number in (0, 2):
+        tagi(*asked, "--instances", 6, "--positives", number, "-o", tmp_path / f"{number}")
+    few, shown = (
+        [json.loads(line)["Instance"] for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("0", "2")
+    )
+    assert few == shown and len(few) == 6
 
 
 @pytest.mark.parametrize(
@@ -169,8 +178,8 @@ def alone(model: Any, batch: Batch, row: int) -> torch.Tensor:
 
 
 def test_more_demonstrations_than_rows(tagi: Run, folder: Path, fid: Path) -> None:
-    result = tagi("eval", "p3", "--data", folder, "--checkpoint", fid, "--task", "super_glue_rte", "--instances", 3)
-    mistake(result, "3 demonstrations are asked for", "super_glue_rte/does it follow has 3 rows")
+    result = tagi("eval", "p3", "--data", folder, "--checkpoint", fid, "--task", "super_glue_rte", "--instances", 7)
+    mistake(result, "3 demonstrations are asked for", "9 rows", "super_glue_rte.jsonl", "too few are left")
 
 
 def test_fid_is_no_other_teacher(tagi: Run, folder: Path, fid: Path, tmp_path: Path) -> None:

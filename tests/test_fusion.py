@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from builders import normal, random_lora, seeded, small_t5, token_batch, worst
+from builders import normal, random_lora, seeded, small_t5, small_tagi, token_batch, worst
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError
 from tagi.model.attention import attend, attend_beside_memory, padding_bias
 from tagi.model.cache import DecoderMemory, KeyValue
 from tagi.model.fusion import CrossAttentionLayer, Fusion, initialise
 from tagi.model.rows import Rows
+from tagi.model.tagi import TagiModel
 
 D_MODEL, LAYERS = 32, 3
 LITERAL = 5e-6  # worst 1.1e-6, values up to 4
@@ -25,6 +26,12 @@ LAYOUTS = [
     pytest.param(Rows.of(torch.tensor([2, 0, 1, 0, 2]), 3), [2, 0, 1, 0, 2], id="mixed"),
 ]
 LENGTHS = [4, 1, 6]
+OPTIONS = [
+    pytest.param(FusionConfig(), id="default"),
+    pytest.param(FusionConfig(width=8, heads=2), id="width and heads"),
+    pytest.param(FusionConfig(width=12, heads=1, every=2), id="every second"),
+]
+"""Every field of the config is changed in one of them."""
 
 
 def small_fusion(config: FusionConfig, *, trained: bool = True) -> Fusion:
@@ -51,9 +58,9 @@ def rms(x: Tensor, weight: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).mean() + 1e-6) * weight
 
 
-def literal_fusion(layer: CrossAttentionLayer, token: Tensor, memory: Tensor, *, post: bool) -> Tensor:
+def literal_fusion(layer: CrossAttentionLayer, token: Tensor, memory: Tensor) -> Tensor:
     """Eq. 1 for one token (D,) of S_l and one unpadded instruction (S, D), head by head."""
-    query = token if post else rms(token, layer.norm.weight)
+    query = rms(token, layer.norm.weight)
     width = layer.q.out_features // layer.heads
     heads: list[Tensor] = []
     for head in range(layer.heads):
@@ -61,21 +68,11 @@ def literal_fusion(layer: CrossAttentionLayer, token: Tensor, memory: Tensor, *,
         q, k, v = layer.q.weight[part] @ query, memory @ layer.k.weight[part].T, memory @ layer.v.weight[part].T
         scores = torch.stack([q @ key / math.sqrt(width) for key in k])
         heads.append(torch.softmax(scores, dim=0) @ v)
-    fused = token + layer.gate * (layer.o.weight @ torch.cat(heads))
-    return rms(fused, layer.norm.weight) if post else fused
+    return token + layer.gate * (layer.o.weight @ torch.cat(heads))
 
 
 @pytest.mark.parametrize(("rows", "owner"), LAYOUTS)
-@pytest.mark.parametrize(
-    "config",
-    [
-        FusionConfig(width=8, heads=2),
-        FusionConfig(width=8, heads=2, norm="post"),
-        FusionConfig(width=12, heads=1, every=2),
-        FusionConfig(),
-    ],
-    ids=["pre", "post", "every second", "default"],
-)
+@pytest.mark.parametrize("config", OPTIONS)
 @torch.no_grad()
 def test_equation_1_literally(config: FusionConfig, rows: Rows, owner: list[int]) -> None:
     fusion, (memory, mask) = small_fusion(config), memories(LENGTHS[: rows.tasks])
@@ -89,7 +86,7 @@ def test_equation_1_literally(config: FusionConfig, rows: Rows, owner: list[int]
         layer = cast(CrossAttentionLayer, fusion.layers[str(block)])
         for row, task in enumerate(owner):
             own = memory[task, : LENGTHS[task]]
-            expected = [literal_fusion(layer, token, own, post=config.norm == "post") for token in x[row]]
+            expected = [literal_fusion(layer, token, own) for token in x[row]]
             assert worst(found[row], torch.stack(expected)) < LITERAL
 
 
@@ -108,21 +105,38 @@ def test_width_must_divide_into_heads() -> None:
         Fusion(D_MODEL, 1, FusionConfig(heads=3))
 
 
-@torch.no_grad()
-def test_untrained_fusion_changes_no_bit() -> None:
-    fusion, (memory, mask) = small_fusion(FusionConfig(), trained=False), memories(LENGTHS)
-    x = normal(6, 5, D_MODEL, seed=1)
-    assert torch.equal(fusion.fuse(0, x, fusion.prepare(memory, mask), Rows(3, 6)), x)
+def logits(model: TagiModel, instruction: tuple[Tensor, Tensor], *, gate: float) -> Tensor:
+    """Of two rows of each of two tasks, every norm random and every gate as given."""
+    assert model.fusion is not None
+    for layer in layers_of(model.fusion):
+        layer.norm.weight.copy_(torch.linspace(0.5, 1.5, len(layer.norm.weight)))
+        layer.gate.fill_(gate)
+    ids, mask = token_batch([6, 3, 5, 4], seed=1)
+    adapter = model.adapt(*instruction)
+    return model.respond(adapter, ids, mask, token_batch([4] * 4, seed=2)[0], Rows(2, 4)).logits
 
 
-@pytest.mark.parametrize("length", [0, 4], ids=["no length", "padding alone"])
+@pytest.mark.parametrize("config", OPTIONS)
 @torch.no_grad()
-def test_empty_memory_adds_exactly_nothing(length: int) -> None:
-    fusion = small_fusion(FusionConfig())
-    memory = normal(3, length, D_MODEL, seed=0)
-    prepared = fusion.prepare(memory, torch.zeros(3, length, dtype=torch.long))
-    x = normal(6, 5, D_MODEL, seed=1)
-    assert torch.equal(fusion.fuse(0, x, prepared, Rows(3, 6)), x)
+def test_closed_gates_and_empty_instructions_change_no_bit_of_the_logits(config: FusionConfig) -> None:
+    """For every option, against the language model without any fusion; open gates with an instruction do."""
+    model = small_tagi("lora_fusion", fusion=config)
+    told, padding = token_batch([5, 2], seed=0), torch.zeros(2, 5, dtype=torch.long)
+    without = model.backbone
+    ids, mask = token_batch([6, 3, 5, 4], seed=1)
+    hidden = without.encode(ids, mask, modules={}, rows=Rows(2, 4))
+    context = without.context(hidden, mask, modules={}, rows=Rows(2, 4), memory=None)
+    expected, _ = without.decode(token_batch([4] * 4, seed=2)[0], context, modules={}, rows=Rows(2, 4))
+    assert torch.equal(logits(model, told, gate=0.0), expected)
+    assert torch.equal(logits(model, (told[0], padding), gate=0.7), expected), "an instruction of padding alone"
+    assert torch.equal(logits(model, (told[0][:, :0], padding[:, :0]), gate=0.7), expected), "one without any length"
+    assert worst(logits(model, told, gate=0.7), expected) > 0.01
+
+
+def test_every_option_is_tested() -> None:
+    """An option that is added to the config belongs into `OPTIONS`."""
+    changed = {field for option in OPTIONS for field in cast(FusionConfig, option.values[0]).model_fields_set}
+    assert changed == set(FusionConfig.model_fields)
 
 
 @torch.no_grad()

@@ -1,25 +1,26 @@
-"""Prefixes and bottleneck adapters: equal to PEFT and to their formulas on the same weights."""
+"""Prefixes and bottleneck adapters: equal to their formulas in `transformers` on the same weights, neutral at first."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from builders import VOCABULARY, greedy, normal, seeded, small_t5, small_tagi, token_batch, trained, worst
+from tagi import methods
 from tagi.model.backbone import Factors, Modules, Site
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
 from tagi.model.t5_hf import load_t5
-from tagi.model.tagi import shift_right
+from tagi.model.tagi import TagiModel, shift_right
 
-PREFIX = 3
+HEAD = 8
 PARITY = 1e-5  # worst 1.0e-6, logits up to 9
 
 
@@ -29,7 +30,7 @@ def theirs(folder: Path) -> tuple[T5ForConditionalGeneration, T5]:
     config = T5Config(
         vocab_size=VOCABULARY,
         d_model=32,
-        d_kv=8,
+        d_kv=HEAD,
         d_ff=40,
         num_layers=2,
         num_heads=4,
@@ -48,32 +49,12 @@ def logits_of(model: T5, ids: Tensor, mask: Tensor, decoder_ids: Tensor, modules
     return model.decode(decoder_ids, context, modules=modules, rows=rows)[0]
 
 
-def flat(x_RHLK: Tensor) -> Tensor:
-    """(1, H, r, K) -> (1, r, H·K)."""
-    return x_RHLK.transpose(1, 2).flatten(-2)
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
-@torch.no_grad()
-def test_a_decoder_s_prefix_equals_peft_s(tmp_path: Path) -> None:
-    """PEFT puts prefixes before the decoder's self-attention only."""
-    reference, ours = theirs(tmp_path)
-    tuned = get_peft_model(reference, PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=PREFIX)).eval()
-    cache = tuned.get_prompt(1).self_attention_cache.layers  # type: ignore[operator]
-    modules = {
-        Site("decoder.self", i, "prefix"): Factors(flat(layer.keys), flat(layer.values).transpose(1, 2), 1.0)
-        for i, layer in enumerate(cache)
-    }
-    ids, mask = token_batch([6, 4], seed=1)
-    decoder_ids, _ = token_batch([5, 5], seed=2)
-    expected = tuned(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
-    plain = logits_of(ours, ids, mask, decoder_ids, {}, Rows(1, 2))
-    assert worst(plain, expected) > 100 * PARITY, "the prefix matters"
-    assert worst(logits_of(ours, ids, mask, decoder_ids, modules, Rows(1, 2)), expected) < PARITY
-
-
-def keep(kept: list[Tensor], _module: object, _inputs: object, out: Tensor) -> None:
-    kept.append(out[:, :PREFIX])
+def beside(prefix: Factors, module: Any, inputs: Any, out: Any) -> Any:
+    """What `transformers`' self-attention gave, and softmax(q P_kᵀ) P_v head by head through its output matrix."""
+    q, k, v = module.q(inputs[0]), prefix.a[0], prefix.b[0].T
+    heads = [slice(start, start + HEAD) for start in range(0, q.shape[-1], HEAD)]
+    mixed = [torch.softmax(q[..., one] @ k[:, one].T, dim=-1) @ v[:, one] for one in heads]
+    return out[0] + module.o(torch.cat(mixed, dim=-1)), *out[1:]
 
 
 def adapted(adapter: Factors, _module: object, _inputs: object, h: Any) -> Tensor:
@@ -81,23 +62,55 @@ def adapted(adapter: Factors, _module: object, _inputs: object, h: Any) -> Tenso
 
 
 @torch.no_grad()
-def test_an_encoder_s_prefix_of_real_tokens_equals_those_tokens(tmp_path: Path) -> None:
-    """The keys and values that `transformers` computes for tokens, as a prefix of the tokens that stand behind them."""
+def test_a_prefix_equals_its_formula_in_transformers(tmp_path: Path) -> None:
+    """Attention to the prefix in a softmax of its own, beside attention to the tokens (LLaMA-Adapter)."""
     reference, ours = theirs(tmp_path)
-    ids, _ = token_batch([PREFIX + 5], seed=3)
-    kept: dict[str, list[Tensor]] = {"k": [], "v": []}
-    for name in kept:
-        for i in range(2):
-            projection = reference.get_submodule(f"encoder.block.{i}.layer.0.SelfAttention.{name}")
-            projection.register_forward_hook(partial(keep, kept[name]))
-    expected = reference.encoder(input_ids=ids).last_hidden_state[:, PREFIX:]
-    modules = {
-        Site("encoder.self", i, "prefix"): Factors(k, v.transpose(1, 2), 1.0)
-        for i, (k, v) in enumerate(zip(kept["k"], kept["v"], strict=True))
-    }
-    rest = ids[:, PREFIX:]
-    found = ours.encode(rest, torch.ones_like(rest), modules=modules, rows=Rows(1, 1))
-    assert worst(found, expected) < PARITY
+    modules = random_modules(ours, tasks=1, places=("prefix",))
+    for site, prefix in modules.items():
+        stack, _, _ = site.kind.partition(".")
+        layer = reference.get_submodule(f"{stack}.block.{site.layer}.layer.0.SelfAttention")
+        layer.register_forward_hook(partial(beside, prefix))
+    ids, mask = token_batch([6, 4], seed=1)
+    decoder_ids, _ = token_batch([5, 5], seed=2)
+    expected = reference(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+    plain = logits_of(ours, ids, mask, decoder_ids, {}, Rows(1, 2))
+    assert worst(plain, expected) > 100 * PARITY, "the prefix matters"
+    assert worst(logits_of(ours, ids, mask, decoder_ids, modules, Rows(1, 2)), expected) < PARITY
+
+
+def adapted_logits(model: TagiModel) -> tuple[Tensor, Tensor]:
+    """Logits of two rows of each of two tasks, with what the model writes for them and without."""
+    instruction = torch.randint(2, VOCABULARY, (2, 6), generator=seeded(4))
+    adapter = model.adapt(instruction, torch.ones_like(instruction))
+    assert {site.place for site in adapter.modules} - {"q", "v"} == set(model.method.writes) - {"lora"}
+    batch = (*token_batch([6, 4, 5, 3], seed=1), token_batch([5] * 4, seed=2)[0], Rows(2, 4))
+    one, other = (model.respond(each, *batch).logits for each in (adapter, replace(adapter, modules={})))
+    return one, other
+
+
+WRITERS = [one.name for one in methods.METHODS if one.writes]
+
+
+@pytest.mark.parametrize("method", WRITERS)
+def test_neutral_start_changes_no_bit_and_has_a_gradient(method: str) -> None:
+    """Whatever a method writes before it is trained leaves the language model as it is, and learns all the same."""
+    model = small_tagi(method)
+    found, bare = adapted_logits(model)
+    assert torch.equal(found, bare)
+    found.log_softmax(-1)[..., 3].sum().backward()
+    for generator in model.generators:
+        assert generator.head_b.grad is not None and generator.head_b.grad.abs().max() > 1e-4, generator.kind
+
+
+@pytest.mark.parametrize("method", WRITERS)
+def test_neutral_start_lets_the_whole_hypernetwork_learn_after_one_step(method: str) -> None:
+    model = small_tagi(method)
+    with torch.no_grad():
+        for generator in model.generators:
+            generator.head_b.fill_(1e-3)  # a step of AdamW at that rate
+    adapted_logits(model)[0].log_softmax(-1)[..., 3].sum().backward()
+    own = [pair for module in model.part("hypernetwork") for pair in module.named_parameters()]
+    assert not [name for name, parameter in own if parameter.grad is None or not parameter.grad.any()]
 
 
 @torch.no_grad()

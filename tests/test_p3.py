@@ -105,6 +105,78 @@ def test_demonstrations_are_rows_of_the_task_that_are_then_not_asked(folder: Pat
         with_demonstrations(task, 5, seed=0)
 
 
+@pytest.fixture
+def held_out(tmp_path: Path) -> P3Dataset:
+    """A held-out task of twelve rows under two prompts; the second does not apply to every third row."""
+    second = """
+  3: !Template
+    answer_choices: "Yes ||| No"
+    jinja: "{% if premise != 'none' %}{{ hypothesis }}, so? ||| {{ answer_choices[label] }}{% endif %}"
+    metadata: !TemplateMetadata {original_task: true}
+    name: so
+"""
+    write(tmp_path / TEMPLATES, RTE.rstrip("\n") + second)
+    rows = [{"premise": f"p{i}" if i % 3 else "none", "hypothesis": f"h{i}", "label": i % 2} for i in range(12)]
+    write(tmp_path / "eval/super_glue_rte.jsonl", "\n".join(map(json.dumps, rows)))
+    return P3Dataset(tmp_path)
+
+
+def row_of(text: str) -> int:
+    """The number of the row that a rendered input is made of."""
+    return int(re.findall(r"h(\d+)", text)[0])
+
+
+@pytest.mark.parametrize("limit", [None, 6])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_demonstrations_of_held_out_tasks_are_rows_that_no_prompt_scores(
+    held_out: P3Dataset, limit: int | None, seed: int
+) -> None:
+    tasks = held_out.eval_tasks("super_glue_rte", limit=limit, shots=2, seed=seed)
+    shown = [{row_of(one.input) for one in task.instruction.positives} for task in tasks]
+    scored = [{row_of(one.input) for one in task.examples} for task in tasks]
+    assert [len(rows) for rows in shown] == [2, 2] and len(tasks) == 2
+    assert not set.union(*shown) & set.union(*scored)
+    assert all(one.output in ("Yes", "No") for task in tasks for one in task.instruction.positives)
+    without = held_out.eval_tasks("super_glue_rte", limit=limit)
+    if limit is None:
+        kept = set(range(12)) - set.union(*shown)
+        assert scored == [kept, {row for row in kept if row % 3}], "all other rows are scored, under both prompts alike"
+    else:
+        assert [task.examples for task in tasks] == [task.examples for task in without], "the same as without any"
+    assert tasks == held_out.eval_tasks("super_glue_rte", limit=limit, shots=2, seed=seed)
+
+
+def test_demonstrations_of_held_out_tasks_depend_on_the_seed(held_out: P3Dataset) -> None:
+    drawn = {held_out.eval_tasks("super_glue_rte", shots=2, seed=seed)[0].instruction.positives for seed in range(5)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize(("limit", "shots"), [(None, 12), (None, 9), (6, 7), (10, 3), (12, 1), (40, 1)])
+def test_too_few_rows_for_demonstrations_are_one_sentence(held_out: P3Dataset, limit: int | None, shots: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"positives: {shots} demonstrations .* rows of .*rte.jsonl too few are left"
+    ):
+        held_out.eval_tasks("super_glue_rte", limit=limit, shots=shots)
+
+
+def test_a_demonstration_is_no_copy_of_a_scored_row(tmp_path: Path) -> None:
+    """Row 3 says the same as row 1, which is scored: the only other row is the demonstration."""
+    write(tmp_path / TEMPLATES, RTE)
+    rows = [{"premise": premise, "hypothesis": "it is", "label": 0} for premise in ("a", "b", "a", "c")]
+    write(tmp_path / "eval/super_glue_rte.jsonl", "\n".join(map(json.dumps, rows)))
+    for seed in range(4):
+        (task,) = P3Dataset(tmp_path).eval_tasks("super_glue_rte", limit=2, shots=1, seed=seed)
+        assert [one.input for one in task.instruction.positives] == ["c So it is?"]
+        (whole,) = P3Dataset(tmp_path).eval_tasks("super_glue_rte", shots=1, seed=seed)
+        assert whole.instruction.positives[0].input not in {one.input for one in whole.examples}
+
+
+def test_with_full_every_row_has_the_same_demonstrations(held_out: P3Dataset) -> None:
+    tasks = P3Dataset(held_out.root, instruction="full").eval_tasks("super_glue_rte", limit=3, shots=2)
+    by_prompt = [task for task in tasks if task.name.endswith("does it follow")]
+    assert len(by_prompt) == 3 and len({task.instruction.positives for task in by_prompt}) == 1
+
+
 def test_splits_are_those_of_table_11() -> None:
     assert [len(data_sets(split) or ()) for split in p3.SPLITS] == [5, 10, 20, 36]
     with pytest.raises(ConfigError, match="P3 has no split '7'; there are 5, 10, 20, 36 and all"):

@@ -10,10 +10,11 @@ from torch import Tensor
 from builders import small_t5, small_tagi, trained
 from cli_runs import CONFIG
 from tagi import config_files
-from tagi.config import FusionConfig, HypernetworkConfig, Part, RunConfig, TrainingConfig
+from tagi.config import FusionConfig, HypernetworkConfig, Part, RunConfig, T5Shape, TrainingConfig, named_shape
 from tagi.errors import CheckpointError, ConfigError
 from tagi.model.flops import Lengths
 from tagi.model.hypernetwork import parameter_count
+from tagi.model.t5 import T5
 from tagi.model.tagi import TagiModel
 from tagi.train import memory
 from tagi.train.build import build_stage
@@ -124,6 +125,22 @@ def test_an_unknown_backbone_needs_a_shape(monkeypatch: pytest.MonkeyPatch) -> N
         plan(run(backbone={"path": "/no/where"}))
 
 
+@pytest.mark.parametrize("method", ["hypter", "hypertuning_prefix", "hypertuning_lora"])
+def test_own_encoder_is_counted(method: str) -> None:
+    """Its parameters with the hypernetwork's, all of them trained, and its backward pass, which a shared one lacks."""
+    alone = {"training": CONFIG["training"] | {"trainable": ["hypernetwork"]}, "backbone": LONG}
+    alone["prompt"] = CONFIG["prompt"] | {"positives": 2}
+    own = plan(run(method=method, **alone))
+    shared = plan(changed(run(method=method, **alone), "hypernetwork.instruction_encoder=lm"))
+    encoder = parameter_count(T5(T5Shape.model_validate(named_shape("t5-v1_1-small"))).encoder_alone())
+    assert own.parameters["hypernetwork"] - shared.parameters["hypernetwork"] == encoder
+    assert own.parameters["backbone"] == shared.parameters["backbone"]
+    assert own.memory.optimizer - shared.memory.optimizer == 8 * encoder
+    assert own.memory.activations > shared.memory.activations
+    assert own.flops_per_step > shared.flops_per_step
+    assert any(f"{encoder:,} of them in an instruction encoder of its own" in note for note in own.notes)
+
+
 # --- activations ------------------------------------------------------------------------------------------
 
 GENERATOR, FUSED = HypernetworkConfig(rank=3, prefix=9, bottleneck=12, hidden=8), FusionConfig(width=8, heads=2)
@@ -172,7 +189,10 @@ def test_activations_are_what_autograd_keeps(
     training = TrainingConfig(steps=1, precision="fp32" if dtype == torch.float32 else "bf16")
     if method == "metatrain":
         lengths = replace(lengths, instruction=0)
-    estimate = memory.activations(backbone.shape, model.method, GENERATOR, FUSED, training, set(parts), lengths)
+    own = model.instruction_encoder is not None
+    estimate = memory.activations(
+        backbone.shape, model.method, GENERATOR, FUSED, training, set(parts), lengths, own_encoder=own
+    )
     keep = memory.Keeping(backbone.shape, memory.value_bytes(training), False, 0)
     estimate -= memory.temporaries(keep, lengths, lengths.instruction if model.method.fuses_decoder else 0)
     ratio = estimate / kept(model, lengths)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from builders import small_tagi
 from tagi import Tagi, methods
 from tagi.config import FusionConfig, HypernetworkConfig, TrainingConfig
 from tagi.config_files import parse
@@ -282,6 +283,25 @@ def test_muons_matrices_are_all_of_a_backbone_but_its_tables() -> None:
     }  # fmt: skip
     assert len(parts[optim.MATRICES]) == (4 + 2) + (8 + 2)
     assert sum(map(len, parts.values())) == len(names)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_rms", "muon", "adafactor"])
+def test_own_encoder_learns_at_the_rate_of_the_language_model_that_it_came_from(optimizer: str) -> None:
+    model = small_tagi("hypter")
+    assert model.instruction_encoder is not None
+    values = {
+        "steps": 1,
+        "optimizer": optimizer,
+        "lr": 0.5,
+        "hypernetwork_lr_scale": 6.0,
+        "trainable": ["hypernetwork"],
+    }
+    settings = parse(TrainingConfig, values, source="test")
+    groups = optim.build(optim.trainable(model, settings), settings).param_groups
+    rates = {id(parameter): group["base_lr"] for group in groups for parameter in group["params"]}
+    own = {id(parameter) for parameter in model.instruction_encoder.parameters()}
+    assert rates.keys() == {id(p) for module in model.part("hypernetwork") for p in module.parameters()}
+    assert all(rate == (0.5 if parameter in own else 3.0) for parameter, rate in rates.items())
 
 
 def polar(matrix: torch.Tensor, coefficients: tuple[float, float, float]) -> torch.Tensor:

@@ -115,7 +115,8 @@ class HypernetworkConfig(Frozen):
     """One MLP per attention module (the paper), or one per kind of attention."""
     pool: Literal["query", "mean", "first_last"] = "query"
     """How the flat generator summarises the encoded instruction; the rank-wise one always queries it."""
-    instruction_encoder: Literal["lm", "separate"] = "lm"
+    instruction_encoder: Literal["lm", "separate"] | None = None
+    """The language model's encoder or a trained copy of it reads the instruction; None: `Method.own_encoder` says."""
 
     @model_validator(mode="after")
     def _rankwise_queries(self) -> Self:
@@ -141,7 +142,6 @@ class FusionConfig(Frozen):
     heads: Positive = 4
     every: Positive = 1
     """A fusion layer in every n-th encoder block."""
-    norm: Literal["pre", "post"] = "pre"
 
 
 class PromptConfig(Frozen):

@@ -20,13 +20,15 @@ class Method:
     """The language model reads the instruction with every input."""
     writes: tuple[ModuleKind, ...] = ()
     """What a hypernetwork writes from the instruction."""
+    own_encoder: bool = False
+    """An encoder of its own, which starts as a copy of the language model's and is trained, reads the instruction."""
     fuses_encoder: bool = False
     """Cross-attention to the encoded instruction in the encoder (Eq. 1)."""
     fuses_decoder: bool = False
     """The encoded instruction stands before the encoded input for the decoder: (I; F)."""
     demonstrations: Demonstrations | None = None
     """How a method that cannot do without demonstrations reads them: together in one text; each encoded apart and fused
-    in the decoder; or each in a prompt of its own, the predictions averaged. None: a text may show some or none."""
+    in the decoder; or each in a prompt of its own, log-probabilities averaged. None: a text may show some or none."""
     pretrained: bool = False
     """The parts that read the instruction are pretrained on plain text (Eq. 3)."""
     distilled: bool = False
@@ -101,11 +103,12 @@ METHODS = (
     Method("concat_icl", "Concat-ICL", prompt=True, demonstrations="together", trainable=("backbone",)),
     Method("fid_icl", "FiD-ICL", prompt=True, fuses_decoder=True, demonstrations="fused", trainable=("backbone",)),
     Method("ensemble_icl", "Ensemble-ICL", prompt=True, demonstrations="averaged", trainable=("backbone",)),
-    Method("hypter", "Hypter", writes=("bottleneck",), trainable=("hypernetwork",)),
+    Method("hypter", "Hypter", writes=("bottleneck",), own_encoder=True, trainable=("hypernetwork",)),
     Method(
         "hypertuning_prefix",
         "HyperTuning (HyperT5-Prefix)",
         writes=("prefix",),
+        own_encoder=True,
         demonstrations="together",
         pretrained=True,
         trainable=("hypernetwork",),
@@ -114,6 +117,7 @@ METHODS = (
         "hypertuning_lora",
         "HyperTuning (HyperT5-LoRA)",
         writes=("lora",),
+        own_encoder=True,
         demonstrations="together",
         pretrained=True,
         trainable=("hypernetwork",),

@@ -186,15 +186,17 @@ def p3(
     from tagi.cli import ranks
 
     free = _free(output)
+    tagi = _showing(positives, open_tagi(checkpoint, backbone))
+    shots = tagi.config.prompt.positives
     with waiting("rendering prompts"):
-        found, missing = ranks.held_out(data, tasks, reads=reads, prompts=prompts, instances=instances)
+        found, missing = ranks.held_out(
+            data, tasks, reads=reads, prompts=prompts, instances=instances, shots=shots, seed=seed
+        )
     for name, reason in missing.items():
         note(f"{name}: {reason}")
-    tagi = _showing(positives, open_tagi(checkpoint, backbone))
-    shown = ranks.with_shots(found, tagi.config.prompt.positives, seed)
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
-    asked |= {"positives": tagi.config.prompt.positives, "reads": reads, "checkpoint": checkpoint, "seed": seed}
-    ranks.score(tagi, shown, instruction, norm, asked, output=free, as_json=as_json)
+    asked |= {"positives": shots, "reads": reads, "checkpoint": checkpoint, "seed": seed}
+    ranks.score(tagi, found, instruction, norm, asked, output=free, as_json=as_json)
 
 
 @app.command("text", epilog="Example: tagi eval text --data data/c4 --checkpoint runs/backbone/final")

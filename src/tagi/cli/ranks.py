@@ -13,7 +13,7 @@ from rich.table import Table
 from tagi.cli.common import bar, print_json, stderr, stdout, table
 from tagi.cli.scores import made_by, percent, with_interval
 from tagi.config import P3Instruction, RankNorm
-from tagi.data.p3 import EVALUATION, P3Dataset, with_demonstrations
+from tagi.data.p3 import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
 from tagi.eval.rank import Accuracy, Ranking, accuracy, chance, majority, rank
@@ -34,26 +34,20 @@ def held_out(
     reads: P3Instruction,
     prompts: int | None,
     instances: int | None,
+    shots: int,
+    seed: int,
 ) -> tuple[list[Task], dict[str, str]]:
-    """The held-out tasks under their prompts, and what is not here with the reason.
+    """The held-out tasks under their prompts, and what is not here with the reason; see `P3Dataset.eval_tasks`.
 
     Raises:
-        TagiError: an unknown task, or data that is missing or damaged.
+        TagiError: an unknown task, data that is missing or damaged, or too few rows for the demonstrations.
     """
     dataset = P3Dataset(data, instruction=reads)
     here = list(names) if names else dataset.eval_names()
-    tasks = [task for name in here for task in _first_prompts(dataset.eval_tasks(name, limit=instances), prompts)]
+    found = (dataset.eval_tasks(name, limit=instances, shots=shots, seed=seed) for name in here)
+    tasks = [task for each in found for task in _first_prompts(each, prompts)]
     absent = [] if names else [name for name in EVALUATION if name not in here]
     return tasks, {name: _why(name, data) for name in absent}
-
-
-def with_shots(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
-    """Every task with demonstrations from its own rows, where the model is shown any.
-
-    Raises:
-        ConfigError: there are too few rows.
-    """
-    return [with_demonstrations(task, count, seed) if count else task for task in tasks]
 
 
 def score(

@@ -5,7 +5,7 @@ A folder holds `train/<data set>_<template>.jsonl[.gz]` (rows rendered already),
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -159,31 +159,45 @@ class P3Dataset:
         examples = _take(list(_train_rows(one.path)), limit, None if seed is None else f"{seed} {one.name}")
         return self._tasks(one.name, one.data_set, one.template, examples)
 
-    def eval_tasks(self, name: str, *, limit: int | None = None) -> list[Task]:
+    def eval_tasks(self, name: str, *, limit: int | None = None, shots: int = 0, seed: int = 0) -> list[Task]:
         """One held-out task under each of T0's evaluation prompts: those that ask for the original task.
 
         A task is named `held-out task/prompt`, its category is the held-out task. Rows to which a prompt does not apply
-        are left out, and prompts that apply to none.
+        are left out, and prompts that apply to none. The first `limit` rows are scored, and `shots` demonstrations are
+        drawn by seed from those behind them; without a limit all rows are scored but those that any prompt of the task
+        shows as a demonstration. So no row, nor another with the same input, is shown under one prompt and scored under
+        any.
 
         Raises:
-            ConfigError: no such task.
+            ConfigError: no such task, or too few rows are left for the demonstrations.
             DataError: its rows are not there, a row is damaged or has no label, a template cannot be rendered with it,
                 or no prompt applies to any row.
         """
         if name not in EVALUATION:
             raise ConfigError(f"p3: {name!r} is no held-out task; there are {', '.join(EVALUATION)}")
         path = self.root / "eval" / f"{name}.jsonl"
-        rows = list(islice(_labelled(path, name), limit))
+        rows = list(islice(_labelled(path, name), None if shots else limit))
         if not rows:
             raise DataError(path, "", "holds no row")
-        tasks: list[Task] = []
-        for template in self.templates.get(EVALUATION[name], []):
-            if template.original_task and (examples := _rendered(template, rows, path)):
-                tasks += self._tasks(f"{name}/{template.name}", name, template, examples)
-        if not tasks:
+        numbers = [number for number, _ in rows]
+        asked = numbers if limit is None else numbers[:limit]
+        prompts = [one for one in self.templates.get(EVALUATION[name], []) if one.original_task]
+        rendered = {one: examples for one in prompts if (examples := _rendered(one, rows, path))}
+        rendered = {one: examples for one, examples in rendered.items() if any(row.id in asked for row in examples)}
+        if not rendered:
             raise DataError(
                 self.root / "templates" / EVALUATION[name], "", f"has no prompt for the rows of {path.name}"
             )
+        tasks: list[Task] = []
+        for template, shown, scored in _apart(rendered, numbers, limit, shots, f"{seed} {name}"):
+            if len(shown) < shots or not scored:
+                raise ConfigError(
+                    f"prompt.positives: {shots} demonstrations are asked for, but of the {len(numbers)} rows of {path} "
+                    f"too few are left for {template.name!r} beside those that are scored; show or score fewer"
+                )
+            positives = tuple(Demonstration(one.input, one.targets[0]) for one in shown)
+            made = self._tasks(f"{name}/{template.name}", name, template, scored)
+            tasks += [replace(one, instruction=replace(one.instruction, positives=positives)) for one in made]
         return tasks
 
     def eval_names(self) -> list[str]:
@@ -310,6 +324,30 @@ def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]], path: 
         if not one.choices:
             raise DataError(template.source, f"{template.name}: answer_choices", f"row {number} has no choices to rank")
     return [Example(number, one.input, (one.target,), one.choices) for number, one in found]
+
+
+def _apart(
+    rendered: Mapping[Template, Sequence[Example]], numbers: Sequence[str], limit: int | None, shots: int, seed: str
+) -> list[tuple[Template, list[Example], list[Example]]]:
+    """Every prompt of a held-out task with the rows that it shows and those that are scored; see `eval_tasks`."""
+    asked = set() if limit is None else set(numbers[:limit])
+    spare = [number for number in numbers if number not in asked]
+    Random(seed).shuffle(spare)
+    shown = [_demonstrations(examples, asked, spare, shots) for examples in rendered.values()]
+    if limit is None:
+        asked = set(numbers) - {one.id for each in shown for one in each}
+    apart: list[tuple[Template, list[Example], list[Example]]] = []
+    for (template, examples), those in zip(rendered.items(), shown, strict=True):
+        told = {one.input for one in those}
+        apart.append((template, those, [one for one in examples if one.id in asked and one.input not in told]))
+    return apart
+
+
+def _demonstrations(examples: Sequence[Example], asked: Set[str], spare: Sequence[str], count: int) -> list[Example]:
+    """The first `count` examples in the order of the `spare` rows, none with the input of a row that is asked."""
+    inputs, by_row = {one.input for one in examples if one.id in asked}, {one.id: one for one in examples}
+    found = (by_row[number] for number in spare if number in by_row)
+    return list(islice((one for one in found if one.input not in inputs), count))
 
 
 def _take(examples: list[Example], limit: int | None, seed: str | None) -> list[Example]:

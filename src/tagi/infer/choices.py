@@ -9,7 +9,7 @@ from tagi.config import RankNorm
 from tagi.data.collate import IGNORE, pad
 from tagi.data.types import Instruction
 from tagi.errors import InputError
-from tagi.infer.decode import score_answers
+from tagi.infer.decode import averaged, score_answers
 from tagi.infer.engine import Tagi
 from tagi.model.rows import Rows
 from tagi.model.tagi import Prepared
@@ -29,8 +29,8 @@ def score_choices(
 ) -> list[list[float]]:
     """Log-likelihood of every choice of every input of one task, in nats; without an instruction, by the bare model.
 
-    All choices of an input share one encoder pass. Where a method averages predictions, scores are the mean over its
-    prompts.
+    All choices of an input share one encoder pass. Where a method averages predictions, scores are `averaged` over
+    its prompts.
 
     Raises:
         InputError: an input is empty or has no choices, or a choice has no tokens.
@@ -85,4 +85,4 @@ def _score(
 
 def _by_input(values: Tensor, members: Sequence[int], choices: Sequence[int]) -> list[list[float]]:
     parts = values.split([m * c for m, c in zip(members, choices, strict=True)])
-    return [part.view(m, -1).mean(0).tolist() for part, m in zip(parts, members, strict=True)]
+    return [averaged(part.view(m, -1), m)[0].tolist() for part, m in zip(parts, members, strict=True)]

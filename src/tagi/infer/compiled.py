@@ -32,7 +32,7 @@ TOKENS, PLACES = 64, 16
 GRAPHS = 512
 """Of one process, at most; more is an error, for it would mean that shapes are not rounded."""
 WORN = frozenset({"decoder.self", "decoder.cross", "decoder.feed_forward"})
-"""Kinds of sites that a step wears; a prefix is among the past after the first step."""
+"""Kinds of sites that a step wears."""
 
 
 class Compiled:
@@ -173,7 +173,7 @@ class _Steps:
         return KeyValue(self._places.put((*name, "k"), own.k, shape), self._places.put((*name, "v"), own.v, shape))
 
     def _modules(self, modules: Modules, owner: Tensor | None, size: int) -> Modules:
-        worn = {site: f for site, f in modules.items() if site.kind in WORN and site.place != "prefix"}
+        worn = {site: f for site, f in modules.items() if site.kind in WORN}
         return {site: self._factors(site, f, owner, size) for site, f in worn.items()}
 
     def _factors(self, site: Site, factors: Factors, owner: Tensor | None, size: int) -> Factors:

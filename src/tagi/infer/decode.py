@@ -34,7 +34,7 @@ class Request:
 
     number: int
     prompts: Sequence[Sequence[int]]
-    """Token ids; of several prompts the next-token probabilities are averaged."""
+    """Token ids; of several prompts the next-token log-probabilities are averaged."""
     prepared: Prepared
     task: int
     """Which of the prepared tasks it belongs to."""
@@ -232,7 +232,9 @@ def _step(model: TagiModel, running: _Running, how: Steps) -> tuple[_Running, li
         logits, past = how.first(running.read, max(one.limits.most for one in running.requests))
     else:
         logits, past = how.next(running.read)
-    scores = averaged(logits[:, -1:], members)[:, 0].float()
+    scores = logits[:, -1].float()
+    if members > 1:
+        scores = averaged(scores.log_softmax(-1), members)
     best = scores.argmax(-1)
     highest, best = scores.gather(-1, best[:, None])[:, 0].tolist(), best.tolist()
     spans = [slice(place, place + beams) for place in range(0, len(best), beams)]
@@ -376,8 +378,10 @@ def score_answers(
     return Likelihood((chosen * valid).sum(1), valid.sum(1))
 
 
-def averaged(logits: Tensor, members: int) -> Tensor:
-    """Logits (R, O, V), or the log of every `members` rows' mean probabilities (R / members, O, V)."""
-    if members == 1:
-        return logits
-    return logits.log_softmax(-1).unflatten(0, (-1, members)).logsumexp(1) - math.log(members)
+def averaged(log_probabilities: Tensor, members: int) -> Tensor:
+    """Log-probabilities (R, ...) under the prompts of an ensemble to the mean of every `members` rows.
+
+    Of next tokens as of whole answers: FiD-ICL's Ensemble-ICL averages the log-likelihoods of its prompts (Ye et al.
+    2023; `trainer_ensemble.py` of their release), and a mean by token adds up to the mean of the whole.
+    """
+    return log_probabilities.unflatten(0, (-1, members)).mean(1)

@@ -70,7 +70,7 @@ def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _hash(tensor: Tensor) -> bytes:
     """Of a tensor's bytes, which are not copied where they lie on the CPU in order."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy())).digest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
 
 
 def save(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:

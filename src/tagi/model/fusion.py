@@ -36,9 +36,11 @@ class FusionMemory:
 
 
 class CrossAttentionLayer(nn.Module):
-    """F_l = S_l + gate · W_o attention(W_q norm(S_l), W_k I, W_v I); the gate starts at zero (Eq. 1).
+    """F_l = S_l + gate · W_o attention(W_q norm(S_l), W_k I, W_v I) (Eq. 1).
 
-    `norm=post` puts the normalisation after the residual, as the paper words it, in place of before.
+    The gate starts at zero, and an empty instruction adds nothing: both leave every bit of a frozen language model's
+    outputs. The paper words it "followed by residual connection and layer normalization"; a norm behind the residual
+    would rescale the hidden states whatever the gate, so it stands before the attention, as everywhere in T5.
     """
 
     def __init__(self, d_model: int, config: FusionConfig, eps: float = 1e-6) -> None:
@@ -46,7 +48,7 @@ class CrossAttentionLayer(nn.Module):
         width = config.width or d_model // 4
         if width % config.heads:
             raise ConfigError(f"fusion.width: {width} is no multiple of fusion.heads ({config.heads})")
-        self.heads, self.post = config.heads, config.norm == "post"
+        self.heads = config.heads
         self.scale = (width // config.heads) ** -0.5
         self.norm = RMSNorm(d_model, eps)
         self.q = nn.Linear(d_model, width, bias=False)
@@ -60,12 +62,10 @@ class CrossAttentionLayer(nn.Module):
         return KeyValue(split_heads(self.k(memory_TSD), self.heads), split_heads(self.v(memory_TSD), self.heads))
 
     def forward(self, x_RND: Tensor, own: KeyValue, bias: Tensor, mask: Tensor, rows: Rows) -> Tensor:
-        normed = x_RND if self.post else self.norm(x_RND)
-        q = split_heads(self.q(normed), self.heads) * self.scale
+        q = split_heads(self.q(self.norm(x_RND)), self.heads) * self.scale
         seen = mask.any(-1, keepdim=True)  # an empty memory adds exactly nothing
         mixed = attend_shared(q, own, bias, rows) * rows.pick(seen) if mask.shape[-1] else torch.zeros_like(q)
-        x_RND = x_RND + self.gate * self.o(join_heads(mixed))
-        return self.norm(x_RND) if self.post else x_RND
+        return x_RND + self.gate * self.o(join_heads(mixed))
 
 
 class Fusion(nn.Module):

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagi.model.attention import split_heads
+from tagi.model.attention import softmax, split_heads
 from tagi.model.backbone import Factors, Modules, Site
-from tagi.model.cache import KeyValue
 from tagi.model.rows import Rows
 
 
@@ -24,13 +23,18 @@ def project(x_RLI: Tensor, weight_JI: Tensor, factors: Factors | None, rows: Row
     return plain + rows.matmul(down_RLr, factors.b.transpose(-1, -2)) * factors.scale
 
 
-def prefixed(own: KeyValue, prefix: Factors | None, rows: Rows) -> KeyValue:
-    """Keys and values (R, H, L, K) behind those of each row's own prefix, (R, H, r + L, K) (Li & Liang 2021, Eq. 3)."""
+def prefixed(own_RHOK: Tensor, q_RHOK: Tensor, prefix: Factors | None, rows: Rows, dropout: float = 0.0) -> Tensor:
+    """What attention gave, + softmax(q P_kᵀ) P_v with each row's own prefix P, (R, H, O, K); positions play no part.
+
+    A softmax of its own (Zhang et al. 2023, LLaMA-Adapter, §3.2) in place of one over prefix and tokens together (Li &
+    Liang 2021, Eq. 3): there even a prefix of zeros takes attention away from the tokens, here values of zero change
+    nothing and have a gradient, so that an untrained prefix leaves the language model as it is.
+    """
     if prefix is None:
-        return own
-    heads = own.k.shape[1]
-    k, v = (rows.pick(split_heads(x, heads)) for x in (prefix.a, prefix.b.transpose(-1, -2)))
-    return KeyValue(torch.cat((k, own.k), dim=2), torch.cat((v, own.v), dim=2))
+        return own_RHOK
+    k, v = (split_heads(x, q_RHOK.shape[1]) for x in (prefix.a, prefix.b.transpose(-1, -2)))
+    weights = F.dropout(softmax(rows.matmul(q_RHOK, k.transpose(-1, -2))), dropout)
+    return own_RHOK + rows.matmul(weights, v)
 
 
 def bottleneck(x_RLD: Tensor, adapter: Factors | None, rows: Rows) -> Tensor:

@@ -5,7 +5,7 @@ and, by its configuration, mT5. Shapes: see `rows.py`.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,11 @@ class Attention(nn.Module):
         v = project(x_RLD, self.v.weight, modules.get(self.site_v), rows)
         return KeyValue(split_heads(self.k(x_RLD), self.heads), split_heads(v, self.heads))
 
-    def prefixed(self, own: KeyValue, modules: Modules, rows: Rows) -> KeyValue:
-        """Keys and values behind the prefix that each row wears here, if any."""
-        return prefixed(own, modules.get(self.site_prefix) if self.site_prefix else None, rows)
+    def attend(self, q_RHOK: Tensor, own: KeyValue, bias: Tensor, modules: Modules, rows: Rows) -> Tensor:
+        """Attention to keys and values, and to the prefix that each row wears here, if any; (R, O, D)."""
+        dropout = self.weight_dropout
+        prefix = modules.get(self.site_prefix) if self.site_prefix else None
+        return self.output(prefixed(att.attend(q_RHOK, own, bias, dropout), q_RHOK, prefix, rows, dropout))
 
     def output(self, x_RHLK: Tensor) -> Tensor:
         """Heads back to the residual stream (R, L, D)."""
@@ -119,8 +121,8 @@ class EncoderBlock(nn.Module):
     ) -> Tensor:
         normed = self.attention.norm(x_RND)
         q = self.attention.query(normed, modules, rows)
-        own = self.attention.prefixed(self.attention.key_value(normed, modules, rows), modules, rows)
-        x_RND = x_RND + self.attention.output(att.attend(q, own, bias, self.attention.weight_dropout))
+        own = self.attention.key_value(normed, modules, rows)
+        x_RND = x_RND + self.attention.attend(q, own, bias, modules, rows)
         if after is not None:
             x_RND = after(self.attention.layer, x_RND)
         return self.feed_forward(x_RND, modules, rows)
@@ -146,9 +148,9 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         normed = self.attention.norm(x_ROD)
         own = self.attention.key_value(normed, modules, rows)
-        own = past.append(self.attention.layer, own) if past else self.attention.prefixed(own, modules, rows)
+        own = past.append(self.attention.layer, own) if past else own
         q = self.attention.query(normed, modules, rows)
-        x_ROD = x_ROD + self.attention.output(att.attend(q, own, bias, self.attention.weight_dropout))
+        x_ROD = x_ROD + self.attention.attend(q, own, bias, modules, rows)
         x_ROD = x_ROD + self._cross(x_ROD, context, modules, rows)
         return self.feed_forward(x_ROD, modules, rows), own
 
@@ -162,8 +164,8 @@ class DecoderBlock(nn.Module):
         return self.cross.output(mixed)
 
 
-class T5(nn.Module):
-    """The backbone. Implements `tagi.model.backbone.Backbone`.
+class T5Encoder(nn.Module):
+    """The encoder with its embeddings: half of a language model, and by itself what reads instructions.
 
     With `recompute`, training keeps each block's inputs only and computes the rest again in the backward pass.
     """
@@ -173,18 +175,56 @@ class T5(nn.Module):
         self.shape, self.recompute = shape, recompute
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.encoder = nn.ModuleList(EncoderBlock(shape, i) for i in range(shape.num_layers))
-        self.decoder = nn.ModuleList(DecoderBlock(shape, i) for i in range(shape.num_decoder_layers))
-        buckets = shape.relative_attention_num_buckets
-        self.encoder_position = nn.Embedding(buckets, shape.num_heads)
-        self.decoder_position = nn.Embedding(buckets, shape.num_heads)
+        self.encoder_position = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
         self.encoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def encode(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        modules: Modules,
+        rows: Rows,
+        after_self_attention: AfterSelfAttention | None = None,
+    ) -> Tensor:
+        """See `Backbone.encode`."""
+        x_RND = self.dropout(self.embedding(ids))
+        position = position_bias(self.encoder_position, distances(ids.shape[1], 0, ids.device), self.shape)
+        bias = position + padding_bias(mask, x_RND.dtype)
+        for block in self.encoder:
+            x_RND = self._through(block, x_RND, bias, modules, rows, after_self_attention)
+        return self.dropout(self.encoder_norm(x_RND))
+
+    def _through(self, block: nn.Module, *arguments: Any) -> Any:
+        """The block's output, its activations kept or, with `recompute`, forgotten until the backward pass."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+
+class T5(T5Encoder):
+    """The backbone. Implements `tagi.model.backbone.Backbone`."""
+
+    def __init__(self, shape: T5Shape, *, recompute: bool = False) -> None:
+        super().__init__(shape, recompute=recompute)
+        self.decoder = nn.ModuleList(DecoderBlock(shape, i) for i in range(shape.num_decoder_layers))
+        self.decoder_position = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
         self.decoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
         self.output = None if shape.tied else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
-        self.dropout = nn.Dropout(shape.dropout_rate)
 
     @property
     def d_model(self) -> int:
         return self.shape.d_model
+
+    def encoder_alone(self) -> T5Encoder:
+        """A copy of the encoder with its embeddings, which shares no tensor with this model."""
+        weight = self.embedding.weight
+        with weight.device:
+            made = T5Encoder(self.shape, recompute=self.recompute).to(weight.dtype)
+        own = self.state_dict()
+        made.load_state_dict({name: own[name] for name in made.state_dict()})
+        return made.train(self.training)
 
     def sites(self, kind: ModuleKind = "lora") -> tuple[Site, ...]:
         if kind == "lora":
@@ -206,23 +246,6 @@ class T5(nn.Module):
             for q in (True, False)
         )
         return {site: linear.weight for site, linear in pairs}
-
-    def encode(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        *,
-        modules: Modules,
-        rows: Rows,
-        after_self_attention: AfterSelfAttention | None = None,
-    ) -> Tensor:
-        x_RND = self.dropout(self.embedding(ids))
-        before = _prefix_length(modules, "encoder.self")
-        hidden = F.pad(padding_bias(mask, x_RND.dtype), (before, 0))
-        bias = self._position_bias("encoder", distances(ids.shape[1], before, ids.device)) + hidden
-        for block in self.encoder:
-            x_RND = self._through(block, x_RND, bias, modules, rows, after_self_attention)
-        return self.dropout(self.encoder_norm(x_RND))
 
     def project_memory(self, hidden: Tensor, mask: Tensor, *, modules: Modules) -> DecoderMemory:
         each = Rows(hidden.shape[0], hidden.shape[0])
@@ -246,7 +269,7 @@ class T5(nn.Module):
     ) -> tuple[Tensor, History]:
         """See `Backbone.decode`; `seen` (R, O, O) says which tokens each one sees of those before it, if not all."""
         x_ROD = self.dropout(self.embedding(ids))
-        bias = self._decoder_bias(ids.shape[1], modules, past)
+        bias = self._decoder_bias(ids.shape[1], past)
         if seen is not None:
             bias = bias + padding_bias(seen, bias.dtype)
         read: list[KeyValue] = []
@@ -276,12 +299,6 @@ class T5(nn.Module):
             x_ROD = x_ROD * self.shape.d_model**-0.5
         return F.linear(x_ROD, self.embedding.weight if self.output is None else self.output.weight)
 
-    def _through(self, block: nn.Module, *arguments: Any) -> Any:
-        """The block's output, its activations kept or, with `recompute`, forgotten until the backward pass."""
-        if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
-
     def _attentions(self) -> Iterator[Attention]:
         return (module for module in self.modules() if isinstance(module, Attention))
 
@@ -291,39 +308,32 @@ class T5(nn.Module):
         each = (block.cross.key_value(hidden, modules, rows) for block in blocks)
         return tuple(KeyValue(own.k.contiguous(), own.v.contiguous()) for own in each)
 
-    def _decoder_bias(self, length: int, modules: Modules, past: History | None) -> Tensor:
+    def _decoder_bias(self, length: int, past: History | None) -> Tensor:
         """Positions, the future and what a row cannot see of a shared past, (1 or R, H, length, read places)."""
         if past is None:
-            seen, device = _prefix_length(modules, "decoder.self"), self.decoder_position.weight.device
-            distance, hidden = distances(length, seen, device), None
+            distance, hidden = distances(length, 0, self.decoder_position.weight.device), None
         else:
             distance = past.distances(length)
             hidden = past.hidden(distance.shape[-1])
         future = (distance > 0)[:, None]
-        bias = self._position_bias("decoder", distance)
+        bias = position_bias(self.decoder_position, distance, self.shape, bidirectional=False)
         return bias.masked_fill(future if hidden is None else future | hidden, torch.finfo(bias.dtype).min)
 
-    def _position_bias(self, stack: Literal["encoder", "decoder"], distance: Tensor) -> Tensor:
-        """Relative position bias (1 or R, H, queries, keys) of key places - query places (1 or R, queries, keys)."""
-        table = self.encoder_position if stack == "encoder" else self.decoder_position
-        bucket = att.relative_bucket(
-            distance,
-            bidirectional=stack == "encoder",
-            buckets=self.shape.relative_attention_num_buckets,
-            max_distance=self.shape.relative_attention_max_distance,
-        )
-        return table(bucket).permute(0, 3, 1, 2)
+
+def position_bias(table: nn.Embedding, distance: Tensor, shape: T5Shape, *, bidirectional: bool = True) -> Tensor:
+    """Relative position bias (1 or R, H, queries, keys) of key places - query places (1 or R, queries, keys)."""
+    bucket = att.relative_bucket(
+        distance,
+        bidirectional=bidirectional,
+        buckets=shape.relative_attention_num_buckets,
+        max_distance=shape.relative_attention_max_distance,
+    )
+    return table(bucket).permute(0, 3, 1, 2)
 
 
 def _same(owner_RO: Tensor, owner_RL: Tensor) -> Tensor:
     """Whether a query and a key belong to the same text, (R, O, L)."""
     return owner_RO[:, :, None] == owner_RL[:, None, :]
-
-
-def _prefix_length(modules: Modules, kind: AttentionKind) -> int:
-    """Tokens that a prefix puts before every row: like a decoder's past, they stand at earlier positions."""
-    prefix = modules.get(Site(kind, 0, "prefix"))
-    return 0 if prefix is None else prefix.a.shape[1]
 
 
 def initialise(model: T5, generator: torch.Generator) -> None:

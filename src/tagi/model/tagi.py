@@ -1,6 +1,5 @@
 """The whole model as one module of tensors: backbone, hypernetwork, fusion (§3.2). Shapes: see `rows.py`."""
 
-import copy
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from tagi.model.cache import DecoderContext, DecoderMemory
 from tagi.model.causal import CausalLM
 from tagi.model.fusion import Fusion, FusionMemory
 from tagi.model.hypernetwork import Hypernetwork
-from tagi.model.language_model import LanguageModel
+from tagi.model.language_model import LanguageModel, as_t5
 from tagi.model.lora import folded
 from tagi.model.rows import Rows
 from tagi.model.t5 import T5
@@ -77,8 +76,8 @@ class TagiModel(nn.Module):
         self.bottleneck_generator = self._generator("bottleneck", hypernetwork)
         if method.fuses_encoder:
             self.fusion = Fusion(shape.d_model, shape.num_layers, fusion)
-        if method.reads_instruction_once and hypernetwork.instruction_encoder == "separate":
-            self.instruction_encoder = copy.deepcopy(backbone)
+        if method.reads_instruction_once and has_own_encoder(method, hypernetwork):
+            self.instruction_encoder = as_t5(backbone).encoder_alone()
 
     def _generator(self, kind: ModuleKind, config: HypernetworkConfig) -> Hypernetwork | None:
         if kind not in self.method.writes:
@@ -200,6 +199,11 @@ def neutral(backbone: LanguageModel, tasks: int) -> TaskAdapter:
     weight = backbone.embedding.weight
     mask = torch.zeros(tasks, 0, dtype=torch.long, device=weight.device)
     return TaskAdapter({}, weight.new_zeros(tasks, 0, backbone.d_model), mask)
+
+
+def has_own_encoder(method: Method, config: HypernetworkConfig) -> bool:
+    """Whether an encoder of its own reads the instruction: as the config says, else as the method is defined."""
+    return method.own_encoder if config.instruction_encoder is None else config.instruction_encoder == "separate"
 
 
 def _check_kind(backbone: LanguageModel, method: Method) -> None:

@@ -108,9 +108,12 @@ def scores(keep: Keeping, rows: int, queries: int, keys: int) -> int:
 
 
 def self_attention(keep: Keeping, rows: int, length: int) -> int:
-    """A self-attention with its norm, and each row's copy of the prefix that it sees as well."""
-    prefix = rows * keep.prefix * 2 * keep.shape.inner_dim * keep.size
-    return rows * length * projections(keep, 3, 2) + scores(keep, rows, length, length + keep.prefix) + prefix
+    """A self-attention with its norm, and attention to the prefix: its queries and its weights laid out by task."""
+    prefix = 0
+    if keep.prefix:
+        by_task = keep.shape.inner_dim + keep.shape.num_heads * keep.prefix
+        prefix = scores(keep, rows, length, keep.prefix) + rows * length * by_task * keep.size
+    return rows * length * projections(keep, 3, 2) + scores(keep, rows, length, length) + prefix
 
 
 def encoder_block(keep: Keeping, rows: int, length: int) -> int:
@@ -143,8 +146,9 @@ def before_the_first(keep: Keeping, method: Method, lengths: Lengths) -> int:
         return 0
     if method.writes == ("bottleneck",):
         return encoder_block(replace(keep, bottleneck=0), rows, n) + self_attention(keep, rows, o)
-    if method.writes == ("prefix",):  # the queries' input, and the keys, which only queries would need
-        return rows * (n + o) * (norm(keep, read=False) + keep.shape.inner_dim * keep.size)
+    if method.writes == ("prefix",):
+        bare = replace(keep, prefix=0)
+        return self_attention(bare, rows, n) + self_attention(bare, rows, o)
     return 0
 
 
@@ -155,7 +159,7 @@ def generator(
     sites, rows = generated_sites(shape, kind), config.size(kind)
     vectors = rows if config.generator == "rankwise" else 1
     inner = vectors * (2 * shape.d_model + 2 * config.hidden + 2 * lengths.instruction)
-    factors = (2 if kind == "lora" else 1) * rows * sum(site_widths(shape, kind))
+    factors = (1 if kind == "bottleneck" else 2) * rows * sum(site_widths(shape, kind))
     return lengths.tasks * sites * (inner + factors) * size
 
 
@@ -169,11 +173,13 @@ def activations(
     lengths: Lengths,
     *,
     rank: int | None = None,
+    own_encoder: bool = False,
 ) -> int:
     """Everything that one batch keeps for its backward pass, and the largest temporaries.
 
     Args:
         rank: of LoRA that is worn but not generated (a teacher's).
+        own_encoder: whether an encoder of the hypernetwork's own, trained with it, reads the instruction.
     """
     worn = rank or (hypernetwork.rank if method.lora else 0)
     prefix = hypernetwork.prefix if "prefix" in method.writes else 0
@@ -191,7 +197,8 @@ def activations(
         kept += extra * len(range(0, shape.num_layers, fused.every))
         kept -= before_the_first(keep, method, lengths)
     kept += sum(generator(shape, hypernetwork, keep.size, lengths, kind) for kind in method.writes)
-    return kept + instruction(keep, method, lengths) + temporaries(keep, lengths, seen)
+    encoder_trained = "hypernetwork" in trained if own_encoder else keep.trained
+    return kept + instruction(keep, method, lengths, encoder_trained) + temporaries(keep, lengths, seen)
 
 
 def causal_activations(shape: CausalShape, training: TrainingConfig, lengths: Lengths) -> int:
@@ -209,13 +216,14 @@ def causal_activations(shape: CausalShape, training: TrainingConfig, lengths: Le
     return lengths.rows * (block * shape.num_layers + logits)
 
 
-def instruction(keep: Keeping, method: Method, lengths: Lengths) -> int:
+def instruction(keep: Keeping, method: Method, lengths: Lengths, encoder_trained: bool) -> int:
     """The encoded instruction's decoder keys and values, and its encoder's activations where that is trained."""
     if not method.reads_instruction_once:
         return 0
     tokens = lengths.tasks * lengths.instruction
-    bare = replace(keep, prefix=0, bottleneck=0)  # it is encoded without adapters
-    encoder = encoder_block(bare, lengths.tasks, lengths.instruction) * keep.shape.num_layers if keep.trained else 0
+    bare = replace(keep, trained=encoder_trained, prefix=0, bottleneck=0)  # it is encoded without adapters
+    blocks = keep.shape.num_layers if encoder_trained else 0
+    encoder = encoder_block(bare, lengths.tasks, lengths.instruction) * blocks
     keys = tokens * (2 * keep.shape.inner_dim + keep.rank) * keep.size * keep.shape.num_decoder_layers
     return encoder + (keys if method.fuses_decoder else 0)
 

@@ -76,7 +76,7 @@ def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
             raise ConfigError(f"objective.lambda_ins: method {config.method} generates no LoRA to align")
         return None
     folder = Path(config.bank)
-    bank = banks.load(folder, model.backbone.sites())
+    bank = banks.load(folder, model.backbone)
     base = model.backbone if config.bank_base is None else load_base(config.bank_base)
     banks.check(bank, folder, checkpoint.fingerprint(base), model.hypernetwork.config.rank)
     if config.objective.lambda_ins and config.objective.align == "factors":

@@ -20,6 +20,8 @@ RMS_FLOOR = 1e-3
 """Smallest RMS that `adamw_rms` and `muon` scale by, as in Adafactor."""
 MATRICES = "matrices"
 """Muon's part of the backbone: its matrices, but for embeddings, positions and the output."""
+ENCODER = "instruction_encoder"
+"""A hypernetwork's own copy of the encoder: it learns at the rate of the language model that it came from."""
 MOMENTUM = 0.95
 MUON_SCALE = 0.4
 """RMS of Muon's update at learning rate 1; AdamW's is about 0.2 (Liu et al., 2025); twice that learned faster here."""
@@ -127,14 +129,17 @@ def build(parts: Parts, config: TrainingConfig) -> torch.optim.Optimizer:
 
 
 def trainable(model: TagiModel, config: TrainingConfig) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each trainable part that the model has; for Muon, the backbone's `MATRICES` apart."""
+    """The parameters of each trainable part that the model has: an `ENCODER` of the hypernetwork's own apart, and for
+    Muon the backbone's `MATRICES`."""
     parts: dict[str, list[nn.Parameter]] = {}
     matrices = _matrices(model.backbone) if config.optimizer == "muon" else set()
+    encoder = set() if model.instruction_encoder is None else set(model.instruction_encoder.parameters())
     for part in config.trainable:
         parameters = [parameter for module in model.part(part) for parameter in module.parameters()]
         groups = {
-            part: [p for p in parameters if p not in matrices],
+            part: [p for p in parameters if p not in matrices and p not in encoder],
             MATRICES: [p for p in parameters if p in matrices],
+            ENCODER: [p for p in parameters if p in encoder],
         }
         parts |= {name: group for name, group in groups.items() if group}
     return parts
@@ -228,6 +233,6 @@ def _group(part: str, parameters: Iterable[nn.Parameter], config: TrainingConfig
         "params": list(parameters),
         "lr": lr,
         "base_lr": lr,
-        "rms_scaled": config.optimizer in ("adamw_rms", "muon") and part == "backbone",
+        "rms_scaled": config.optimizer in ("adamw_rms", "muon") and part in ("backbone", ENCODER),
         "orthogonal": part == MATRICES,
     }

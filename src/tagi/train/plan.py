@@ -155,8 +155,8 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
     if not trained:
         raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
     passes = flops.forward(parts.shape, model.method, parts.hypernetwork, parts.fusion, found.batch)
-    separate = model.instruction_encoder is not None
-    once = flops.training(passes, trained, separate_encoder=separate) + _teacher_flops(config, parts.shape, found)
+    encoder = 0 if model.instruction_encoder is None else parameter_count(model.instruction_encoder)
+    once = flops.training(passes, trained, separate_encoder=encoder > 0) + _teacher_flops(config, parts.shape, found)
     if config.training.gradient_checkpointing:
         once += flops.recomputed(passes)
     kept = _kept(config, parts, model, trained, found)
@@ -176,7 +176,7 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
         flops_per_step=once * config.training.accumulation,
         flops=once * config.training.accumulation * config.training.steps,
         memory=_memory(config, weights, tensors, kept),
-        notes=_notes(config, share),
+        notes=_notes(config, share, encoder),
         output=config.output,
     )
 
@@ -186,11 +186,15 @@ def _kept(config: RunConfig, parts: Model, model: TagiModel, trained: set[Part],
     if isinstance(parts.shape, CausalShape):
         return memory.causal_activations(parts.shape, config.training, found.batch)
     generator, fused = parts.hypernetwork, parts.fusion
-    return memory.activations(parts.shape, model.method, generator, fused, config.training, trained, found.batch)
+    own = model.instruction_encoder is not None
+    return memory.activations(
+        parts.shape, model.method, generator, fused, config.training, trained, found.batch, own_encoder=own
+    )
 
 
-def _notes(config: RunConfig, share: float) -> list[str]:
-    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters"] if share > LARGE_SHARE else []
+def _notes(config: RunConfig, share: float, encoder: int) -> list[str]:
+    own = f", {encoder:,} of them in an instruction encoder of its own" if encoder else ""
+    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters{own}"] if share > LARGE_SHARE else []
     teacher = config.objective.teacher
     if _online(config) and teacher is not None and teacher.kind == "fid":
         notes.append("what a FiD teacher reads of demonstrations is not counted")

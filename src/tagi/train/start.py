@@ -178,7 +178,7 @@ def _with_parts(
     model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
     initialise_parts(model, generator)
     if config.bank is not None and model.hypernetwork is not None:
-        bank = banks.load(Path(config.bank), backbone.sites())
+        bank = banks.load(Path(config.bank), backbone)
         model.hypernetwork.start_from(bank.a0)
     return Start(model, tokenizer, _settings(config, model, reference))
 

@@ -15,7 +15,7 @@ from tagi.data.collate import Batch
 from tagi.errors import TagiError
 from tagi.files import atomic_folder, explained
 from tagi.losses import Loss
-from tagi.model.t5 import T5
+from tagi.model.t5 import T5Encoder
 from tagi.train import checkpoints, optim, precision
 from tagi.train.checkpoints import FINAL, State, check_output
 from tagi.train.interrupt import Interrupted, interrupts
@@ -131,9 +131,9 @@ def _begin(
 
 
 def _recompute(model: nn.Module, on: bool) -> None:
-    """Gradient checkpointing, for every T5 in the model."""
+    """Gradient checkpointing, for every T5 in the model and for an encoder by itself."""
     for module in model.modules():
-        if isinstance(module, T5):
+        if isinstance(module, T5Encoder):
             module.recompute = on
 
 
