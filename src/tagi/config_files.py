@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from tagi.config import Frozen, RunConfig
 from tagi.errors import CheckpointError, ConfigError, DataError
-from tagi.reading import json_value, read_text
+from tagi.reading import json_value, read_text, yaml_value
 
 C = TypeVar("C", bound=Frozen)
 RUN_FILE = "run.yaml"
@@ -55,7 +55,7 @@ def read_json(kind: type[C], path: Path, what: str) -> C:
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too."""
     try:
-        values = yaml.safe_load(read_text(path))
+        values = yaml_value(read_text(path))
     except DataError as error:
         raise ConfigError(str(error)) from error
     except yaml.YAMLError as error:
@@ -97,7 +97,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"{override}: {parent} holds a value, not further keys")
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml_value(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{override}: the value is not YAML") from error
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
+import yaml
+
 from tagi.errors import DataError
 
 _MARKS = (
@@ -80,6 +82,18 @@ def json_value(text: str, path: Path, within: str = "") -> Any:
         where = ", ".join(part for part in (within, field.lstrip(".")) if part)
         raise DataError(path, where, f"holds half of a surrogate pair (\\u{ord(sign):04x}), which is no character")
     return value
+
+
+def yaml_value(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """A YAML text as Python values.
+
+    Raises:
+        YAMLError: it is no YAML, or PyYAML trips over a value of another form than its tag or its looks promise.
+    """
+    try:
+        return yaml.load(text, loader)
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # as `2020-99-99` and `!!bool x`
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _half(value: Any) -> tuple[str, str] | None:
