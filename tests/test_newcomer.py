@@ -1,7 +1,7 @@
 """What someone new to the Python API writes first: right, or one sentence that says what to write instead."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -79,12 +79,12 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         "decoding: {} is no tagi.Decoding",
     ),
     "an empty stop string": (lambda t: Decoding(stop=""), "stop: a stop string is empty"),
-    "a stop that is none": (lambda t: Decoding(**{"stop": [3]}), "stop: 3 is no string"),
+    "a stop that is none": (lambda t: Decoding(stop=cast(Any, [3])), "stop: 3 is no string"),
     "a temperature that is none": (
         lambda t: Decoding(temperature=float("nan")),
         "temperature: nan is no finite number",
     ),
-    "half a beam": (lambda t: Decoding(**{"beams": 1.5}), "beams: 1.5 is no whole number"),
+    "half a beam": (lambda t: Decoding(beams=cast(Any, 1.5)), "beams: 1.5 is no whole number"),
 }
 
 
