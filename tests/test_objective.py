@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -126,6 +127,20 @@ def test_a_sure_teacher_gives_finite_gradients() -> None:
         assert loss.item() == pytest.approx(
             F.cross_entropy(student[0], torch.tensor([3])).item(), rel=1e-6
         )  # measured 0
+
+
+def test_a_teacher_with_fewer_rows_of_output_gives_them_no_mass() -> None:
+    """Tk-Instruct is saved without the 28 rows that no token has; the student's mass on them counts against it."""
+    student, teacher, labels = (
+        normal(ROWS, LENGTH, WORDS, seed=0),
+        normal(ROWS, LENGTH, WORDS - 2, seed=1),
+        token_labels(),
+    )
+    valid = valid_positions(labels)
+    found = distillation(student, soften(teacher, 2.0), valid, 2.0).total
+    whole = torch.cat([teacher, torch.full((ROWS, LENGTH, 2), -torch.inf)], -1)
+    torch.testing.assert_close(found, distillation(student, soften(whole, 2.0), valid, 2.0).total)
+    assert found.isfinite() and float(found) > 0
 
 
 @pytest.mark.parametrize("k", [1, 3, WORDS - 1])
@@ -260,7 +275,9 @@ def test_only_a_row_whose_text_changed_is_computed_again(tmp_path: Path) -> None
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("change", [{"teacher": "other"}, {"temperature": 1.0}, {"top_k": 3}, {"vocabulary": 12}])
+@pytest.mark.parametrize(
+    "change", [{"teacher": "x"}, {"temperature": 1.0}, {"top_k": 3}, {"vocabulary": 12}, {"format": 3}]
+)
 def test_a_cache_of_another_teacher_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     cache_of(tmp_path, WORDS, [])
     with pytest.raises(CheckpointError, match=f"{next(iter(change))}: is"):
@@ -274,6 +291,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     shard = next(tmp_path.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=shard.name):
+        cache_of(tmp_path, WORDS, [])
+    shard.unlink()
+    save_file({"keys": torch.zeros(2, 16), "lengths": torch.tensor([1]), "log_p": torch.zeros(1, WORDS)}, shard)
+    with pytest.raises(CheckpointError, match=f"{shard.name}: its keys, lengths and log_p do not fit"):
         cache_of(tmp_path, WORDS, [])
     shard.unlink()
     (tmp_path / "cache.json").write_text(json.dumps({"teacher": 3}))

@@ -252,7 +252,7 @@ def test_resume_refuses_to_train_a_tokenizer_anew(tagi: Run, tmp_path: Path, mon
     """Trained twice on one text, a tokenizer may number its pieces otherwise: the run's own is taken."""
     from tagi.data import tokenizers
 
-    backbone = CONFIG["backbone"] | {"tokenizer": "unigram", "shape": CONFIG["backbone"]["shape"] | {"vocab_size": 200}}
+    backbone = CONFIG["backbone"] | {"tokenizer": "unigram", "shape": CONFIG["backbone"]["shape"] | {"vocab_size": 120}}
     file = write_config(tmp_path, backbone=backbone)
     assert tagi("train", "finetune", "--config", file).code == 0
     whole = (tmp_path / "runs" / WHOLE).rename(tmp_path / "whole")

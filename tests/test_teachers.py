@@ -1,6 +1,7 @@
 """The teacher bank: equal to separate runs of `peft`, whole after interruptions, refused where it does not fit."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from transformers import T5ForConditionalGeneration
 from builders import worst
 from tagi.config import RunConfig
 from tagi.config_files import parse
+from tagi.data import tokenizers
 from tagi.data.collate import Batch
+from tagi.data.microtasks import micro_vocabulary
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import IGNORE
 from tagi.model import bank as banks
@@ -243,6 +246,16 @@ def test_an_instruct_teacher_reads_the_instruction(tmp_path: Path) -> None:
     assert first.total != other.total
 
 
+@pytest.mark.parametrize("kind", ["instruct", "fid", "lora"])
+def test_a_teacher_of_another_vocabulary_is_refused(kind: str, base: Path, bank: Path, tmp_path: Path) -> None:
+    """As many tokens, in another order: its distributions would be read as those of other words."""
+    shutil.copytree(base / "backbone", tmp_path / "teacher")
+    tokenizers.save(tokenizers.word_level(list(reversed(micro_vocabulary()))), tmp_path / "teacher")
+    objective = {"lambda_kl": 1.0, "teacher": {"kind": kind, "checkpoint": str(tmp_path / "teacher")}}
+    with pytest.raises(ConfigError, match="another vocabulary than the student"):
+        build_stage(student(base, bank, tmp_path / "run", objective=objective))
+
+
 def test_a_bank_that_does_not_fit_is_refused(base: Path, bank: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank 2, but this run has rank 3|rank 2, the generator's 3"):
         build_stage(student(base, bank, tmp_path / "a", method="lora_only", hypernetwork={"rank": 3, "hidden": 4}))
@@ -259,6 +272,16 @@ def test_a_bank_that_does_not_fit_is_refused(base: Path, bank: Path, tmp_path: P
         build_stage(student(base, bank, tmp_path / "e", method="fusion_only", objective={"lambda_ins": 1.0}))
     with pytest.raises(CheckpointError, match=r"bank\.json is missing"):
         build_stage(student(base, base, tmp_path / "f"))
+
+
+def test_a_bank_for_none_of_the_tasks_is_refused(base: Path, bank: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bank / banks.MANIFEST).read_text())
+    for teacher in manifest["teachers"]:
+        teacher["tasks"] = [f"another {name}" for name in teacher["tasks"]]
+    (bank / banks.MANIFEST).write_text(json.dumps(manifest))
+    for objective in ({"lambda_ins": 1.0}, {"lambda_kl": 1.0, "teacher": {"kind": "lora", "checkpoint": str(base)}}):
+        with pytest.raises(ConfigError, match=r"bank: .* has no LoRA for any of this run's training tasks"):
+            build_stage(student(base, bank, tmp_path / "d", objective=objective))
 
 
 def test_non_finite_or_unfit_banks_are_refused(base: Path, bank: Path, tmp_path: Path) -> None:
