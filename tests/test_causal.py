@@ -82,13 +82,15 @@ def test_padded_rows_are_transformers_own_logits_and_gradients(family: dict[str,
     for row in range(3):
         text, begin = whole(ids, labels, row, backbone.shape.decoder_start_token_id)
         theirs = backbone.model(input_ids=text).logits[0, begin:]
-        torch.testing.assert_close(ours[row, : ANSWERS[row]], theirs, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            ours[row, : ANSWERS[row]], theirs, atol=1e-6, rtol=1e-6
+        )  # measured 0 on values up to 0.4
         total = total + theirs.square().sum()
     total.backward()
     assert found and all(p.grad is not None for name, p in backbone.named_parameters() if name in found)
     for name, parameter in backbone.named_parameters():
         if name in found:
-            torch.testing.assert_close(found[name], parameter.grad, atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(found[name], parameter.grad, atol=5e-6, rtol=1e-6)  # 9.5e-7 at most
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,7 +122,7 @@ def test_one_pass_over_the_prompt_scores_all_of_its_choices() -> None:
         prompt = torch.cat([ids[row, : PROMPTS[row]], torch.tensor([backbone.shape.decoder_start_token_id])])
         logits = backbone.model(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
         alone = logits.log_softmax(-1).gather(-1, answer[:, None]).sum()
-        torch.testing.assert_close(found.total[number], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.total[number], alone, atol=1e-6, rtol=1e-6)  # measured 0 on values up to 8
         assert found.tokens[number] == len(answer)
 
 
@@ -194,7 +196,9 @@ def test_more_tokens_than_positions_are_refused() -> None:
     ids = torch.full((1, 62), 5)
     prepared = model.prepare(neutral(backbone, 1))
     with pytest.raises(InputError, match="65 tokens together, more than the 64 positions"):
-        greedy(model, ids, torch.ones_like(ids), prepared, Rows(1, 1), 9)
+        model.respond(prepared.adapter, ids, torch.ones_like(ids), ids[:, :3], Rows(1, 1))
+    answer = greedy(model, ids, torch.ones_like(ids), prepared, Rows(1, 1), 9)
+    assert answer.shape[1] <= 2, "an answer ends with the last position"
 
 
 def test_methods_and_language_models_must_fit() -> None:

@@ -229,6 +229,16 @@ def write(name: str, text: str) -> Damage:
     return damage
 
 
+def instead_of_weights(index: str) -> Damage:
+    """An index in the place of the backbone's single file, which would stand before it."""
+
+    def damage(folder: Path) -> None:
+        (folder / "backbone/model.safetensors").unlink()
+        (folder / "backbone/model.safetensors.index.json").write_text(index)
+
+    return damage
+
+
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no config": (remove("tagi.json"), "{0}: is no TAGI checkpoint (tagi.json is missing)"),
     "half a config": (cut("tagi.json"), "{0}/tagi.json: is damaged or of another version"),
@@ -280,7 +290,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "{0}/backbone: tensor encoder.block.0.layer.1.DenseReluDense.wi.weight has shape (40, 32), not (41, 32)",
     ),
     "backbone index damaged": (
-        write("backbone/model.safetensors.index.json", '{"weight_map": []}'),
+        instead_of_weights('{"weight_map": []}'),
         "{0}/backbone/model.safetensors.index.json: is damaged",
     ),
 }

@@ -199,7 +199,7 @@ def test_a_teacher_in_peft(tagi: Run, bank: Path, checkpoint: Path, tmp_path: Pa
     result = tagi("export", "peft", bank, "--teacher", "count", "-o", tmp_path / "peft")
     assert (result.code, "6 projections" in result.out) == (0, True)
     model = Tagi.from_pretrained(checkpoint)
-    teacher = banks.load(bank, model.model.backbone.sites()).teacher("count")
+    teacher = banks.load(bank, model.model.backbone).teacher("count")
     ids, mask = token_batch([9, 4], seed=0)
     expected = ours(no_fusion(model), replace(model.neutral(), modules=teacher), ids, mask)
     found = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "peft")  # finds the base by itself
@@ -227,6 +227,6 @@ def test_mistakes(tagi: Run, bank: Path, checkpoint: Path, metatrained: Path, tm
 
 
 def test_only_one_task_fits_into_the_files(tmp_path: Path, bank: Path, checkpoint: Path) -> None:
-    lora = banks.load(bank, Tagi.from_pretrained(checkpoint).model.backbone.sites()).lora
+    lora = banks.load(bank, Tagi.from_pretrained(checkpoint).model.backbone).lora
     with pytest.raises(ValueError, match="the LoRA of one task"):
         save_peft(lora, "base", tmp_path / "peft", "")

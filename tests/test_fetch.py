@@ -1,6 +1,8 @@
 """Downloads against a server of this machine: whole, resumed, checked, and never half there."""
 
 import hashlib
+import socket
+import struct
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -23,10 +25,21 @@ class Server(ThreadingHTTPServer):
     content = CONTENT
     breaks_after: int | None = None
     knows_ranges = True
+    says_range = True
+    chunked = False
+    """Sends no length; where it breaks off, it does so inside a chunk."""
+    resets = False
+    wrong_first: int | None = None
+    """Where it goes on, whatever was asked for."""
+    length: str | None = None
+    """What it states as its length, whatever it has."""
     asked: list[str | None]
 
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    close_connection = True
+
     def do_GET(self) -> None:
         server, wanted = self.server, self.headers.get("Range")
         assert isinstance(server, Server)
@@ -35,14 +48,29 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404, "not here")
             return
         first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.knows_ranges else 0
-        rest = server.content[first:]
+        first = first if server.wrong_first is None else server.wrong_first
+        whole, rest = len(server.content), server.content[first:]
         if wanted and server.knows_ranges and not rest:
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{whole}")
+            self.end_headers()
             return
         self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(rest)))
+        if first and server.says_range:
+            self.send_header("Content-Range", f"bytes {first}-{whole - 1}/{whole}")
+        if server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", server.length or str(len(rest)))
         self.end_headers()
-        self.wfile.write(rest[: server.breaks_after])
+        sent = rest[: server.breaks_after]
+        if server.chunked:
+            self.wfile.write(b"%x\r\n%s" % (len(rest), sent) + (b"\r\n0\r\n\r\n" if sent == rest else b""))
+        else:
+            self.wfile.write(sent)
+        if server.resets:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
     def log_message(self, format: str, *args: object) -> None:
         del format, args
@@ -90,6 +118,76 @@ def test_a_download_that_only_lacked_its_name(server: Server, tmp_path: Path) ->
     part.parent.mkdir()
     part.write_bytes(CONTENT)
     assert fetch(source(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("trouble", ["chunked", "resets"])
+def test_a_connection_that_breaks_inside_a_block(server: Server, tmp_path: Path, trouble: str) -> None:
+    setattr(server, trouble, True)
+    server.breaks_after = 3_000
+    with pytest.raises(DataError, match=r"broke off.*; (what is here stays in file.bin.part, )?run again to go on"):
+        fetch(source(server), tmp_path)
+    assert not (tmp_path / "sub/file.bin").exists()
+    server.breaks_after, server.resets = None, False
+    assert fetch(source(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("extra", [1, 5_000, 100_000])
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_part_longer_than_the_whole_is_no_truth(
+    server: Server, tmp_path: Path, extra: int, knows_ranges: bool
+) -> None:
+    server.knows_ranges = knows_ranges
+    part = tmp_path / "sub/file.bin.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT + b"x" * extra)
+    assert fetch(source(server), tmp_path).read_bytes() == CONTENT
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("wrong", [2_999, 3_001])
+def test_a_server_that_goes_on_elsewhere(server: Server, tmp_path: Path, wrong: int) -> None:
+    part = tmp_path / "sub/file.bin.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT[:3_000])
+    server.wrong_first = wrong
+    with pytest.raises(DataError, match="another part of the file than the whole"):
+        fetch(source(server), tmp_path)
+    server.wrong_first = None
+    assert fetch(source(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_that_says_little(server: Server, tmp_path: Path) -> None:
+    """A part without its range; a length that is no number."""
+    part = tmp_path / "sub/file.bin.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT[:3_000])
+    server.says_range = False
+    assert fetch(source(server), tmp_path).read_bytes() == CONTENT
+    server.length = "99999"
+    with pytest.raises(DataError, match=r"broke off after 10,240 of 99,999 bytes"):
+        fetch(source(server, "other.bin"), tmp_path)
+    assert not (tmp_path / "other.bin").exists()
+
+
+def test_a_server_that_hangs(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(fetching, "TIMEOUT", 0.2)
+    with silent, pytest.raises(DataError, match=r"cannot be downloaded \(timed out\)"):
+        fetch(Source(f"http://127.0.0.1:{silent.getsockname()[1]}/file", "file"), tmp_path)
+
+
+def test_what_does_not_speak_http(tmp_path: Path) -> None:
+    talker = socket.create_server(("127.0.0.1", 0))
+
+    def talk() -> None:
+        connection, _ = talker.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"220 mail ready\r\n")
+
+    threading.Thread(target=talk, daemon=True).start()
+    with talker, pytest.raises(DataError, match="cannot be downloaded"):
+        fetch(Source(f"http://127.0.0.1:{talker.getsockname()[1]}/file", "file"), tmp_path)
 
 
 def test_a_changed_file_is_named_whoever_changed_it(server: Server, tmp_path: Path) -> None:

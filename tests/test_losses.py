@@ -44,7 +44,7 @@ def test_it_is_minus_the_log_probability_of_each_label_written_out() -> None:
                 count += 1
     loss = cross_entropy(logits, labels)
     assert int(loss.count) == count == 15
-    assert float(loss.total) == pytest.approx(expected, rel=1e-6)
+    assert float(loss.total) == pytest.approx(expected, rel=5e-7)  # worst measured 6.2e-8
 
 
 @given(st.lists(st.integers(1, ROWS - 1), max_size=4, unique=True))
@@ -54,7 +54,7 @@ def test_sums_and_counts_of_any_split_add_up_to_the_whole(cuts: list[int]) -> No
     ends = [*sorted(cuts), ROWS]
     parts = [cross_entropy(logits[start:end], labels[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     assert sum(int(part.count) for part in parts) == int(whole.count)
-    assert sum(float(part.total) for part in parts) == pytest.approx(float(whole.total), rel=1e-12)
+    assert sum(float(part.total) for part in parts) == pytest.approx(float(whole.total), rel=2e-15)  # 1.7e-16
 
 
 @given(st.lists(st.integers(1, ROWS - 1), max_size=4, unique=True))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,7 +56,7 @@ def token_labels() -> Tensor:
 
 def test_gram_form_equals_the_products_themselves() -> None:
     """Worst relative difference measured: 5e-16 in fp64, 5e-7 in fp32."""
-    for dtype, bound in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+    for dtype, bound in ((torch.float64, 5e-15), (torch.float32, 5e-6)):
         one, other = factors(0, dtype), factors(5, dtype)
         torch.testing.assert_close(product_distance(*one, *other), naive_distance(*one, *other), rtol=bound, atol=0)
         torch.testing.assert_close(product_energy(*one), (one[1] @ one[0]).square().sum((-1, -2)), rtol=bound, atol=0)
@@ -73,7 +74,8 @@ def test_the_gauge_changes_nothing() -> None:
     one, other = factors(0), factors(5)
     gauge = normal(TASKS, RANK, RANK, seed=9).double() + 3 * torch.eye(RANK).double()
     turned = gauge @ one[0], one[1] @ gauge.inverse()
-    torch.testing.assert_close(product_distance(*turned, *other), product_distance(*one, *other), rtol=1e-10, atol=0)
+    turned_distance, distance = product_distance(*turned, *other), product_distance(*one, *other)
+    torch.testing.assert_close(turned_distance, distance, rtol=5e-14, atol=0)  # worst measured 5.3e-15
     assert worst(factor_distance(turned[0], other[0]), factor_distance(one[0], other[0])) > 1.0
 
 
@@ -101,7 +103,7 @@ def test_distillation_is_the_divergence_of_softened_distributions() -> None:
     loss = distillation(student, soften(teacher, temperature), valid, temperature)
     q, p = (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
     expected = F.kl_div(q[valid], p[valid], log_target=True, reduction="sum") * temperature**2
-    torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss.total, expected, rtol=1e-6, atol=0)  # measured 0: fp32 has 6e-8
     assert int(loss.count) == int(valid.sum())
 
 
@@ -121,7 +123,24 @@ def test_a_sure_teacher_gives_finite_gradients() -> None:
     for given in (soften(teacher, 1.0), truncate(soften(teacher, 1.0), 2)):
         loss = distillation(student, given, torch.ones(1, 1, dtype=torch.bool), 1.0).total
         assert torch.autograd.grad(loss, student)[0].isfinite().all()
-        assert loss.item() == pytest.approx(F.cross_entropy(student[0], torch.tensor([3])).item(), rel=1e-5)
+        # worst measured 0
+        assert loss.item() == pytest.approx(
+            F.cross_entropy(student[0], torch.tensor([3])).item(), rel=1e-6
+        )  # measured 0
+
+
+def test_a_teacher_with_fewer_rows_of_output_gives_them_no_mass() -> None:
+    """Tk-Instruct is saved without the 28 rows that no token has; the student's mass on them counts against it."""
+    student, teacher, labels = (
+        normal(ROWS, LENGTH, WORDS, seed=0),
+        normal(ROWS, LENGTH, WORDS - 2, seed=1),
+        token_labels(),
+    )
+    valid = valid_positions(labels)
+    found = distillation(student, soften(teacher, 2.0), valid, 2.0).total
+    whole = torch.cat([teacher, torch.full((ROWS, LENGTH, 2), -torch.inf)], -1)
+    torch.testing.assert_close(found, distillation(student, soften(whole, 2.0), valid, 2.0).total)
+    assert found.isfinite() and float(found) > 0
 
 
 @pytest.mark.parametrize("k", [1, 3, WORDS - 1])
@@ -131,7 +150,7 @@ def test_top_k_and_tail_bound_the_divergence_from_below(k: int) -> None:
     cut, full = (distillation(student, given, valid, 1.5).total for given in (truncate(whole, k), whole))
     assert truncate(whole, k).log_p.shape[-1] == k
     if k == WORDS - 1:
-        torch.testing.assert_close(cut, full, rtol=1e-10, atol=0)  # the tail is then one token
+        torch.testing.assert_close(cut, full, rtol=1e-14, atol=0)  # the tail is then one token; measured 0
     else:
         assert float(cut) < float(full)
 
@@ -142,7 +161,7 @@ def test_lanes_are_cross_entropies_of_their_own_rows() -> None:
     loss = lane_cross_entropy(logits, labels, lane, 4)
     for number in range(4):
         alone = cross_entropy(logits[lane == number], labels[lane == number])
-        torch.testing.assert_close(loss.total[number], alone.total)
+        torch.testing.assert_close(loss.total[number], alone.total, rtol=2e-15, atol=0)  # worst measured 1.6e-16
         assert loss.count[number] == alone.count
 
 
@@ -178,10 +197,10 @@ def test_alignment_leaves_out_tasks_without_a_teacher_and_is_one_at_distance_of_
     both, count = value(("x", "nobody", "y"))
     first, second = value(("x", "nobody", "none"))[0], value(("none", "nobody", "y"))[0]
     assert count == 2
-    assert both == pytest.approx(first + second, rel=1e-5)
+    assert both == pytest.approx(first + second, rel=5e-7)  # worst measured 5.6e-8
     assert value(("a", "b", "c")) == (0.0, 0)
     zero = {site: replace(f, b=torch.zeros_like(f.b)) for site, f in student.items()}
-    assert value(("x", "y", "nobody"), zero)[0] == pytest.approx(2.0, rel=1e-5)  # two tasks, each at mean energy
+    assert value(("x", "y", "nobody"), zero)[0] == pytest.approx(2.0, rel=1e-6)  # two tasks at mean energy; measured 0
     same = {site: replace(f, a=f.a[[0, 1, 0]], b=f.b[[0, 1, 0]]) for site, f in bank.lora.items()}
     assert abs(value(("x", "y", "x"), same)[0]) < 1e-4
 
@@ -194,7 +213,7 @@ def test_distillation_leaves_out_rows_without_a_teacher() -> None:
     batch = empty_batch(("x", "nobody", "y"), labels)
     kept = distillation(logits[[0, 2]], soften(normal(3, LENGTH, WORDS, seed=1)[[0, 2]], 1.0), labels[[0, 2]] >= 0, 1.0)
     loss = term.loss(output, batch)
-    torch.testing.assert_close(loss.total, kept.total)
+    torch.testing.assert_close(loss.total, kept.total, rtol=5e-7, atol=0)  # worst measured 6.8e-8
     assert loss.count == kept.count == term.count(batch) == 2 * LENGTH
 
 
@@ -256,7 +275,9 @@ def test_only_a_row_whose_text_changed_is_computed_again(tmp_path: Path) -> None
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("change", [{"teacher": "other"}, {"temperature": 1.0}, {"top_k": 3}, {"vocabulary": 12}])
+@pytest.mark.parametrize(
+    "change", [{"teacher": "x"}, {"temperature": 1.0}, {"top_k": 3}, {"vocabulary": 12}, {"format": 3}]
+)
 def test_a_cache_of_another_teacher_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     cache_of(tmp_path, WORDS, [])
     with pytest.raises(CheckpointError, match=f"{next(iter(change))}: is"):
@@ -270,6 +291,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     shard = next(tmp_path.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=shard.name):
+        cache_of(tmp_path, WORDS, [])
+    shard.unlink()
+    save_file({"keys": torch.zeros(2, 16), "lengths": torch.tensor([1]), "log_p": torch.zeros(1, WORDS)}, shard)
+    with pytest.raises(CheckpointError, match=f"{shard.name}: its keys, lengths and log_p do not fit"):
         cache_of(tmp_path, WORDS, [])
     shard.unlink()
     (tmp_path / "cache.json").write_text(json.dumps({"teacher": 3}))

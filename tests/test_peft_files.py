@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,50 @@ def test_what_cannot_be_worn_is_refused_by_name(name: str, base: Path, written: 
     with pytest.raises(CheckpointError) as caught:
         worn(load_t5(base), tmp_path)
     assert message.format(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [A, B])
+def test_a_non_finite_lora_is_refused_by_name(
+    name: str, value: float, base: Path, written: Path, tmp_path: Path
+) -> None:
+    for file in written.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensor = load_file(tmp_path / "adapter_model.safetensors")[name]
+    tensor.view(-1)[3] = value
+    retensor(name, tensor)(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"adapter_model.safetensors: .*{name}.* finite"):
+        worn(load_t5(base), tmp_path)
+
+
+FOLLOWED = {"peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "init_lora_weights"}
+INERT = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "lora_dropout", "megatron_core", "qalora_group_size", "eva_config", "ensure_weight_tying",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted({one.name for one in fields(LoraConfig)} - FOLLOWED - INERT))
+def test_every_setting_of_peft_that_is_not_followed_is_refused(
+    field: str, base: Path, written: Path, tmp_path: Path
+) -> None:
+    """Whatever this or a later peft knows: a setting that is on and that we do not follow would change the answers."""
+    for file in written.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    edit(**{field: {"q": 3}})(tmp_path)
+    with pytest.raises(CheckpointError, match=f"adapter_config.json: {field}: {{'q': 3}} is not supported"):
+        worn(load_t5(base), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["r", "lora_alpha", "target_modules", "peft_type"])
+def test_what_a_lora_needs_is_not_guessed(field: str, base: Path, written: Path, tmp_path: Path) -> None:
+    for file in written.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    del config[field]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"adapter_config.json: {field}: Field required"):
+        worn(load_t5(base), tmp_path)
 
 
 @pytest.fixture

@@ -44,20 +44,26 @@ def alone(folder: Path, **changes: Any) -> Path:
     return folder / "run"
 
 
-def check_equal(one: Path, two: Path, tolerance: float) -> None:
+CLOSE = 2e-6
+"""Of weights and, relative, of what is logged: gradients are added up in another order. The worst measured of all the
+tests here: 3.6e-7 of a weight and 4.1e-7 of a gradient's norm (FSDP2, adamw_rms, fp32), 2.6e-7 and 1.6e-7 without
+shards. Gradients that are summed where they should be averaged, or the other way round, double or halve the norm."""
+
+
+def check_equal(one: Path, two: Path, tolerance: float = CLOSE, log_tolerance: float = CLOSE) -> None:
     """Weights, best and log agree; only one process evaluated."""
     assert furthest(one / "final", two / "final") <= tolerance
     assert furthest(one / "best", two / "best") <= tolerance
     for ours, theirs in zip(logged(one), logged(two), strict=True):
-        assert ours == pytest.approx(theirs, rel=max(1e3 * tolerance, 1e-12))
+        assert ours == pytest.approx(theirs, rel=log_tolerance)
     assert (two.parent / "evaluated").read_text() == (one.parent / "evaluated").read_text()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Two processes against one with twice the batches, with dropout; worst difference of weights measured 0."""
+    """Two processes against one with twice the batches, with dropout; worst difference of weights measured 2.6e-7."""
     one = alone(tmp_path / "one", training__accumulation=4, **DROPOUT)
     two = share(tmp_path / "two", training__accumulation=2, **DROPOUT)
-    check_equal(one, two, 1e-6)
+    check_equal(one, two)
 
 
 @pytest.mark.slow
@@ -66,18 +72,17 @@ def test_two_processes_with_muon_equal_one(tmp_path: Path, precision: str) -> No
     """Every process makes the same orthogonal steps; worst difference of weights measured 0."""
     changes: dict[str, Any] = {"training__optimizer": "muon", "training__precision": precision}
     one = alone(tmp_path / "one", training__accumulation=2, **changes)
-    check_equal(one, share(tmp_path / "two", **changes), 1e-6)
+    check_equal(one, share(tmp_path / "two", **changes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_rms"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_processes_with_shards_equal_one(tmp_path: Path, optimizer: str, precision: str) -> None:
-    """FSDP2 over gloo; worst difference of weights measured 1.2e-7 (adamw_rms), 0 (adamw)."""
+    """FSDP2 over gloo; worst difference of weights measured 3.6e-7 (adamw_rms), 1.2e-7 (adamw); in bf16 1.2e-7."""
     changes: dict[str, Any] = {"training__optimizer": optimizer, "training__precision": precision}
     one = alone(tmp_path / "one", training__accumulation=2, **changes)
-    two = share(tmp_path / "two", fsdp=True, **changes)
-    check_equal(one, two, 1e-5 if precision == "fp32" else 1e-2)
+    check_equal(one, share(tmp_path / "two", fsdp=True, **changes))
 
 
 @pytest.mark.slow
@@ -110,7 +115,8 @@ def test_two_processes_of_deepspeed_equal_one(tmp_path: Path, zero: int, precisi
     """Over gloo; worst difference of weights measured 1.2e-6, in bf16 6.3e-3: it adds up gradients in bf16."""
     one = alone(tmp_path / "one", training__accumulation=4, training__precision=precision)
     two = share(tmp_path / "two", zero=zero, training__accumulation=2, training__precision=precision)
-    check_equal(one, two, 1e-5 if precision == "fp32" else 1e-2)
+    # what it logs was never measured apart: six steps' rounding to 8 bits bounds it, a norm that is doubled is past it
+    check_equal(one, two, *((1e-5, 1e-5) if precision == "fp32" else (1e-2, 5e-2)))
 
 
 @needs_deepspeed
@@ -156,9 +162,9 @@ def test_accumulation_changes_nothing(tmp_path: Path, pieces: int) -> None:
         return train(split, settings.training, folder)
 
     whole, parts = accumulated(1), accumulated(pieces)
-    assert furthest(whole, parts) < 1e-5
+    assert furthest(whole, parts) <= CLOSE
     for ours, theirs in zip(logged(whole.parent), logged(parts.parent), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert ours == pytest.approx(theirs, rel=CLOSE)  # worst measured 9.5e-8
 
 
 def test_models_in_lock_step_are_left_to_each_process(tmp_path: Path) -> None:

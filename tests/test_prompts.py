@@ -43,12 +43,12 @@ def test_tk_prompt_equals_the_collators(item: Instruction, source: str, positive
     prompt = render_prompt(
         item, source, style="tk", positives=positives, fits=lambda candidate: len(candidate) <= limit
     )
-    assert prompt == collated(item, source, positives, limit)
+    assert prompt.text == collated(item, source, positives, limit)
 
 
 def test_tk_wording_literally() -> None:
     item = Instruction("Name the animals", (Demonstration("red cat", "cat"), Demonstration("a dog?", "dog.")))
-    assert render_prompt(item, " blue wolf ", style="tk", positives=2, fits=always) == (
+    assert render_prompt(item, " blue wolf ", style="tk", positives=2, fits=always).text == (
         "Definition: Name the animals.\n\n"
         " Positive Example 1 -\nInput: red cat.\n Output: cat.\n\n"
         " Positive Example 2 -\nInput: a dog?\n Output: dog.\n\n"
@@ -59,7 +59,7 @@ def test_tk_wording_literally() -> None:
 def test_plain_wording_literally() -> None:
     item = Instruction(" Name the animals. ", (Demonstration("red cat", "cat"),))
     prompt = render_prompt(item, " blue wolf ", style="plain", positives=2, fits=always)
-    assert prompt == "Name the animals.\nred cat => cat\nblue wolf"
+    assert prompt == RenderedInstruction("Name the animals.\nred cat => cat\nblue wolf", 1)
 
 
 @given(instruction, written, st.integers(0, 4), style, st.integers(0, 400))
@@ -73,7 +73,7 @@ def test_the_two_parts_concatenate_to_the_whole_prompt(
 
     head = render_instruction(item, style=style, positives=positives, fits=whole_fits)
     whole = render_prompt(item, source, style=style, positives=positives, fits=lambda prompt: len(prompt) <= limit)
-    assert head.text + tail == whole
+    assert whole == RenderedInstruction(head.text + tail, head.positives)
 
 
 @given(instruction, st.integers(0, 4), style, st.integers(0, 400))

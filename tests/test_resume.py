@@ -122,7 +122,7 @@ def test_resume_refuses_more_steps_only_where_the_past_would_differ(tmp_path: Pa
         ("trainer.json", b'{"scores": {}, "numbers": {}}', "step"),
         ("trainer.json", None, "missing"),
         ("run.yaml", b"", "mapping"),
-        ("run.yaml", b"\xff", "is not YAML"),
+        ("run.yaml", b"\xff", "run.yaml"),
         ("run.yaml", None, "cannot be read"),
         ("resume.json", b"{", "is damaged"),
         ("resume.json", None, "missing"),
@@ -198,7 +198,7 @@ def test_resume_refuses_another_number_of_processes_unless_steps_see_the_same(tm
 def test_resume_refuses_no_second_process_with_half_the_accumulation(tmp_path: Path) -> None:
     """One process with two batches, then two with one each: the weights of the run that stayed alone.
 
-    The worst difference measured is 0: two addends have one sum in either order.
+    The worst difference measured is 0 (bound 1e-6): two addends have one sum in either order.
     """
     import shared_work
 
@@ -246,3 +246,17 @@ def test_an_output_that_may_not_be_written(tagi: Run, tmp_path: Path, monkeypatc
     monkeypatch.setattr("tagi.files.os.access", lambda *_: False)  # tests may run as root, who may write anywhere
     mistake(tagi("train", "finetune", "--config", write_config(tmp_path)), "runs", "Permission denied")
     assert not (tmp_path / "runs").exists()
+
+
+def test_resume_refuses_to_train_a_tokenizer_anew(tagi: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained twice on one text, a tokenizer may number its pieces otherwise: the run's own is taken."""
+    from tagi.data import tokenizers
+
+    backbone = CONFIG["backbone"] | {"tokenizer": "unigram", "shape": CONFIG["backbone"]["shape"] | {"vocab_size": 120}}
+    file = write_config(tmp_path, backbone=backbone)
+    assert tagi("train", "finetune", "--config", file).code == 0
+    whole = (tmp_path / "runs" / WHOLE).rename(tmp_path / "whole")
+    made: list[int] = []
+    monkeypatch.setattr(tokenizers, "unigram", lambda *_, **__: made.append(1))
+    assert tagi("train", "finetune", "--config", file, "--resume").code == 0
+    assert not made and furthest(whole, tmp_path / "runs" / WHOLE) == 0.0

@@ -1,5 +1,7 @@
 """The teacher bank: equal to separate runs of `peft`, whole after interruptions, refused where it does not fit."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
@@ -14,7 +17,9 @@ from transformers import T5ForConditionalGeneration
 from builders import worst
 from tagi.config import RunConfig
 from tagi.config_files import parse
+from tagi.data import tokenizers
 from tagi.data.collate import Batch
+from tagi.data.microtasks import micro_vocabulary
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import IGNORE
 from tagi.model import bank as banks
@@ -24,6 +29,8 @@ from tagi.model.bank import Bank
 from tagi.model.t5_hf import module_name
 from tagi.train import optim
 from tagi.train.build import build_stage
+from tagi.train.distill import own_lora, same_for_all
+from tagi.train.logits import keys
 from tagi.train.teachers import BankStage, Plan, bank_stage, plan_teachers, train_teachers
 from tagi.train.trainer import train
 from training_runs import config as student_config
@@ -59,7 +66,7 @@ def settings(base: Path, output: Path, **teachers: Any) -> RunConfig:
 def run(chosen: RunConfig, **options: Any) -> Bank:
     plan = plan_teachers(chosen)
     folder = train_teachers(plan, **options)
-    return banks.load(folder, plan.base.backbone.sites())
+    return banks.load(folder, plan.base.backbone)
 
 
 def peft_run(plan: Plan, group: str, folder: Path) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -94,7 +101,7 @@ def test_the_bank_equals_separate_peft_runs(base: Path, tmp_path: Path) -> None:
     AdamW divides by the gradient's own size, so that where a gradient is all but zero its rounding is what is left.
     """
     plan = plan_teachers(settings(base, tmp_path / "bank"))
-    trained = banks.load(train_teachers(plan), plan.base.backbone.sites())
+    trained = banks.load(train_teachers(plan), plan.base.backbone)
     for lane, group in enumerate(GROUPS):
         for site, (a, b) in peft_run(plan, group, base / "backbone").items():
             assert worst(trained.lora[site].a[lane], a) < 1e-4
@@ -193,7 +200,7 @@ def test_a_student_learns_from_labels_teachers_and_weights(base: Path, bank: Pat
     stage = build_stage(chosen)
     assert [term.name for term in stage.terms] == ["ce", "kl", "ins"]
     assert stage.model.hypernetwork is not None
-    start = banks.load(bank, stage.model.backbone.sites()).a0
+    start = banks.load(bank, stage.model.backbone).a0
     assert all(
         torch.equal(x, start[s])
         for s, x in zip(stage.model.hypernetwork.sites, stage.model.hypernetwork.a0, strict=True)
@@ -239,6 +246,16 @@ def test_an_instruct_teacher_reads_the_instruction(tmp_path: Path) -> None:
     assert first.total != other.total
 
 
+@pytest.mark.parametrize("kind", ["instruct", "fid", "lora"])
+def test_a_teacher_of_another_vocabulary_is_refused(kind: str, base: Path, bank: Path, tmp_path: Path) -> None:
+    """As many tokens, in another order: its distributions would be read as those of other words."""
+    shutil.copytree(base / "backbone", tmp_path / "teacher")
+    tokenizers.save(tokenizers.word_level(list(reversed(micro_vocabulary()))), tmp_path / "teacher")
+    objective = {"lambda_kl": 1.0, "teacher": {"kind": kind, "checkpoint": str(tmp_path / "teacher")}}
+    with pytest.raises(ConfigError, match="another vocabulary than the student"):
+        build_stage(student(base, bank, tmp_path / "run", objective=objective))
+
+
 def test_a_bank_that_does_not_fit_is_refused(base: Path, bank: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank 2, but this run has rank 3|rank 2, the generator's 3"):
         build_stage(student(base, bank, tmp_path / "a", method="lora_only", hypernetwork={"rank": 3, "hidden": 4}))
@@ -255,6 +272,82 @@ def test_a_bank_that_does_not_fit_is_refused(base: Path, bank: Path, tmp_path: P
         build_stage(student(base, bank, tmp_path / "e", method="fusion_only", objective={"lambda_ins": 1.0}))
     with pytest.raises(CheckpointError, match=r"bank\.json is missing"):
         build_stage(student(base, base, tmp_path / "f"))
+
+
+def test_a_bank_for_none_of_the_tasks_is_refused(base: Path, bank: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bank / banks.MANIFEST).read_text())
+    for teacher in manifest["teachers"]:
+        teacher["tasks"] = [f"another {name}" for name in teacher["tasks"]]
+    (bank / banks.MANIFEST).write_text(json.dumps(manifest))
+    for objective in ({"lambda_ins": 1.0}, {"lambda_kl": 1.0, "teacher": {"kind": "lora", "checkpoint": str(base)}}):
+        with pytest.raises(ConfigError, match=r"bank: .* has no LoRA for any of this run's training tasks"):
+            build_stage(student(base, bank, tmp_path / "d", objective=objective))
+
+
+def test_non_finite_or_unfit_banks_are_refused(base: Path, bank: Path, tmp_path: Path) -> None:
+    """A bank whose files are another one's, of another rank or width, or damaged by a training that diverged."""
+    model = checkpoint.load(base).model.backbone
+    manifest = json.loads((bank / "bank.json").read_text())
+    file = bank / "teachers" / manifest["teachers"][1]["file"]
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    for changed, message in (
+        (tensors[name].repeat(2, 1), "has shape"),
+        (tensors[name][:, :-1].contiguous(), "has shape"),
+        (torch.full_like(tensors[name], torch.nan), "finite|NaN"),
+        (tensors[name].index_fill(1, torch.tensor([0]), torch.inf), "finite|NaN"),
+    ):
+        save_file(tensors | {name: changed}, file)
+        with pytest.raises(CheckpointError, match=f"{file.name}: tensor {name} .*({message})"):
+            banks.load(bank, model)
+    save_file(tensors, file)
+    for changes, message in (
+        ({"rank": 1}, "has shape"),
+        ({"rank": 0}, "rank"),
+        ({"scale": float("nan")}, "NaN"),
+        ({"scale": -1.0}, "scale"),
+        ({"teachers": []}, "teachers: there is none"),
+    ):
+        (bank / "bank.json").write_text(json.dumps(manifest | changes))
+        with pytest.raises(CheckpointError, match=message):
+            banks.load(bank, model)
+
+
+def test_a_teacher_of_another_scale_or_reading_is_not_added_to_a_bank(base: Path, tmp_path: Path) -> None:
+    """The manifest has one scale and one way of reading for all; the teachers that are there would be misread."""
+    run(settings(base, tmp_path / "bank", only=GROUPS[:1]))
+    with pytest.raises(CheckpointError, match=r"scale: is 2\.0, but this run has 4\.0"):
+        plan_teachers(settings(base, tmp_path / "bank", only=GROUPS[1:], alpha=8.0))
+    other = settings(base, tmp_path / "bank", only=GROUPS[1:])
+    with pytest.raises(CheckpointError, match="reads: is no_instruction, but this run has metatrain"):
+        plan_teachers(other.model_copy(update={"method": "metatrain"}))
+
+
+def test_cached_logits_are_of_the_lora_that_the_task_wears(base: Path, bank: Path, tmp_path: Path) -> None:
+    """Rows of one text differ where another task has them, its LoRA was trained again, or it wears none."""
+    teacher = {"kind": "lora", "checkpoint": str(base), "cache": str(tmp_path / "cache")}
+    chosen = student(base, bank, tmp_path / "x", objective={"lambda_kl": 1.0, "teacher": teacher})
+    stage, model = build_stage(chosen), checkpoint.load(base).model.backbone
+    loaded = banks.load(bank, model)
+    lanes = loaded.lanes()
+    other = {lane: next(task for task, own in lanes.items() if own != lane) for lane in lanes.values()}
+    named = next(i for i in range(99) if any(name in lanes for name in stage.batch(i).names))
+    batch = stage.batch(named)
+    whole = keys(batch, own_lora(loaded))
+    swapped = tuple(other[lanes[name]] if name in lanes else name for name in batch.names)
+    bare = tuple("nobody" for _ in batch.names)
+    again = replace(loaded, lora={s: replace(f, b=f.b + 1e-3) for s, f in loaded.lora.items()})
+    scaled = replace(loaded, manifest=loaded.manifest.model_copy(update={"scale": 1.0}))
+    worn = [name in lanes for name in batch.names]
+    for found in (
+        keys(replace(batch, names=swapped), own_lora(loaded)),
+        keys(replace(batch, names=bare), own_lora(loaded)),
+        keys(batch, own_lora(again)),
+        keys(batch, own_lora(scaled)),
+    ):
+        changed = [one != two for one, two in zip(found, whole, strict=True)]
+        assert changed == [worn[task] for task in batch.task_index.tolist()]
+    assert keys(replace(batch, names=tuple(reversed(batch.names))), same_for_all) == keys(batch, same_for_all)
 
 
 def test_requests_that_cannot_be_are_refused(base: Path, tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ RankNorm = Literal["mean", "sum"]
 
 
 class Frozen(BaseModel):
-    """Base of every config: immutable, and an unknown key is an error."""
+    """Base of every config: immutable, and an unknown key is an error, as is a number that is none (NaN, infinity)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class T5Shape(Frozen):
@@ -51,6 +51,8 @@ class T5Shape(Frozen):
     """Whether decoder outputs are multiplied by d_model^-0.5 before the output projection (v1.0)."""
     pad_token_id: int = 0
     eos_token_id: int = 1
+    more_eos_token_ids: tuple[int, ...] = ()
+    """Further tokens that end an answer; what is trained on ends in the first."""
     decoder_start_token_id: int = 0
 
     @model_validator(mode="after")

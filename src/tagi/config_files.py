@@ -4,7 +4,7 @@
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +13,29 @@ from pydantic import BaseModel, ValidationError
 
 from tagi.config import Frozen, RunConfig
 from tagi.errors import CheckpointError, ConfigError, DataError
-from tagi.reading import json_value, read_text
+from tagi.reading import json_value, read_text, yaml_value
 
 C = TypeVar("C", bound=Frozen)
 RUN_FILE = "run.yaml"
 """The config of the run that trained a checkpoint, kept inside it."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as configs need it: a key that stands twice is an error, and there are no dates."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for number, key in enumerate(keys) if key in keys[:number]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_DATE = "tag:yaml.org,2002:timestamp"
+_Loader.yaml_implicit_resolvers = {
+    first: [one for one in resolvers if one[0] != _DATE]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {tag: one for tag, one in yaml.SafeLoader.yaml_constructors.items() if tag != _DATE}
 
 
 def parse(kind: type[C], values: Any, *, source: str) -> C:
@@ -53,13 +71,16 @@ def read_json(kind: type[C], path: Path, what: str) -> C:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too."""
+    """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too.
+
+    Raises:
+        ConfigError: one sentence that names the file or the override, and the field.
+    """
     try:
-        values = yaml.safe_load(read_text(path))
+        text = read_text(path)
     except DataError as error:
         raise ConfigError(str(error)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    values = _read_yaml(text, f"{path}:")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of config keys")
     return _overridden(values, overrides, str(path))
@@ -89,6 +110,10 @@ def _assign(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override}: an override is written key=value, for example training.steps=500")
+    try:
+        override.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{override!r}: is not UTF-8") from error
     *parents, last = key.split(".")
     for parent in parents:
         if values.get(parent) is None:
@@ -96,10 +121,19 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values = values[parent]
         if not isinstance(values, dict):
             raise ConfigError(f"{override}: {parent} holds a value, not further keys")
+    values[last] = _read_yaml(text, f"{override}: the value")
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    """Plain values of a YAML text.
+
+    Raises:
+        ConfigError: it is no YAML, or its aliases make more of it than any config is.
+    """
     try:
-        values[last] = yaml.safe_load(text)
+        return yaml_value(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{override}: the value is not YAML") from error
+        raise ConfigError(f"{source} is not YAML ({' '.join(str(error).split())})") from error
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:

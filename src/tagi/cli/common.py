@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from tagi.errors import CheckpointError
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tagi.infer.engine import Tagi
+
+LINE_EVERY = 10.0
+"""Seconds between lines that say how far the work is, where stderr is no terminal and so can show no bar."""
+
+LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""Where `str.splitlines` begins a line."""
 
 Report = Callable[[int, int], None]
 """Told how much is done, and of how much."""
@@ -48,18 +55,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 
 def stdout() -> Console:
-    """The console for results."""
-    return Console(file=sys.stdout, highlight=False)
+    """The console for results. Strings are printed as they are: names and texts of others hold brackets and colons,
+    so that nothing here is markup; what has a colour is a `Text`."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
 
 def stderr() -> Console:
-    """The console for remarks, bars and errors."""
-    return Console(file=sys.stderr, highlight=False)
+    """The console for remarks, bars and errors; see `stdout`."""
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
 def note(text: str) -> None:
     """A remark that a person should see beside the results."""
-    stderr().print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+    stderr().print(Text.assemble(("note:", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -67,10 +75,15 @@ def print_json(values: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(values, indent=2))
 
 
-def mark(console: Console, good: bool) -> str:
+def one_line(text: str) -> str:
+    r"""A text with its line breaks written out (`\n`), so that it takes one line whatever reads the lines."""
+    return "".join(one.encode("unicode_escape").decode() if one in LINE_BREAKS else one for one in text)
+
+
+def mark(console: Console, good: bool, times: int = 1) -> Text:
     """A tick or a cross with its colour; words on a terminal that knows no such characters."""
     signs = ("ok", "no") if console.options.ascii_only else ("✓", "✗")
-    return f"[green]{signs[0]}[/]" if good else f"[red]{signs[1]}[/]"
+    return Text(signs[0] * times, style="green") if good else Text(signs[1] * times, style="red")
 
 
 def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") -> Table:
@@ -86,10 +99,11 @@ def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") 
 
 @contextmanager
 def bar(label: str) -> Iterator[Report]:
-    """A bar with the time left on stderr, gone when done; none where stderr is no terminal."""
+    """A bar with the time left on stderr, gone when done; where stderr is no terminal, a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    text = TextColumn("{task.description}", markup=False)
+    columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with _progress(label, columns) as report:
         yield report
 
@@ -99,7 +113,7 @@ def waiting(label: str) -> Iterator[None]:
     """A moving bar on stderr for work of unknown length."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-    with _progress(label, (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())):
+    with _progress(label, (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())):
         yield
 
 
@@ -108,9 +122,29 @@ def _progress(label: str, columns: Sequence[ProgressColumn]) -> Iterator[Report]
     from rich.progress import Progress
 
     console = stderr()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as progress:
+    if not console.is_interactive:
+        yield _lines(label)
+        return
+    # what is printed meanwhile goes above the bar if both are on one terminal, and to where stdout goes if not
+    above = sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _lines(label: str) -> Report:
+    """Tells how far the work is in lines, none of them in the first seconds."""
+    began = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not done or now - last < LINE_EVERY:
+            return
+        last, left = now, (now - began) / done * (total - done)
+        stderr().print(f"{label}: {done:,} of {total:,}, about {left:,.0f} s left", soft_wrap=True)
+
+    return report
 
 
 def default_checkpoint() -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tagi.cli.common import Json, print_json, stdout, table
+from tagi.cli.common import Json, note, print_json, stdout, table
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,15 +37,17 @@ def compare(
     a = [value for one, _ in pairs for value in getattr(one, metric)]
     b = [value for _, other in pairs for value in getattr(other, metric)]
     tasks = [task for one, _ in pairs for task in one.tasks]
-    difference = paired_bootstrap(a, b, tasks, seed=seed)
+    difference = paired_bootstrap(a, b, tasks, seed=seed) if len(set(tasks)) > 1 else None
+    if difference is None:
+        note("both hold a single task: an interval over tasks needs two at least, so that there is none")
     result: dict[str, Any] = {
         "metric": metric,
-        "difference": difference.mean,
-        "interval": [difference.low, difference.high],
-        "verdict": verdict(difference),
-        "ours": sum(a) / len(a),
-        "theirs": sum(b) / len(b),
-        "by_pair": [[_mean(one, metric), _mean(other, metric)] for one, other in pairs],
+        "difference": fmean(a) - fmean(b),
+        "interval": None if difference is None else [difference.low, difference.high],
+        "verdict": "unresolved" if difference is None else verdict(difference),
+        "ours": fmean(a),
+        "theirs": fmean(b),
+        "by_pair": [[fmean(getattr(one, metric)), fmean(getattr(other, metric))] for one, other in pairs],
         "n": len(a),
         "tasks": len(set(tasks)),
     }
@@ -61,23 +64,19 @@ def _pair(ours: Path, theirs: Path) -> tuple[Evaluation, Evaluation]:
     from tagi.eval.report import read_predictions
 
     one, other = (read_predictions(folder / "predictions.jsonl") for folder in (ours, theirs))
+    if not one and not other:
+        raise InputError(f"{ours} and {theirs} hold no predictions to compare")
     if [(p.task, p.example) for p in one] != [(p.task, p.example) for p in other]:
         raise InputError(f"{ours} and {theirs} do not hold the same examples in the same order")
     return score(one), score(other)
 
 
-def _mean(evaluation: Evaluation, metric: str) -> float:
-    values: Sequence[float] = getattr(evaluation, metric)
-    return sum(values) / len(values)
-
-
 def _table(result: dict[str, Any], names: Sequence[Path]) -> Any:
-    from tagi.cli.scores import percent
+    from tagi.cli.scores import percent, with_interval
 
     shown = table(f"{result['metric']}, {result['tasks']} tasks, {result['n']:,} pairs", ("", "ours", "theirs"))
     for name, (one, other) in zip(names, result["by_pair"], strict=True):
         shown.add_row(str(name), percent(one), percent(other))
     shown.add_row("all", percent(result["ours"]), percent(result["theirs"]), style="bold")
-    low, high = (percent(end) for end in result["interval"])
-    shown.add_row("difference", f"{percent(result['difference'])} [{low}, {high}]", result["verdict"])
+    shown.add_row("difference", with_interval(result["difference"], result["interval"]), result["verdict"])
     return shown

@@ -10,7 +10,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from tagi.cli.common import Checkpoint, Json, bar, mark, open_tagi, print_json, stdout, waiting
 
@@ -179,18 +179,18 @@ def _print_task(console: Console, shown: Shown, number: int) -> None:
     from rich.table import Table
 
     console.print(Rule(f"unseen task {number}", align="left", style="dim"))
-    console.print(f"[bold]{escape(shown.instruction)}[/]")
+    console.print(shown.instruction, style="bold")
     size, milliseconds = shown.adapter_parameters, 1000 * shown.adapt_seconds
-    console.print(f"[cyan]adapter written: {size:,} numbers in {milliseconds:.0f} ms[/]")
-    console.print(f"[dim]somebody else's instruction: {escape(shown.somebody_elses)}[/]\n")
+    console.print(f"adapter written: {size:,} numbers in {milliseconds:.0f} ms", style="cyan")
+    console.print(f"somebody else's instruction: {shown.somebody_elses}\n", style="dim")
     for answered in shown.inputs:
         grid = Table.grid(padding=(0, 1))
-        grid.add_row("", "input", escape(answered.input))
-        grid.add_row("", "expected", f"[bold]{escape(answered.expected)}[/]")
+        grid.add_row("", "input", answered.input)
+        grid.add_row("", "expected", Text(answered.expected, style="bold"))
         for name, label in CONDITIONS.items():
             colour = "green" if answered.right[name] else "red"
             text = shorten(answered.answers[name], LONGEST_ANSWER, placeholder=" ...")
-            grid.add_row(mark(console, answered.right[name]), label, f"[{colour}]{escape(text)}[/]")
+            grid.add_row(mark(console, answered.right[name]), label, Text(text, style=colour))
         console.print(grid)
         console.print()
 
@@ -210,10 +210,10 @@ def _print_scores(console: Console, scores: dict[str, Any]) -> None:
     for name, label in CONDITIONS.items():
         score = scores["exact_match_by_instruction"][name]
         colour = "green" if name == "aligned" else "red"
-        grid.add_row(label, f"{percent(score)} %", f"[{colour}]{block * round(score * BAR_WIDTH)}[/]")
+        grid.add_row(label, f"{percent(score)} %", Text(block * round(score * BAR_WIDTH), style=colour))
     console.print(grid)
     low, high = (percent(end) for end in scores["interval"])
-    console.print(f"[dim]95 % interval of the first: {low} to {high} (bootstrap over tasks)[/]\n")
+    console.print(f"95 % interval of the first: {low} to {high} (bootstrap over tasks)\n", style="dim")
     console.print(Rule("try next", align="left", style="dim"))
     for command in NEXT:
-        console.print(f"  {escape(command)}", soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)

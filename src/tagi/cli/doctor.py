@@ -50,15 +50,15 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _show(checks: list[Check]) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     console = stdout()
     table = Table.grid(padding=(0, 2))
     for check in checks:
-        table.add_row(mark(console, check.mend is None), check.name, escape(check.value))
+        table.add_row(mark(console, check.mend is None), check.name, check.value)
         if check.mend is not None:
-            table.add_row("", "", f"[bold]{escape(check.mend)}[/]")
+            table.add_row("", "", Text(check.mend, style="bold"))
     console.print(table)
 
 

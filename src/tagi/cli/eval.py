@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -105,19 +106,18 @@ def sni(
 ) -> None:
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
     from tagi.data.sni import SniDataset, without_overlap
-    from tagi.data.types import named
 
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
-        names = named(dataset.english(dataset.names("test")), str, only or ())[:limit_tasks]
-        tasks = [dataset.load(name, limit=instances) for name in names]
-        if drop_seen:
-            tasks = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train")))
+        names, left_out = dataset.chosen("test", only or ())
+        tasks = [dataset.load(name, limit=instances) for name in names[:limit_tasks]]
+        kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
+    _say_left_out(left_out, tasks, kept)
     tagi = _showing(positives, open_tagi(checkpoint, backbone, compiled=compiled))
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
-    asked |= {"positives": tagi.config.prompt.positives}
-    _score(tagi, tasks, None, setting, asked | {"checkpoint": checkpoint, "compile": compiled})
+    asked |= {"positives": tagi.config.prompt.positives, "not_english": len(left_out)}
+    _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint, "compile": compiled})
 
 
 @app.command("micro", epilog="Example: tagi eval micro --tasks 100 --instruction shuffled")
@@ -258,6 +258,26 @@ def probes(
     asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "positives": shown}
     scores = probes_cli.score(tagi, drawn, seed, asked | {"seed": seed, "checkpoint": checkpoint})
     print_json(scores) if as_json else stdout().print(probes_cli.score_table(scores))
+
+
+def _say_left_out(not_english: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:
+    """What is not scored of Super-NaturalInstructions, and what is scored without an answer.
+
+    Raises:
+        InputError: no row is left.
+    """
+    if not_english:
+        some = "; ".join(f"{name}: {languages}" for name, languages in islice(not_english.items(), 3))
+        more = "; …" if len(not_english) > 3 else ""
+        note(f"{len(not_english)} tasks are left out, since they are not English ({some}{more})")
+    if not kept:
+        raise InputError("nothing is left to score: a training task has every row of every test task")
+    dropped = sum(len(task.examples) for task in tasks) - sum(len(task.examples) for task in kept)
+    if dropped:
+        note(f"{dropped:,} rows are left out, since a training task has them; {len(kept)} of {len(tasks)} tasks stay")
+    blank = sum(not any(map(str.strip, row.targets)) for task in kept for row in task.examples)
+    if blank:
+        note(f"{blank:,} rows have an empty answer, as published; an empty answer is right there")
 
 
 def _showing(positives: int | None, tagi: Tagi) -> Tagi:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,19 +25,36 @@ def read_instruction(definition: str, positives: Sequence[str] | None) -> Instru
     return Instruction(definition, tuple(_demonstration(text) for text in positives or ()))
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of an inputs file: an input, and what to do with it where the line says so itself."""
+
+    number: int
+    input: str
+    instruction: str | None
+
+
 def read_inputs(path: Path) -> list[str]:
-    """The inputs of a file with one `{"input": ...}` a line; the path `-` is standard input.
+    """The inputs of such a file alone, see `read_file`."""
+    return [line.input for line in read_file(path)]
+
+
+def read_file(path: Path) -> list[Line]:
+    """The lines of a file with one `{"input": ..., "instruction": ...}` a line, of which the second may be absent or
+    null, and others are ignored; the path `-` is standard input.
 
     Raises:
         DataError: the file cannot be read, or one of its lines; names file, line and field.
     """
-    if str(path) == "-":
-        path, lines = Path("standard input"), list(read_lines(Path("standard input"), sys.stdin.buffer))
-    else:
-        lines = list(read_lines(path))
+    stdin = str(path) == "-"
+    if stdin and sys.stdin is None:
+        raise DataError("standard input", "", "is closed")
+    path = Path("standard input") if stdin else path
+    lines = list(read_lines(path, sys.stdin.buffer if stdin else None))
     if not lines:
         raise DataError(path, "", "holds no input")
-    return [parse_json(_Line, line, path, within=f"line {number}").input for number, line in lines]
+    read = ((number, parse_json(_Line, text, path, within=f"line {number}")) for number, text in lines)
+    return [Line(number, one.input, one.instruction) for number, one in read]
 
 
 def _is_written(text: str) -> str:
@@ -47,6 +65,7 @@ def _is_written(text: str) -> str:
 
 class _Line(Record):
     input: Annotated[str, AfterValidator(_is_written)]
+    instruction: Annotated[str, AfterValidator(_is_written)] | None = None
 
 
 def _demonstration(text: str) -> Demonstration:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 import tagi
 from tagi.cli import adapt, bench, data, demo, doctor, methods, train
@@ -15,9 +15,10 @@ from tagi.cli import export as export_command
 from tagi.cli import run as run_command
 from tagi.cli import runs as runs_command
 from tagi.cli.common import stderr
-from tagi.errors import TagiError
+from tagi.errors import InputError, TagiError
 
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+"""Exit codes: the last two are what a shell gives to programs that SIGINT and SIGPIPE end."""
 
 app = typer.Typer(
     name="tagi",
@@ -26,6 +27,7 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("run", epilog=run_command.EXAMPLE)(run_command.run)
@@ -54,19 +56,45 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(main(sys.argv[1:]))
+    if sys.stderr is None:  # closed by who started us
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.exit(_mistake("standard output is closed"))
+    sys.exit(_flushed(main(sys.argv[1:])))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, when all that was printed has been written; what cannot be written is not tried again."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except OSError as error:
+        code = _mistake(f"standard output cannot be written ({error.strerror})")
+    else:
+        if code != BROKEN_PIPE:
+            return code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; gives its exit code: 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run one command; gives its exit code: 2 for a user's mistake, 130 for Ctrl-C, 141 where nobody reads on."""
     try:
+        _check_encoding(arguments)
         code = app(list(arguments), prog_name="tagi", standalone_mode=False)
     except typer.TyperException as error:
         return _mistake(_usage(error))
     except TagiError as error:
         return _mistake(str(error))
+    except OSError as error:
+        return _mistake(_of_the_system(error))
+    except MemoryError:
+        return _mistake("the memory of this machine does not suffice")
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except SystemExit:  # so typer and rich leave when the reader of a pipe has gone; nothing of ours does
+        code = BROKEN_PIPE
     if code == INTERRUPTED:
         stderr().print("interrupted")
     return code if isinstance(code, int) else 0
@@ -81,6 +109,28 @@ def _usage(error: typer.TyperException) -> str:
     return f"{message}; see {context.command_path} --help"
 
 
+def _check_encoding(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no characters: Python hands them on as halves of surrogate pairs.
+
+    Raises:
+        InputError: names the option, or the argument by its number.
+    """
+    for number, one in enumerate(arguments):
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            before = arguments[number - 1] if number else ""
+            option = one.partition("=")[0] if one.startswith("--") else before
+            name = option if option.startswith("-") and option != "-" else f"argument {number + 1}"
+            raise InputError(f"{name}: {one.encode(errors='replace').decode()!r} is not UTF-8") from error
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, in one sentence."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
+
+
 def _mistake(message: str) -> int:
-    stderr().print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+    stderr().print(Text.assemble(("error:", "bold red"), f" {' '.join(message.split())}"), soft_wrap=True)
     return MISTAKE

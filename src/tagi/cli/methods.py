@@ -10,6 +10,7 @@ from tagi.cli.common import Json, mark, print_json, stdout, table
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from tagi.methods import Method
 
@@ -88,6 +89,6 @@ def _table(
     return made
 
 
-def _sign(console: Console, answer: bool | int) -> str:
+def _sign(console: Console, answer: bool | int) -> Text:
     """A tick or a cross; of a count, as many ticks."""
-    return mark(console, good=True) * answer if answer else mark(console, good=False)
+    return mark(console, good=bool(answer), times=int(answer) or 1)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Compile, Json, Positives, bar, note, open_tagi, print_json
+from tagi.cli.common import Backbone, Checkpoint, Compile, Json, Positives, bar, note, one_line, open_tagi, print_json
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
-    from tagi.data.types import Instruction
+    from tagi.cli.solving import Asked
     from tagi.infer.answers import Answer
-    from tagi.infer.engine import Tagi
     from tagi.infer.search import Decoding
-    from tagi.model.adapter import TaskAdapter
 
 EXAMPLE = 'Example: tagi run "Keep only the animals, then reverse the list." --input "red wolf saw dog plum"'
 
@@ -30,7 +27,11 @@ def run(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--inputs", metavar="FILE", help='A file of lines {"input": "..."}; - is stdin.'),
+        typer.Option(
+            "--inputs",
+            metavar="FILE",
+            help='A file of lines {"input": "..."}, each with its own "instruction" if need be; - is stdin.',
+        ),
     ] = None,
     positives: Positives = None,
     checkpoint: Checkpoint = None,
@@ -53,84 +54,87 @@ def run(
     compiled: Compile = False,
     as_json: Json = False,
 ) -> None:
-    """Solve inputs of one task: one answer a line on stdout, remarks on stderr."""
-    from tagi.cli.inputs import read_inputs
+    """Solve inputs: one answer a line on stdout, its line breaks written out (\\n), remarks on stderr.
+
+    A line of --inputs may bring an instruction of its own; --json gives the answers as they are.
+    """
+    from tagi.cli.solving import Solver
     from tagi.infer.search import Decoding
 
     decoding = Decoding(
         beams=beams, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens, stop=tuple(stop or ())
     )
-    source = _source(instruction, positives, adapter)
-    inputs = [*(texts or ()), *(read_inputs(file) if file is not None else ())]
-    if not inputs:
-        raise InputError("there is no input: give --input TEXT or --inputs FILE")
-    if stream and (as_json or len(inputs) > 1):
+    asked = _asked(instruction, positives, adapter, texts or (), file)
+    if stream and (as_json or len(asked) > 1):
         raise InputError("--stream shows one answer as it grows: give a single input, and no --json")
     tagi = open_tagi(checkpoint, backbone, compiled=compiled)
-    began = time.perf_counter()
-    told = _told(tagi, source)
-    adapted = time.perf_counter()
+    solver = Solver(tagi, tagi.load_adapter(adapter) if adapter is not None else None, decoding)
     if stream:
-        for piece in tagi.stream(told, inputs[0], decoding=decoding):
-            typer.echo(piece, nl=False)
+        for piece in tagi.stream(solver.told(asked[0].instruction), asked[0].text, decoding=decoding):
+            typer.echo(one_line(piece), nl=False)
         typer.echo()
+    answers: list[Answer] = []
     with bar("solving") as report:
-        answers = [] if stream else tagi.answer(told, inputs, decoding=decoding, progress=report)
-    solved = time.perf_counter()
-    notes = [*tagi.notes(_instruction_of(told), inputs), *_unstopped(answers, decoding)]
+        for some in () if stream else solver.answers(asked, report):
+            answers += some
+            if not as_json:
+                for one in some:
+                    typer.echo(one_line(one.text))
+    notes = [*solver.notes(asked), *_unstopped(answers, decoding)]
     for text in notes:
         note(text)
-    if stream:
-        return
-    if not as_json:
-        typer.echo("\n".join(answer.text for answer in answers))
-        return
-    print_json(
-        {
-            "answers": [answer.text for answer in answers],
-            "ended": [answer.reason for answer in answers],
-            "n": len(answers),
-            "notes": notes,
-            "method": tagi.config.method,
-            "adapt_seconds": adapted - began,
-            "generate_seconds": solved - adapted,
-        }
-    )
+    if as_json:
+        print_json(
+            {
+                "answers": [answer.text for answer in answers],
+                "ended": [answer.reason for answer in answers],
+                "n": len(answers),
+                "notes": notes,
+                "method": tagi.config.method,
+                "adapt_seconds": solver.adapt_seconds,
+                "generate_seconds": solver.generate_seconds,
+            }
+        )
 
 
-def _source(definition: str | None, positives: Sequence[str] | None, adapter: Path | None) -> Instruction | Path:
-    """The instruction given, or the folder of the adapter that stands in its place."""
-    from tagi.cli.inputs import read_instruction
+def _asked(
+    definition: str | None,
+    positives: Sequence[str] | None,
+    adapter: Path | None,
+    texts: Sequence[str],
+    file: Path | None,
+) -> list[Asked]:
+    """Every input with its instruction: its line's own, or else that of the command line; none beside an adapter.
 
-    if definition is not None and adapter is None:
-        return read_instruction(definition, positives)
-    if adapter is None or definition is not None:
+    Raises:
+        InputError: an input has no instruction, or has one beside an adapter; or nothing is asked at all.
+        DataError: see `read_file`.
+    """
+    from tagi.cli.inputs import read_file, read_instruction
+    from tagi.cli.solving import Asked
+    from tagi.data.types import Instruction
+
+    if definition is not None and adapter is not None:
         raise InputError("give either an instruction or --adapter DIR")
-    if positives:
-        raise InputError("--positive belongs to an instruction; an adapter has read its own already")
-    return adapter
-
-
-def _told(tagi: Tagi, source: Instruction | Path) -> Instruction | TaskAdapter:
-    """What is known of the task, with all done that can be done once per task."""
-    if isinstance(source, Path):
-        return tagi.load_adapter(source)
-    return tagi.adapt(source) if tagi.model.method.adapts else source
+    if positives and definition is None:
+        raise InputError("--positive belongs to an instruction on the command line, and there is none")
+    if definition is None and adapter is None and (texts or file is None):
+        raise InputError("give an instruction, or --adapter DIR in its place")
+    told = read_instruction(definition, positives) if definition is not None else None
+    asked = [Asked(text, told) for text in texts]
+    for line in read_file(file) if file is not None else ():
+        where = f"{file}: line {line.number}: instruction"
+        if line.instruction is not None and adapter is not None:
+            raise InputError(f"{where}: --adapter has read another; leave out one of the two")
+        if line.instruction is None and told is None and adapter is None:
+            raise InputError(f"{where}: is missing, and the command line has none either")
+        asked.append(Asked(line.input, told if line.instruction is None else Instruction(line.instruction)))
+    if not asked:
+        raise InputError("there is no input: give --input TEXT or --inputs FILE")
+    return asked
 
 
 def _unstopped(answers: Sequence[Answer], decoding: Decoding) -> list[str]:
     """A remark where stop strings were given and did not come."""
     cut = sum(answer.reason == "length" for answer in answers) if decoding.stop else 0
     return [f"{cut} of {len(answers)} answers were cut at their last token before a stop string came"] if cut else []
-
-
-def _instruction_of(told: Instruction | TaskAdapter) -> Instruction | None:
-    """The instruction, also of an adapter that was written from one; none of a LoRA that was trained elsewhere."""
-    from tagi.data.types import Demonstration, Instruction
-
-    if isinstance(told, Instruction):
-        return told
-    origin = told.origins[0]
-    if not origin.definition:
-        return None
-    return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.positives))

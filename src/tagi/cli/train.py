@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tagi.config import CorpusConfig, RunConfig
+    from tagi.infer.engine import Tagi
     from tagi.train.datasets import Datasets
     from tagi.train.plan import Plan
     from tagi.train.stage import ModelStage
@@ -180,7 +181,6 @@ def _train(stage: ModelStage, config: RunConfig, resume: bool, datasets: Dataset
 def _validator(config: RunConfig, datasets: Datasets) -> Callable[[Path], dict[str, float]] | None:
     """Scores of a checkpoint on the meta-valid tasks or, of stage `backbone`, on text; None where none is held out."""
     from tagi.eval.evaluate import evaluate
-    from tagi.infer.engine import Tagi
     from tagi.train.finetune import valid_tasks
 
     if config.data.corpus is not None:
@@ -189,22 +189,30 @@ def _validator(config: RunConfig, datasets: Datasets) -> Callable[[Path], dict[s
     tasks = valid_tasks(config, datasets)
 
     def score(folder: Path) -> dict[str, float]:
-        scores = evaluate(Tagi.from_pretrained(folder), tasks)
+        scores = evaluate(_where_training_runs(folder), tasks)
         return {f"valid_{metric}": fmean(getattr(scores, metric)) for metric in ("rouge_l", "exact_match")}
 
     return score if tasks else None
+
+
+def _where_training_runs(folder: Path) -> Tagi:
+    """A checkpoint on this process's own device."""
+    from accelerate import PartialState
+
+    from tagi.infer.engine import Tagi
+
+    return Tagi.from_pretrained(folder, device=str(PartialState().device))
 
 
 def _text_validator(corpus: CorpusConfig) -> Callable[[Path], dict[str, float]] | None:
     """Bits per byte of a checkpoint on held-out documents."""
     from tagi.data.corpus import held_out
     from tagi.eval.bits import bits_per_byte, kinds
-    from tagi.infer.engine import Tagi
 
     texts = held_out(corpus)
 
     def score(folder: Path) -> dict[str, float]:
-        tagi = Tagi.from_pretrained(folder)
+        tagi = _where_training_runs(folder)
         return {f"valid_bits_{kind}": bits_per_byte(tagi, texts, corpus, kind) for kind in kinds(tagi)}
 
     return score if texts else None

@@ -1,6 +1,6 @@
 """From text to tensors: one batch of T tasks and R rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -80,6 +80,15 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """A text as a model is to read it: rendered, its tokens limited, with so many demonstrations in it."""
+
+    text: str
+    limit: int
+    demonstrations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Collator:
     """Renders, tokenizes and pads what a method's model reads of tasks and inputs."""
 
@@ -117,34 +126,62 @@ class Collator:
 
     def pieces(self, instruction: Instruction, count: int) -> list[list[int]]:
         """Token ids of every demonstration up to `count`, to be encoded apart (FiD)."""
-        shown = instruction.positives[:count]
-        texts = [render_demonstration(item, style=self.prompt.style) for item in shown]
-        return [self._cut(text, self.prompt.max_input) for text in texts]
+        return [self._cut(one) for one in self._pieces(instruction, count)]
 
     def instruction(self, instruction: Instruction) -> list[int]:
         """Token ids of what the hypernetwork reads."""
-        limit = self.prompt.max_instruction
-        rendered = render_instruction(
-            instruction,
-            style=self.prompt.style,
-            positives=self.prompt.positives,
-            fits=lambda text: len(self._ids(text)) <= limit,
-        )
-        return self._cut(rendered.text, limit)
+        return self._cut(self._instruction(instruction))
 
     def input(self, instruction: Instruction | None, text: str) -> list[int]:
         """Token ids of what the language model reads for one input; without an instruction, the input alone."""
-        if not self.method.prompt or instruction is None:
-            return self._cut(render_input(text, style=self.prompt.style), self.prompt.max_input)
-        if self.method.apart:
-            return self.prompted(replace(instruction, positives=()), text)
-        return self.prompted(instruction, text)
+        return self._cut(self._input(instruction, text))
 
     def members(self, instruction: Instruction, text: str) -> list[list[int]]:
         """Token ids of one prompt for each demonstration, their predictions to be averaged."""
+        return [self._cut(one) for one in self._members(instruction, text)]
+
+    def read_once(self, instruction: Instruction) -> list[Reading]:
+        """What is read of an instruction once per task: its text, or its demonstrations apart, or nothing."""
+        if self.method.apart:
+            return self._pieces(instruction, self.prompt.positives)
+        return [self._instruction(instruction)] if self.method.reads_instruction_once else []
+
+    def read_with(self, instruction: Instruction | None, text: str) -> list[Reading]:
+        """What is read with every input: one text, or one for each demonstration where predictions are averaged."""
+        if instruction is not None and self.method.demonstrations == "averaged":
+            return self._members(instruction, text)
+        return [self._input(instruction, text)]
+
+    def length(self, reading: Reading) -> int:
+        """Tokens of a text before any is dropped; as many are read as its limit lets through."""
+        return len(self._ids(reading.text))
+
+    def _pieces(self, instruction: Instruction, count: int) -> list[Reading]:
+        texts = (render_demonstration(item, style=self.prompt.style) for item in instruction.positives[:count])
+        return [Reading(text, self.prompt.max_input, 1) for text in texts]
+
+    def _instruction(self, instruction: Instruction) -> Reading:
+        limit = self.prompt.max_instruction
+        rendered = render_instruction(
+            instruction, style=self.prompt.style, positives=self.prompt.positives, fits=self._fits(limit)
+        )
+        return Reading(rendered.text, limit, rendered.positives)
+
+    def _input(self, instruction: Instruction | None, text: str) -> Reading:
+        if not self.method.prompt or instruction is None:
+            return Reading(render_input(text, style=self.prompt.style), self.prompt.max_input)
+        return self._prompted(replace(instruction, positives=()) if self.method.apart else instruction, text)
+
+    def _members(self, instruction: Instruction, text: str) -> list[Reading]:
         shown = instruction.positives[: self.prompt.positives]
         alone = [replace(instruction, positives=(item,)) for item in shown] or [instruction]
-        return [self.prompted(one, text) for one in alone]
+        return [self._prompted(one, text) for one in alone]
+
+    def _prompted(self, instruction: Instruction, text: str) -> Reading:
+        limit = self.prompt.longest_prompt
+        shown = self.prompt.positives
+        whole = render_prompt(instruction, text, style=self.prompt.style, positives=shown, fits=self._fits(limit))
+        return Reading(whole.text, limit, whole.positives)
 
     def _trained_on(self, row: int, instruction: Instruction, text: str) -> list[int]:
         """What the language model reads of a training row; of prompts to be averaged, one in turn."""
@@ -155,15 +192,7 @@ class Collator:
 
     def prompted(self, instruction: Instruction, text: str) -> list[int]:
         """Token ids of instruction and input in one prompt."""
-        limit = self.prompt.longest_prompt
-        prompt = render_prompt(
-            instruction,
-            text,
-            style=self.prompt.style,
-            positives=self.prompt.positives,
-            fits=lambda whole: len(self._ids(whole)) <= limit,
-        )
-        return self._cut(prompt, limit)
+        return self._cut(self._prompted(instruction, text))
 
     def target(self, text: str) -> list[int]:
         """Token ids of a target, and the end of sequence where all of it is there."""
@@ -174,8 +203,11 @@ class Collator:
     def _ids(self, text: str) -> list[int]:
         return encode(self.tokenizer, text)
 
-    def _cut(self, text: str, limit: int) -> list[int]:
-        return encode(self.tokenizer, text, limit)
+    def _fits(self, limit: int) -> Callable[[str], bool]:
+        return lambda text: len(self._ids(text)) <= limit
+
+    def _cut(self, reading: Reading) -> list[int]:
+        return encode(self.tokenizer, reading.text, reading.limit)
 
 
 def assemble(

@@ -6,12 +6,17 @@ against the size that the server states and, for archives, the archive's own che
 """
 
 import hashlib
+import lzma
+import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
-from urllib.error import HTTPError, URLError
+from typing import cast
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tagi.errors import DataError
@@ -93,7 +98,7 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[tuple[str, str]]) -> in
             chosen = [(one, to) for one in opened.infolist() if (to := _place(archive, one, wanted)) is not None]
             for one, to in chosen:
                 _extract(opened, one, folder / to)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:  # the last: encrypted
         raise DataError(archive, "", f"is a damaged archive ({error}); remove it to download it again") from error
     if not chosen:
         raise DataError(archive, "", f"holds no {' or '.join(inside for inside, _ in wanted)}")
@@ -114,29 +119,78 @@ def sha256(path: Path) -> str:
 
 
 def _download(url: str, part: Path, report: Report | None) -> None:
+    """Bring `part` to the whole of what a server has.
+
+    What is there already is kept only where the server says that it goes on exactly behind it.
+    """
     have = part.stat().st_size if part.exists() else 0
+    with _open(url, have) as answer:
+        first, total = _range(answer, have)
+        if answer.status == 416 and total == have:
+            return
+        if answer.status != 416 and first in (0, have):
+            _write(url, answer, part, first, total, report)
+            return
+    part.unlink(missing_ok=True)  # longer than the whole, or the server goes on elsewhere
+    if have:
+        _download(url, part, report)
+    else:
+        raise DataError(url, "", "the server gives another part of the file than the whole that was asked for")
+
+
+def _open(url: str, have: int) -> HTTPResponse:
+    """The answer to a request for all but the first bytes; also of a server that has no such part (416)."""
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urlopen(request, timeout=TIMEOUT) as answer:
-            resumed = answer.status == 206
-            start = have if resumed else 0
-            stated = answer.headers.get("Content-Length")
-            total = start + int(stated) if stated is not None else 0
-            with part.open("ab" if resumed else "wb") as file:
-                for block in iter(lambda: answer.read(CHUNK), b""):
-                    file.write(block)
-                    if report is not None:
-                        report(file.tell(), total)
+        return urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code == 416:  # nothing is missing
-            return
+        if error.code == 416 and have:
+            return cast(HTTPResponse, error)
+        error.close()
         raise DataError(url, "", f"the server answers {error.code} ({error.reason})") from error
-    except (URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise DataError(url, "", f"cannot be downloaded ({reason}); what is here stays in {part.name}") from error
-    size = part.stat().st_size
+    except (OSError, HTTPException) as error:
+        raise DataError(url, "", f"cannot be downloaded ({_said(error)})") from error
+
+
+def _range(answer: HTTPResponse, have: int) -> tuple[int | None, int]:
+    """The first byte of an answer, and how many the whole has (0 where the server does not say).
+
+    The first byte is None where the server says that it answers with a part, but not which.
+    """
+    stated = answer.headers.get("Content-Length") or ""
+    length = int(stated) if stated.isdecimal() else 0
+    if answer.status not in (206, 416):
+        return 0, length
+    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", answer.headers.get("Content-Range") or "")
+    if found is None:
+        return (have if answer.status == 206 else None), (have + length if answer.status == 206 and length else 0)
+    first, whole = found.groups()
+    return (None if first is None else int(first)), (0 if whole == "*" else int(whole))
+
+
+def _write(url: str, answer: HTTPResponse, part: Path, first: int, total: int, report: Report | None) -> None:
+    with part.open("r+b" if first else "wb") as file:
+        file.seek(first)
+        while block := _read(url, answer, part):
+            file.write(block)
+            if report is not None:
+                report(file.tell(), total)
+        size = file.tell()
     if total and size != total:
         raise DataError(url, "", f"broke off after {size:,} of {total:,} bytes; run again to go on")
+
+
+def _read(url: str, answer: HTTPResponse, part: Path) -> bytes:
+    try:
+        return answer.read(CHUNK)
+    except (OSError, HTTPException) as error:
+        reason = f"broke off ({_said(error)}); what is here stays in {part.name}, run again to go on"
+        raise DataError(url, "", reason) from error
+
+
+def _said(error: Exception) -> str:
+    """Why a connection failed, on one line."""
+    return " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
 
 
 def record(folder: Path, path: str) -> None:
@@ -162,9 +216,12 @@ def _place(archive: Path, member: zipfile.ZipInfo, wanted: Iterable[tuple[str, s
 def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    with opened.open(member) as source, part.open("wb") as file:
-        shutil.copyfileobj(source, file)
-    part.rename(target)
+    try:
+        with opened.open(member) as source, part.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # --- what is published where ------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tagi.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class RenderedInstruction:
-    """The hypernetwork's text, and how many demonstrations it holds after the limit was applied."""
+    """A text with an instruction, and how many demonstrations it holds after the limit was applied."""
 
     text: str
     positives: int
@@ -79,7 +79,7 @@ def render_demonstration(item: Demonstration, *, style: PromptStyle) -> str:
 
 def render_prompt(
     instruction: Instruction, text: str, *, style: PromptStyle, positives: int, fits: Callable[[str], bool]
-) -> str:
+) -> RenderedInstruction:
     """The whole prompt, for a model that reads the instruction with every input.
 
     Args:
@@ -91,7 +91,7 @@ def render_prompt(
     tail = render_input(text, style=style)
     definition = _definition(instruction.definition, style) if style != "t0" else ""
     head = _with_demonstrations(definition, instruction, style, positives, lambda candidate: fits(candidate + tail))
-    return head.text + tail
+    return RenderedInstruction(head.text + tail, head.positives)
 
 
 def _definition(definition: str, style: PromptStyle) -> str:

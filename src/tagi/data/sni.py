@@ -5,6 +5,7 @@ are kept.
 """
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from tagi.data.records import Record, parse_json
-from tagi.data.types import Demonstration, Example, Instruction, Task
+from tagi.data.types import Demonstration, Example, Instruction, Task, named
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_lines, read_text
 
 Part = Literal["train", "test"]
-ENGLISH = ["English"]
+_ENGLISH = re.compile(r"english|(en|eng)([-_].*)?")
+"""The language's name, and its codes with or without a region (`en-GB`)."""
 
 
 def _as_list(value: Any) -> Any:
@@ -57,7 +59,14 @@ def _ids_differ(instances: list[_Instance]) -> list[_Instance]:
     return instances
 
 
-Languages = Annotated[list[str], BeforeValidator(_as_list)]
+def _some_answered(instances: list[_Instance]) -> list[_Instance]:
+    """Empty outputs do occur in the benchmark; where there is nothing else, what is right was not published."""
+    if not any(text.strip() for instance in instances for text in instance.output):
+        raise ValueError("all outputs are empty, so no instance has a label")
+    return instances
+
+
+Languages = Annotated[list[str] | None, BeforeValidator(_as_list)]
 
 
 class _TaskFile(Record):
@@ -71,15 +80,22 @@ class _TaskFile(Record):
         AfterValidator(_first_is_written),
     ]
     positives: Annotated[list[_Positive], Field(alias="Positive Examples")]
-    instances: Annotated[list[_Instance], Field(alias="Instances", min_length=1), AfterValidator(_ids_differ)]
-    input_language: Annotated[Languages, Field(alias="Input_language")] = ENGLISH
-    output_language: Annotated[Languages, Field(alias="Output_language")] = ENGLISH
-    instruction_language: Annotated[Languages, Field(alias="Instruction_language")] = ENGLISH
+    instances: Annotated[
+        list[_Instance],
+        Field(alias="Instances", min_length=1),
+        AfterValidator(_ids_differ),
+        AfterValidator(_some_answered),
+    ]
+    input_language: Annotated[Languages, Field(alias="Input_language")] = None
+    output_language: Annotated[Languages, Field(alias="Output_language")] = None
+    instruction_language: Annotated[Languages, Field(alias="Instruction_language")] = None
 
     @property
-    def is_english(self) -> bool:
-        languages = self.input_language, self.output_language, self.instruction_language
-        return all(language == ENGLISH for language in languages)
+    def other_languages(self) -> list[str]:
+        """Those that are stated and not English."""
+        stated = (*(self.input_language or ()), *(self.output_language or ()), *(self.instruction_language or ()))
+        written = dict.fromkeys(one.strip() for one in stated if one.strip())
+        return [one for one in written if not _ENGLISH.fullmatch(one.lower())]
 
 
 View = tuple[int | None, int | None]
@@ -90,7 +106,7 @@ View = tuple[int | None, int | None]
 class _Kept:
     """What stays of a task file that was read."""
 
-    is_english: bool
+    other_languages: list[str]
     tasks: dict[View, Task]
 
 
@@ -128,21 +144,47 @@ class SniDataset:
         return load_task(self._path(name), limit=limit, seed=seed)
 
     def english(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` whose instruction, input and output are English: the benchmark's English track.
+        """Those of `names` whose instruction, input and output are English; see `by_language`."""
+        return self.by_language(names)[0]
 
-        A file that does not state a language counts as English. Opens every file; see `views` for what is kept.
+    def by_language(self, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+        """The tasks of the benchmark's English track, and the other languages of those that are not in it.
+
+        English goes by its name or its code, in upper or lower case. A file that does not state a language counts as
+        English. Opens every file; see `views` for what is kept.
 
         Raises:
-            DataError: See `load_task`.
+            DataError: See `load_task`; also if no task is English.
         """
-        return [name for name in names if self._read(name).is_english]
+        others = {name: ", ".join(self._read(name).other_languages) for name in names}
+        english = [name for name, languages in others.items() if not languages]
+        left_out = {name: languages for name, languages in others.items() if languages}
+        if left_out and not english:
+            name, languages = next(iter(left_out.items()))
+            raise DataError(self.root, "", f"none of {len(left_out)} tasks is English (as {name}: {languages})")
+        return english, left_out
+
+    def chosen(self, part: Part, only: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The English tasks of a part and the other languages of the rest; of those asked for by name, where any are.
+
+        Raises:
+            ConfigError: a task that is not there, or one asked for by name that is not English.
+            DataError: See `names` and `by_language`.
+        """
+        names = named(self.names(part), str, only)
+        if not only:
+            return self.by_language(names)
+        for name in names:
+            if languages := self._read(name).other_languages:
+                raise ConfigError(f"{name}: is not of the English track ({', '.join(languages)}); it cannot be scored")
+        return names, {}
 
     def _read(self, name: str) -> "_Kept":
         if name in self._kept:
             return self._kept[name]
         path = self._path(name)
         content = _read(path)
-        found = _Kept(content.is_english, {view: _task(path, content, *view) for view in self.views})
+        found = _Kept(content.other_languages, {view: _task(path, content, *view) for view in self.views})
         if self.views:
             self._kept[name] = found
         return found
@@ -161,8 +203,8 @@ def load_task(path: Path, *, limit: int | None = None, seed: int | None = None) 
 
     Raises:
         DataError: If the file is not UTF-8 or JSON, lacks a field, has one of the wrong type, an empty
-            definition, no instances, an empty input or a repeated id. Empty output strings do occur in the
-            benchmark and are kept.
+            definition, no instances, an empty input, a repeated id or nothing but empty outputs. Some empty output
+            strings do occur in the benchmark and are kept.
     """
     return _task(path, _read(path), limit, seed)
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tagi.config import CorpusConfig
-from tagi.data.c4 import TokenStore
+from tagi.data.c4 import SEGMENTS, TokenStore
 from tagi.data.collate import Batch
 from tagi.data.packing import Objective, PackedText, prefix_lm, span_corruption
 from tagi.data.tokenizers import sentinels
-from tagi.errors import ConfigError
+from tagi.errors import ConfigError, InputError
 from tagi.infer.engine import Tagi, teacher_forced
 from tagi.losses import IGNORE, cross_entropy
 from tagi.model.t5 import T5
@@ -41,10 +41,13 @@ def bits_per_byte(tagi: Tagi, texts: Sequence[str], config: CorpusConfig, kind: 
 
     Raises:
         ConfigError: a decoder-only model; spans, and a tokenizer without sentinels.
+        InputError: no text is long enough, or the model gives no numbers.
     """
     if not isinstance(tagi.model.backbone, T5):
         raise ConfigError(f"method {tagi.config.method}: bits per byte are measured of an encoder-decoder")
     store = TokenStore.of(iter(texts), tagi.tokenizer)
+    if not len(store):
+        raise InputError(f"nothing is left to score: none of {len(texts)} documents has {SEGMENTS} tokens")
     text = PackedText(store, _OBJECTIVES[kind](config, tagi.tokenizer), seed=0)
     return _bits(tagi, _epoch(text), piece_bytes(tagi.tokenizer))
 
@@ -73,4 +76,6 @@ def _bits(tagi: Tagi, batches: Iterable[Batch], sizes: Tensor) -> float:
         logits = teacher_forced(tagi.model, tagi.model.backbone.shape, on_device).logits
         nats += float(cross_entropy(logits, on_device.labels).total)
         spelt += int(sizes[batch.labels[batch.labels != IGNORE]].sum())
+    if not spelt or not math.isfinite(nats):
+        raise InputError("the model's likelihoods are not a number" if spelt else "no target token spells any text")
     return nats / math.log(2) / spelt

@@ -7,7 +7,7 @@ from random import Random
 from typing import Literal
 
 from tagi.data.types import Instruction, Task
-from tagi.errors import ConfigError
+from tagi.errors import ConfigError, InputError
 from tagi.eval.report import Prediction
 from tagi.eval.rouge import exact_match, rouge_l
 from tagi.infer.engine import Tagi
@@ -52,6 +52,7 @@ def evaluate(
 
     Raises:
         ConfigError: a control that this method or this number of tasks does not allow.
+        InputError: there is nothing to score.
     """
     _check(tagi, tasks, instruction, adapter)
     others = partners if partners is not None else draw_partners(tasks, seed)
@@ -145,9 +146,31 @@ def _worn(tagi: Tagi, control: AdapterControl, own: Instruction, other: Instruct
     return adapter.with_modules_of(tagi.adapt(other))
 
 
+def check_partners(tasks: Sequence[Task], needed: bool) -> None:
+    """Refuse a control that takes something from another task where there is none.
+
+    Raises:
+        ConfigError: there is a single task.
+    """
+    if needed and len(tasks) < 2:
+        raise ConfigError("a task cannot be its own stranger: this control needs at least two tasks")
+
+
+def check_some(tasks: Sequence[Task]) -> None:
+    """Refuse to begin where nothing would be scored.
+
+    Raises:
+        InputError: there is no task, or one without an example.
+    """
+    if not tasks:
+        raise InputError("nothing is left to score: there is no task")
+    if empty := [task.name for task in tasks if not len(task.examples)]:
+        raise InputError(f"nothing is left to score of {empty[0]}: it has no example")
+
+
 def _check(tagi: Tagi, tasks: Sequence[Task], instruction: InstructionControl, adapter: AdapterControl) -> None:
     method = tagi.model.method
     if adapter != "full" and not (method.writes and (method.fuses_encoder or method.fuses_decoder)):
         raise ConfigError(f"adapter: {adapter} needs a method with generated modules and memory; {method.name} is none")
-    if len(tasks) < 2 and (instruction == "shuffled" or adapter == "other_lora"):
-        raise ConfigError("a task cannot be its own stranger: this control needs at least two tasks")
+    check_some(tasks)
+    check_partners(tasks, instruction == "shuffled" or adapter == "other_lora")

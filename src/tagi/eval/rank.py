@@ -3,11 +3,13 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import fmean
 
 from tagi.config import RankNorm
 from tagi.data.types import Instruction, Task
-from tagi.eval.evaluate import InstructionControl, draw_partners, instructions
+from tagi.errors import InputError
+from tagi.eval.evaluate import InstructionControl, check_partners, check_some, draw_partners, instructions
 from tagi.eval.report import Interval, Prediction, bootstrap
 from tagi.infer.choices import score_choices
 from tagi.infer.engine import Tagi
@@ -73,13 +75,18 @@ def rank(
         progress: called with tasks done and tasks in all.
 
     Raises:
-        InputError: an example has no choices.
+        ConfigError: a control that this number of tasks does not allow.
+        InputError: there is nothing to score, an example has no choices, or the model gives no numbers for them.
     """
+    check_some(tasks)
+    check_partners(tasks, instruction == "shuffled")
     others = partners if partners is not None else draw_partners(tasks, seed)
     predictions: list[Prediction] = []
     for number, (task, told) in enumerate(zip(tasks, instructions(tasks, instruction, others, seed), strict=True)):
         inputs, choices = [one.input for one in task.examples], [one.choices for one in task.examples]
         scores = score_choices(tagi, told, inputs, choices, norm=norm)
+        if any(isnan(value) for each in scores for value in each):
+            raise InputError(f"{task.name}: the model's likelihoods are not a number; are its weights damaged?")
         best = [max(range(len(each)), key=each.__getitem__) for each in scores]
         predictions += _predictions(task, told, [its[i] for its, i in zip(choices, best, strict=True)])
         if progress is not None:

@@ -1,7 +1,7 @@
 """Between texts and the decoding loop: which requests go together, and what of the tokens is the answer."""
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +10,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from tagi.errors import TagiError
-from tagi.infer.decode import CAPACITY, Request, Waiting
+from tagi.infer.decode import CAPACITY, FREED, Request, Waiting
 from tagi.infer.search import Reason
 
 
@@ -41,11 +41,21 @@ def capacity(requests: Sequence[Request]) -> int:
 
 
 def at_hand(requests: Sequence[Request]) -> Waiting:
-    """Requests that are all there from the beginning."""
-    left = iter(requests)
+    """Requests that are all there from the beginning, and that nobody waits for one by one.
+
+    They take free places together once a quarter of all is free: each time that some join, the whole batch is copied.
+    (200 answers of a T5 of 4 + 4 layers took 1.7 times as long where each took its place at once.) Who hands over
+    requests as they come gets places at once.
+    """
+    left = deque(requests)
+    places = 0
 
     def waiting(count: int, idle: bool) -> list[Request]:
-        return [request for _, request in zip(range(count), left, strict=False)]
+        nonlocal places
+        places = max(places, count)
+        if count < FREED * places and not idle:
+            return []
+        return [left.popleft() for _ in range(min(count, len(left)))]
 
     return waiting
 

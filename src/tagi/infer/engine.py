@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tagi.config import Shape
+from tagi.config import Shape, T5Shape
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
-from tagi.data.prompts import render_instruction
-from tagi.data.tokenizers import unknown_words
 from tagi.data.types import Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import atomic_folder, check_replaceable, read_whole
-from tagi.infer import asked
+from tagi.infer import asked, notes
 from tagi.infer.answers import Answer, AnswerTexts, at_hand, capacity, grouped, raised, seeded
 from tagi.infer.cards import checkpoint_card
 from tagi.infer.compiled import Backend, Compiled
@@ -70,12 +68,13 @@ class Tagi:
             backbone: where the frozen backbone lies now, if not where the checkpoint says.
 
         Raises:
-            CheckpointError: no checkpoint, half-written, damaged, or of another backbone.
+            CheckpointError: no checkpoint, half-written, damaged, of another backbone, or with a tokenizer that does
+                not fit it.
         """
 
         def read() -> Self:
             loaded = checkpoint.load(locate(source), backbone=backbone)
-            return cls(loaded.model, load_tokenizer(loaded.folder), loaded.config)
+            return cls(loaded.model, load_tokenizer(loaded.folder, loaded.model.backbone.shape), loaded.config)
 
         opened = read_whole(Path(source), read)
         if dtype != torch.float32:
@@ -241,7 +240,9 @@ class Tagi:
     def _limits(self, decoding: Decoding) -> Limits:
         most = decoding.max_tokens or self.config.prompt.max_target
         stopped = partial(self._texts.stopped, stop=decoding.stop) if decoding.stop else None
-        return Limits(self.model.backbone.shape.eos_token_id, most, decoding.min_tokens, stopped)
+        shape = self.model.backbone.shape
+        further = shape.more_eos_token_ids if isinstance(shape, T5Shape) else ()
+        return Limits(shape.eos_token_id, most, decoding.min_tokens, stopped, further)
 
     @property
     def _texts(self) -> AnswerTexts:
@@ -284,41 +285,15 @@ class Tagi:
         """Where the model lies."""
         return self.model.backbone.embedding.weight.device
 
-    def notes(self, instruction: Instruction | None, inputs: Sequence[str]) -> list[str]:
-        """What a person should know before trusting the answers: what was cut, what the model cannot read."""
-        limit = self.config.prompt.max_input
-        texts = [(f"input {i}", text, limit) for i, text in enumerate(inputs, 1)]
-        if instruction is None:
-            return list(self._cut_or_unknown(texts))
-        return list(self._notes(instruction, texts))
+    def notes(
+        self, instruction: Instruction | None, inputs: Sequence[str], numbers: Sequence[int] | None = None
+    ) -> list[str]:
+        """What a person should know before trusting the answers, see `tagi.infer.notes`.
 
-    def _notes(self, instruction: Instruction, inputs: list[tuple[str, str, int]]) -> Iterator[str]:
-        prompt = self.config.prompt
-        shown = render_instruction(
-            instruction,
-            style=prompt.style,
-            positives=prompt.positives,
-            fits=self._fits(prompt.max_instruction),
-        )
-        asked = len(instruction.positives)
-        if shown.positives < asked:
-            yield f"the model reads {shown.positives} of the {asked} demonstrations"
-        yield from self._cut_or_unknown([("the instruction", shown.text, prompt.max_instruction), *inputs])
-
-    def _cut_or_unknown(self, texts: Sequence[tuple[str, str, int]]) -> Iterator[str]:
-        """Of named texts and how many tokens of each are read."""
-        for name, text, limit in texts:
-            if (length := self._length(text)) > limit:
-                yield f"{name} has {length} tokens and was cut to its first {limit}"
-        unknown = [word for _, text, _ in texts for word in unknown_words(self.tokenizer, text)]
-        if unknown:
-            yield f"the model does not know {', '.join(dict.fromkeys(unknown))}"
-
-    def _length(self, text: str) -> int:
-        return len(tokenizers.encode(self.tokenizer, text))
-
-    def _fits(self, limit: int) -> Callable[[str], bool]:
-        return lambda text: self._length(text) <= limit
+        Args:
+            numbers: what the inputs are called, if not 1, 2, and so on.
+        """
+        return notes.of(self.collator, instruction, inputs, numbers or range(1, len(inputs) + 1))
 
     def load_adapter(self, source: str | Path) -> TaskAdapter:
         """What `TaskAdapter.save_pretrained` wrote with this same checkpoint, or a LoRA in PEFT's files, worn without
@@ -379,13 +354,36 @@ def teacher_forced(model: nn.Module, shape: Shape, batch: Batch, memory: Tensor 
     return model(*instruction, batch.input_ids, batch.input_mask, decoder_ids, rows, memory, packing)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder.
 
+    Args:
+        shape: of the language model that is to read its ids.
+
     Raises:
-        CheckpointError: its files are missing or damaged.
+        CheckpointError: its files are missing or damaged; it has ids that the model does not embed, or no end token.
     """
     try:
-        return tokenizers.without_limits(AutoTokenizer.from_pretrained(folder))
-    except (OSError, ValueError) as error:
+        found = tokenizers.without_limits(AutoTokenizer.from_pretrained(folder))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ImportError) as error:
         raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # what the tokenizers library makes of a file that it cannot read
+        raise CheckpointError(f"{folder}: the tokenizer's files are damaged ({error})") from error
+    if shape is not None:
+        _check_tokenizer(found, shape, folder)
+    return found
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, shape: Shape, folder: Path) -> None:
+    """An embedding may have more rows than the tokenizer has ids, as padded ones do, but not fewer."""
+    most = max(tokenizer.get_vocab().values(), default=-1)
+    if most >= shape.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has ids up to {most}, but the language model embeds those below "
+            f"{shape.vocab_size} only; resize its embedding, or take the tokenizer that it was trained with"
+        )
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no end token (eos_token), so that no answer would ever end")

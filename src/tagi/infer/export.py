@@ -107,7 +107,7 @@ def from_bank(source: Path, group: str, backbone: str | None) -> Export:
     place = backbone or manifest.base
     base = checkpoint.base_source(place)
     model = load_t5(base).eval()
-    bank = banks.load(source, model.sites())
+    bank = banks.load(source, model)
     fingerprint = checkpoint.fingerprint(model)
     banks.check(bank, source, fingerprint, manifest.rank)
     about = f"The teacher LoRA of the group {group!r}, trained by gradient on its tasks."

@@ -83,10 +83,12 @@ class Limits:
     least: int = 0
     """Tokens before which it cannot end."""
     stops: Stops | None = None
+    ends: tuple[int, ...] = ()
+    """Further end tokens."""
 
     def reason(self, tokens: Sequence[int]) -> Reason | None:
         """Why the answer is complete, if it is."""
-        if tokens[-1] == self.end:
+        if tokens[-1] == self.end or tokens[-1] in self.ends:
             return "end"
         if self.stops is not None and self.stops(tokens):
             return "stop"
@@ -96,7 +98,7 @@ class Limits:
         """Scores (..., V) without the end token while the answer is too short."""
         if produced >= self.least:
             return scores
-        return scores.index_fill(-1, torch.tensor([self.end], device=scores.device), -torch.inf)
+        return scores.index_fill(-1, torch.tensor([self.end, *self.ends], device=scores.device), -torch.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,9 @@ class Line:
 
     def _choose(self, scores: Tensor, best: int) -> int:
         produced = len(self.tokens)
-        if not self.decoding.temperature and (best != self.limits.end or produced >= self.limits.least):
+        if not self.decoding.temperature and (
+            best not in (self.limits.end, *self.limits.ends) or produced >= self.limits.least
+        ):
             return best
         scores = self.limits.allowed(scores, produced)
         if not self.decoding.temperature:

@@ -9,18 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tagi.config import Frozen
+from tagi.config import Frozen, Positive
 from tagi.config_files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
-from tagi.model.backbone import Factors, Site
+from tagi.model.backbone import Backbone, Factors, Site
 from tagi.model.rows import Rows
-from tagi.model.t5_hf import read_safetensors
+from tagi.model.t5_hf import check_finite, check_shape, read_safetensors
 from tagi.model.tagi import Output, TagiModel, neutral
 
 MANIFEST, START, TEACHERS = "bank.json", "a0.safetensors", "teachers"
@@ -48,8 +50,8 @@ class BankManifest(Frozen):
     base_fingerprint: str
     reads: str
     """The method by which that model read its rows: `no_instruction` (b) or a prompt method (a; b)."""
-    rank: int
-    scale: float
+    rank: Positive
+    scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     teachers: tuple[TeacherEntry, ...]
 
 
@@ -126,22 +128,29 @@ def save(bank: Bank, folder: Path) -> None:
         (draft / MANIFEST).write_text(bank.manifest.model_dump_json(indent=2), encoding="utf-8")
 
 
-def load(folder: Path, sites: Sequence[Site]) -> Bank:
-    """Read a bank for a language model with these sites.
+def load(folder: Path, model: Backbone) -> Bank:
+    """Read a bank for a language model.
 
     Raises:
-        CheckpointError: no bank, a damaged one, or one for other sites.
+        CheckpointError: no bank, a damaged one, or tensors of another rank than the manifest says, that do not fit the
+            language model, or are no finite numbers; names file and tensor.
     """
     manifest = read_manifest(folder)
-    start = read_safetensors(folder / START)
-    a0 = {site: _take(start, str(site), folder / START) for site in sites}
+    start, rank = read_safetensors(folder / START), manifest.rank
     files = [folder / TEACHERS / teacher.file for teacher in manifest.teachers]
     tensors = [(file, read_safetensors(file)) for file in files]
 
-    def stacked(site: Site, factor: str) -> Tensor:
-        return torch.stack([_take(found, f"{site}.{factor}", file) for file, found in tensors])
+    def stacked(name: str, *shape: int) -> Tensor:
+        return torch.stack([_take(found, name, file, shape) for file, found in tensors])
 
-    lora = {site: Factors(stacked(site, "A"), stacked(site, "B"), manifest.scale) for site in sites}
+    a0: dict[Site, Tensor] = {}
+    lora: dict[Site, Factors] = {}
+    for site in model.sites():
+        width_in, width_out = model.site_shape(site)
+        a0[site] = _take(start, str(site), folder / START, (rank, width_in))
+        lora[site] = Factors(
+            stacked(f"{site}.A", rank, width_in), stacked(f"{site}.B", width_out, rank), manifest.scale
+        )
     return Bank(manifest, lora, a0)
 
 
@@ -149,9 +158,11 @@ def read_manifest(folder: Path) -> BankManifest:
     """The manifest of a bank folder.
 
     Raises:
-        CheckpointError: no bank, or a damaged manifest.
+        CheckpointError: no bank, one without teachers, or a damaged manifest.
     """
     manifest = read_json(BankManifest, folder / MANIFEST, "teacher bank")
+    if not manifest.teachers:
+        raise CheckpointError(f"{folder / MANIFEST}: teachers: there is none")
     if any(Path(teacher.file).name != teacher.file for teacher in manifest.teachers):
         raise CheckpointError(f"{folder / MANIFEST}: teachers.file: must be a plain file name")
     return manifest
@@ -185,7 +196,9 @@ def _named(lora: Mapping[Site, Factors]) -> Iterator[tuple[str, Tensor]]:
         yield f"{site}.B", factors.b[0]
 
 
-def _take(tensors: Mapping[str, Tensor], name: str, file: Path) -> Tensor:
+def _take(tensors: Mapping[str, Tensor], name: str, file: Path, shape: tuple[int, ...]) -> Tensor:
     if name not in tensors:
         raise CheckpointError(f"{file}: tensor {name} is missing; the bank belongs to another language model")
+    check_shape(file, name, tensors[name], *shape)
+    check_finite(file, name, tensors[name])
     return tensors[name]

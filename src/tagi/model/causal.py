@@ -6,22 +6,16 @@ training, decoding and choice scoring are the same code for both. Nothing is gen
 sites and no memory of an instruction.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    GPT2Config,
-    OPTConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.cache_utils import DynamicLayer
+from transformers import GPT2Config, OPTConfig, PretrainedConfig
 from transformers.utils import logging
 
 from tagi.config import CausalShape, ModuleKind
@@ -31,7 +25,11 @@ from tagi.model.attention import padding_bias
 from tagi.model.backbone import AfterSelfAttention, Modules, Site
 from tagi.model.cache import DecoderContext, DecoderMemory, History, KeyValue, Past
 from tagi.model.rows import Rows
-from tagi.model.t5_hf import read_hf_config
+from tagi.model.t5_hf import check_finite, read_hf_config
+
+if TYPE_CHECKING:  # a second of imports, which a T5 does without
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import DynamicLayer
 
 FAMILIES = ("gpt2", "opt")
 
@@ -45,8 +43,10 @@ class CausalLM(nn.Module):
         self.shape = causal_shape_of(model.config)
 
     @staticmethod
-    def of_shape(shape: CausalShape, seed: int = 0) -> "CausalLM":
+    def of_shape(shape: CausalShape, seed: int = 0) -> CausalLM:
         """A model with `transformers`' random initialisation; global random state stays as it was."""
+        from transformers import AutoModelForCausalLM
+
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return CausalLM(AutoModelForCausalLM.from_config(causal_config_of(shape)))
@@ -121,6 +121,8 @@ class CausalLM(nn.Module):
     def _run(
         self, embedded: Tensor, mask: Tensor, positions: Tensor, past: tuple[KeyValue, ...]
     ) -> tuple[Tensor, tuple[KeyValue, ...]]:
+        from transformers import DynamicCache
+
         if positions.numel() and int(positions.max()) >= self.shape.max_positions:
             raise InputError(
                 f"prompt and answer have {int(positions.max()) + 1} tokens together, more than the "
@@ -131,7 +133,7 @@ class CausalLM(nn.Module):
         out = body(
             inputs_embeds=embedded, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
-        kept = cast(list[DynamicLayer], out.past_key_values.layers)
+        kept = cast("list[DynamicLayer]", out.past_key_values.layers)
         return out.last_hidden_state, tuple(KeyValue(_tensor(one.keys), _tensor(one.values)) for one in kept)
 
 
@@ -149,6 +151,8 @@ def load_causal(folder: Path) -> CausalLM:
     Raises:
         CheckpointError: no safetensors weights, or tensors that do not belong to its config.
     """
+    from transformers import AutoModelForCausalLM
+
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}/model.safetensors: is missing (weights are read from safetensors only)")
     try:
@@ -161,6 +165,8 @@ def load_causal(folder: Path) -> CausalLM:
     model, report = opened
     if wrong := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise CheckpointError(f"{folder}: tensor {wrong[0]} is missing or has another shape than config.json says")
+    for name, tensor in model.state_dict().items():
+        check_finite(folder, name, tensor)
     return CausalLM(model)
 
 

@@ -2,10 +2,13 @@
 
 A folder holds `tagi.json`, `model.safetensors` (hypernetwork, fusion and, if separate, the instruction
 encoder) and `tokenizer*`. A backbone that was trained along lies beside them in `backbone/`, a Hugging Face
-folder; a frozen one is only referred to, by path or hub name and fingerprint.
+folder; a frozen one is only referred to, by path or hub name and fingerprint. A path is kept in two ways, whole and as
+seen from the checkpoint, so that the checkpoint opens from any working directory, after it was moved, and after both
+were moved together.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +44,8 @@ class ModelConfig(Frozen):
     backbone: str
     """Path or hub name of the backbone; `backbone` is the folder beside this file."""
     backbone_fingerprint: str
+    backbone_from_here: str | None = None
+    """The same folder as seen from the checkpoint's, where it lies on the same machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _hash(tensor: Tensor) -> bytes:
     """Of a tensor's bytes, which are not copied where they lie on the CPU in order."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy())).digest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
 
 
 def save(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -91,7 +96,19 @@ def write(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.d
         config = config.model_copy(update={"backbone_fingerprint": fingerprint_tensors(written)})
     own = {name: t.to("cpu", dtype).contiguous() for name, t in own_tensors(model).items()}
     save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    (folder / CONFIG).write_text(_placed(config, folder).model_dump_json(indent=2), encoding="utf-8")
+
+
+def _placed(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The config with the place of a backbone that lies on this machine, whatever the working directory is later.
+
+    `folder` may be a draft beside the folder whose place it takes: seen from either, the backbone lies the same way.
+    """
+    if config.backbone == BACKBONE or not Path(config.backbone).is_dir():
+        return config
+    whole = os.path.abspath(config.backbone)
+    seen = os.path.relpath(os.path.realpath(whole), os.path.realpath(folder))
+    return config.model_copy(update={"backbone": whole, "backbone_from_here": seen})
 
 
 def own_tensors(model: TagiModel) -> dict[str, Tensor]:
@@ -121,8 +138,17 @@ def base_source(source: str | Path) -> str:
     folder = locate(source)
     if not (folder / CONFIG).exists():
         return str(source)
-    config = read_config(folder)
-    return str(folder / BACKBONE) if config.backbone == BACKBONE else config.backbone
+    return _backbone_of(folder, read_config(folder))
+
+
+def _backbone_of(folder: Path, config: ModelConfig) -> str:
+    if config.backbone == BACKBONE:
+        return str(folder / BACKBONE)
+    if config.backbone_from_here is not None:
+        beside = Path(os.path.normpath(os.path.join(os.path.realpath(folder), config.backbone_from_here)))
+        if beside.is_dir():
+            return str(beside)
+    return config.backbone
 
 
 def load(folder: Path, *, backbone: str | None = None) -> Loaded:
@@ -133,11 +159,12 @@ def load(folder: Path, *, backbone: str | None = None) -> Loaded:
     """
     config = read_config(folder)
     inside = config.backbone == BACKBONE and backbone is None
-    base = load_language_model(backbone or base_source(folder))
+    source = backbone or _backbone_of(folder, config)
+    base = load_language_model(source)
     if not inside and (found := fingerprint(base)) != config.backbone_fingerprint:
         raise CheckpointError(
             f"{folder}: belongs to another backbone (fingerprint {config.backbone_fingerprint}, "
-            f"but {backbone or config.backbone} has {found})"
+            f"but {source} has {found})"
         )
     try:
         model = TagiModel(base, methods.get(config.method), config.hypernetwork, config.fusion)
@@ -151,6 +178,8 @@ def _assign(model: TagiModel, tensors: dict[str, Tensor], file: Path) -> None:
     own = own_tensors(model)
     if missing := sorted(own.keys() - tensors.keys()):
         raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
+    if extra := sorted(tensors.keys() - own.keys()):
+        raise CheckpointError(f"{file}: tensor {extra[0]} is no part of the model that {CONFIG} describes")
     for name, tensor in own.items():
         if tensors[name].shape != tensor.shape:
             raise CheckpointError(f"{file}: tensor {name} has another shape than {CONFIG} says")

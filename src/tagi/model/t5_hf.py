@@ -1,17 +1,11 @@
 """The one place that knows Hugging Face's names for T5: config keys and tensor names, both ways."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, T5Config
 from tagi.config import T5Shape
 from tagi.config_files import parse
 from tagi.errors import CheckpointError, ConfigError
+from tagi.model import hub
 from tagi.model.backbone import Site
 from tagi.model.t5 import T5
 
@@ -36,10 +31,10 @@ _SAME_NAME = (
     "relative_attention_max_distance",
     "dropout_rate",
     "layer_norm_epsilon",
-    "pad_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
 )
+_SHARED = "shared.weight"
+_ITS_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_HEAD = "lm_head.weight"
 _ATTENTIONS: dict[str, tuple[str, str, str]] = {
     "encoder.self": ("encoder", "attention", "0.SelfAttention"),
     "decoder.self": ("decoder", "attention", "0.SelfAttention"),
@@ -51,14 +46,17 @@ _ATTENTIONS: dict[str, tuple[str, str, str]] = {
 def load_t5(source: str | Path) -> T5:
     """A T5 from a Hugging Face folder or hub name, in fp32.
 
+    What `transformers` reads is read as it does: a single file before the shards of an index, shards in folders below,
+    the embedding by any of its names.
+
     Raises:
-        CheckpointError: not a T5, no safetensors weights, tensors missing or of another shape.
+        CheckpointError: not a T5, no safetensors weights, tensors missing, of another shape, or not finite.
     """
     folder = locate(source)
     config = read_hf_config(folder)
     if config.model_type not in ("t5", "mt5"):
         raise CheckpointError(f"{folder}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
-    tensors = _read_weights(folder)
+    tensors = _with_shared(_read_weights(folder), folder)
     try:
         model = T5(shape_of(config, tied=_is_tied(tensors)))
     except ConfigError as error:
@@ -80,17 +78,13 @@ def locate(source: str | Path) -> Path:
     """The local folder of a checkpoint: the folder itself, or the hub's snapshot of that name; a `Path` is no name.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, see `tagi.model.hub.snapshot`.
     """
     if Path(source).is_dir():
         return Path(source)
     if isinstance(source, Path):
         raise CheckpointError(f"{source}: no such folder")
-    try:
-        patterns = ["*.safetensors", "*.json", "*.model"]
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{source}: no such folder, and the hub has no model of that name") from error
+    return hub.snapshot(source)
 
 
 def read_shape(source: str) -> T5Shape:
@@ -102,7 +96,10 @@ def read_shape(source: str) -> T5Shape:
     config = read_hf_config(Path(source))
     if config.model_type not in ("t5", "mt5"):
         raise CheckpointError(f"{source}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
-    return shape_of(config, tied=bool(config.tie_word_embeddings))
+    try:
+        return shape_of(config, tied=bool(config.tie_word_embeddings))
+    except ConfigError as error:
+        raise CheckpointError(f"{source}/{error}") from error
 
 
 def shape_of(config: PretrainedConfig, *, tied: bool) -> T5Shape:
@@ -112,7 +109,7 @@ def shape_of(config: PretrainedConfig, *, tied: bool) -> T5Shape:
         ConfigError: a value that no T5 of ours can have.
     """
     values: dict[str, Any] = {name: getattr(config, name, None) for name in _SAME_NAME}
-    values["decoder_start_token_id"] = values["decoder_start_token_id"] or 0
+    values |= _ids(config)
     mt5 = config.model_type == "mt5"  # never scales, whatever its config says of tying
     scaled = not mt5 and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
     activation = {"activation": config.dense_act_fn, "gated": config.is_gated_act}
@@ -120,11 +117,38 @@ def shape_of(config: PretrainedConfig, *, tied: bool) -> T5Shape:
     return parse(T5Shape, values, source="config.json")
 
 
+def _ids(config: PretrainedConfig) -> dict[str, Any]:
+    """The special tokens of a config: one that is absent or null is what `transformers` takes in its place.
+
+    Raises:
+        ConfigError: one that cannot be replaced, or is no token of the vocabulary.
+    """
+    ends, pad = getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None)
+    ends = ends if isinstance(ends, list) else [ends]
+    if not ends or None in ends:
+        raise ConfigError("config.json: eos_token_id: is missing, so that no answer would ever end")
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None and pad is None:
+        raise ConfigError(
+            "config.json: decoder_start_token_id: is missing, and so is pad_token_id, which T5 begins with"
+        )
+    start, pad = pad if start is None else start, ends[0] if pad is None else pad
+    named = [("decoder_start_token_id", start), ("pad_token_id", pad), *(("eos_token_id", one) for one in ends)]
+    for name, number in named:
+        if type(number) is not int or not 0 <= number < config.vocab_size:
+            raise ConfigError(f"config.json: {name}: {number!r} is none of the {config.vocab_size} ids from 0")
+    return dict(named) | {"eos_token_id": ends[0], "more_eos_token_ids": tuple(ends[1:])}
+
+
 def config_of(shape: T5Shape) -> dict[str, Any]:
     """The `config.json` of a shape; `tie_word_embeddings` is where the family says whether outputs scale."""
     activation = "gelu" if shape.activation == "gelu_new" else shape.activation
     values: dict[str, Any] = {name: getattr(shape, name) for name in _SAME_NAME}
+    ends = [shape.eos_token_id, *shape.more_eos_token_ids]
     values |= {
+        "pad_token_id": shape.pad_token_id,
+        "eos_token_id": ends if len(ends) > 1 else shape.eos_token_id,
+        "decoder_start_token_id": shape.decoder_start_token_id,
         "feed_forward_proj": f"gated-{activation}" if shape.gated else shape.activation,
         "tie_word_embeddings": shape.scale_outputs,
         "architectures": ["T5ForConditionalGeneration"],
@@ -134,14 +158,14 @@ def config_of(shape: T5Shape) -> dict[str, Any]:
 
 def tensor_names(shape: T5Shape) -> dict[str, str]:
     """Our parameter name -> Hugging Face's, for every tensor of a T5."""
-    names = {"embedding.weight": "shared.weight"}
+    names = {"embedding.weight": _SHARED}
     for stack, layers in (("encoder", shape.num_layers), ("decoder", shape.num_decoder_layers)):
         first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         names[f"{stack}_position.weight"] = first
         names[f"{stack}_norm.weight"] = f"{stack}.final_layer_norm.weight"
         for i in range(layers):
             names |= _block_names(shape, stack, i)
-    return names if shape.tied else names | {"output.weight": "lm_head.weight"}
+    return names if shape.tied else names | {"output.weight": _HEAD}
 
 
 def module_name(site: Site) -> str:
@@ -166,44 +190,54 @@ def _block_names(shape: T5Shape, stack: str, layer: int) -> dict[str, str]:
 
 
 def read_hf_config(folder: Path) -> PretrainedConfig:
-    """A folder's `config.json`.
+    """The `config.json` of a folder, or of a hub's model, of which nothing else is downloaded.
 
     Raises:
-        CheckpointError: missing, or no model's.
+        CheckpointError: missing, or no model's; or see `tagi.model.hub.snapshot`.
     """
+    found = folder if folder.is_dir() else hub.snapshot(str(folder), ("config.json",))
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, StrictDataclassError) as error:
+        return AutoConfig.from_pretrained(found)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, StrictDataclassError) as error:
         raise CheckpointError(f"{folder}/config.json: is missing or is no model config") from error
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
+    single = (folder / WEIGHTS).is_file() or not (folder / INDEX).exists()
     tensors: dict[str, Tensor] = {}
-    for file in _shards(folder / INDEX) if (folder / INDEX).exists() else [folder / WEIGHTS]:
+    for file in [folder / WEIGHTS] if single else _shards(folder / INDEX):
         tensors |= read_safetensors(file)
     return tensors
 
 
 def _shards(index: Path) -> list[Path]:
+    """The files that an index names, which may lie in folders below; links in them are followed, as a hub's cache is
+    made of links."""
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({index.parent / Path(name).name for name in names})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        names = {PurePosixPath(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: is damaged (no weight_map of file names)") from error
+    if outside := sorted(str(name) for name in names if name.is_absolute() or ".." in name.parts):
+        raise CheckpointError(f"{index}: weight_map names {outside[0]}, which does not lie in the folder")
+    return [index.parent / name for name in sorted(names)]
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """All tensors of one file.
 
     Raises:
-        CheckpointError: the file is missing, or cut short, or no safetensors file.
+        CheckpointError: the file is missing, or cut short, or no safetensors file, or holds NaN or infinity.
     """
     if not file.exists():
         raise CheckpointError(f"{file}: is missing (weights are read from safetensors only)")
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file}: is damaged or half-written ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            check_finite(file, name, tensor)
+    return tensors
 
 
 def check_shape(file: Path, name: str, tensor: Tensor, *expected: int | str) -> None:
@@ -219,6 +253,21 @@ def check_shape(file: Path, name: str, tensor: Tensor, *expected: int | str) -> 
         raise CheckpointError(f"{file}: tensor {name} has shape {found}, not ({wanted})")
 
 
+def _with_shared(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The embedding under its own name: files have it under any of four, and `transformers` takes them in this order.
+
+    Raises:
+        CheckpointError: encoder and decoder embed tokens apart, as no T5 of ours does.
+    """
+    found = [name for name in (_SHARED, *_ITS_COPIES, _HEAD) if name in tensors]
+    for copy in (name for name in found[1:] if name in _ITS_COPIES):
+        if not _same(tensors[found[0]], tensors[copy]):
+            raise CheckpointError(
+                f"{folder}: tensors {found[0]} and {copy} differ; a T5 here has one embedding for both"
+            )
+    return tensors | {_SHARED: tensors[found[0]]} if found else tensors
+
+
 def check_finite(file: Path, name: str, tensor: Tensor) -> None:
     """Refuse a tensor of something else than finite numbers, such as what a training that diverged leaves.
 
@@ -232,8 +281,12 @@ def check_finite(file: Path, name: str, tensor: Tensor) -> None:
 
 
 def _is_tied(tensors: dict[str, Tensor]) -> bool:
-    shared, head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
-    return head is None or (shared is not None and torch.equal(shared, head))
+    shared, head = tensors.get(_SHARED), tensors.get(_HEAD)
+    return head is None or (shared is not None and _same(shared, head))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.float(), other.float())
 
 
 def _assign(model: T5, tensors: dict[str, Tensor], folder: Path) -> None:

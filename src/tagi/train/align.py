@@ -41,7 +41,10 @@ def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"])
         relative = [d.sum() / float(energies[site]) for site, d in distances.items()]
         return Loss(torch.stack(relative).mean(), (lane_T >= 0).sum().to(relative[0].device))
 
-    return Term("ins", weight, loss, lambda batch: (lane_of(batch, lanes) >= 0).sum())
+    def count(batch: Batch) -> Tensor:
+        return (lane_of(batch, lanes) >= 0).sum().to(batch.labels.device)  # where processes add it up
+
+    return Term("ins", weight, loss, count)
 
 
 def lane_of(batch: Batch, lanes: Mapping[str, int]) -> Tensor:

@@ -296,7 +296,7 @@ def _target_tasks(data: DataConfig, datasets: Datasets) -> list[Task]:
         ConfigError: a task has no others.
     """
     dataset = datasets.sni(data)
-    names = named(dataset.english(dataset.names("test")), str, data.only)
+    names = dataset.chosen("test", data.only)[0]
     return [_later(dataset.load(name), data.skip) for name in names]
 
 

@@ -74,11 +74,11 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 
 def _progress(*, visible: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
         console=Console(stderr=True),
         disable=not visible,
     )

@@ -95,7 +95,7 @@ def _backbone(
         backbone = load_language_model(folder)
         if config.shape is not None:
             check_shape(backbone.shape, config.shape, config.path)
-        return backbone, load_tokenizer(folder)
+        return backbone, load_tokenizer(folder, backbone.shape)
     shape = random_shape(config)
     tokenizer = tokenizer or random_tokenizer(config, shape, run.data, datasets)
     backbone = build(shape.model_copy(update={"vocab_size": len(tokenizer)}), generator.initial_seed())
@@ -158,7 +158,7 @@ def _go_on(config: RunConfig, folder: Path) -> Start:
     loaded = checkpoint.load(folder)
     inside = loaded.config.backbone == BACKBONE
     reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, loaded.model.backbone.shape)
     if config.method != loaded.config.method:
         generator = torch.Generator().manual_seed(config.training.seed)
         return _with_parts(config, loaded.model.backbone, tokenizer, reference, generator)
@@ -178,7 +178,7 @@ def _with_parts(
     model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
     initialise_parts(model, generator)
     if config.bank is not None and model.hypernetwork is not None:
-        bank = banks.load(Path(config.bank), backbone.sites())
+        bank = banks.load(Path(config.bank), backbone)
         model.hypernetwork.start_from(bank.a0)
     return Start(model, tokenizer, _settings(config, model, reference))
 

@@ -205,7 +205,7 @@ def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | No
         return None
     if not config.teachers.only:
         raise CheckpointError(f"{final}: already holds a bank; name groups in teachers.only, or choose another output")
-    bank = banks.load(final, base.backbone.sites())
+    bank = banks.load(final, base.backbone)
     banks.check(bank, final, fingerprint, config.teachers.rank)
     for name, there, asked in (
         ("scale", bank.manifest.scale, config.teachers.scale),

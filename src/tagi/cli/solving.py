@@ -1,0 +1,107 @@
+"""Inputs with an instruction each, answered in their order and some at a time, so that the first come early."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tagi.data.types import Demonstration, Instruction
+from tagi.infer.answers import Answer
+from tagi.infer.decode import CAPACITY
+from tagi.infer.engine import Tagi
+from tagi.infer.search import Decoding
+from tagi.model.adapter import TaskAdapter, stack
+
+TOGETHER = 4 * CAPACITY
+"""Inputs whose answers are waited for: enough to fill batches with inputs of like length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An input, and what to do with it; None where an adapter was given that has read that already."""
+
+    text: str
+    instruction: Instruction | None
+
+
+class Solver:
+    """Answers inputs of several tasks, and measures what reading the instructions and answering took.
+
+    Args:
+        adapter: what inputs without an instruction wear.
+    """
+
+    def __init__(self, tagi: Tagi, adapter: TaskAdapter | None, decoding: Decoding) -> None:
+        self.tagi, self.adapter, self.decoding = tagi, adapter, decoding
+        self.adapt_seconds = self.generate_seconds = 0.0
+        self._known: dict[Instruction | None, Instruction | TaskAdapter] = {}
+
+    def told(self, instruction: Instruction | None) -> Instruction | TaskAdapter:
+        """What is known of a task, with all done that can be done once per task."""
+        if instruction is None:
+            assert self.adapter is not None
+            return self.adapter
+        return self.tagi.adapt(instruction) if self.tagi.model.method.adapts else instruction
+
+    def answers(self, asked: Sequence[Asked], report: Callable[[int, int], None]) -> Iterator[list[Answer]]:
+        """The answers in order, some at a time; tasks are mixed in one batch where the method writes adapters.
+
+        Args:
+            report: called with answers done and answers in all.
+        """
+        done = 0
+        for some in self._parts(asked):
+            yield self._answers(some, lambda more, _, done=done: report(done + more, len(asked)))
+            done += len(some)
+
+    def notes(self, asked: Sequence[Asked]) -> list[str]:
+        """What a person should know before trusting the answers, see `Tagi.notes`."""
+        notes: list[str] = []
+        for instruction in dict.fromkeys(one.instruction for one in asked):
+            read = self._read() if instruction is None else instruction
+            numbers = [number for number, one in enumerate(asked, 1) if one.instruction == instruction]
+            notes += self.tagi.notes(read, [asked[number - 1].text for number in numbers], numbers)
+        return list(dict.fromkeys(notes))
+
+    def _parts(self, asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
+        """Where equal inputs are drawn for, all at once: how many came before decides what each draws."""
+        texts = {one.text for one in asked}
+        size = len(asked) if self.decoding.temperature and len(texts) < len(asked) else TOGETHER
+        return (asked[first : first + size] for first in range(0, len(asked), size))
+
+    def _answers(self, asked: Sequence[Asked], progress: Callable[[int, int], None]) -> list[Answer]:
+        began = time.perf_counter()
+        wanted = dict.fromkeys(one.instruction for one in asked)
+        self._known = {one: self._known.get(one) or self.told(one) for one in wanted}
+        adapted = time.perf_counter()
+        answers = self._mixed([*wanted], asked, progress)
+        self.adapt_seconds += adapted - began
+        self.generate_seconds += time.perf_counter() - adapted
+        return answers
+
+    def _mixed(
+        self, wanted: Sequence[Instruction | None], asked: Sequence[Asked], progress: Callable[[int, int], None]
+    ) -> list[Answer]:
+        adapters = [one for one in self._known.values() if isinstance(one, TaskAdapter)]
+        texts, owners = [one.text for one in asked], [wanted.index(one.instruction) for one in asked]
+        if adapters and len(wanted) > 1:
+            return self.tagi.answer(stack(adapters), texts, tasks=owners, decoding=self.decoding, progress=progress)
+        found: dict[int, Answer] = {}
+        for task, one in enumerate(wanted):
+            places = [place for place, owner in enumerate(owners) if owner == task]
+            before = len(found)
+            answers = self.tagi.answer(
+                self._known[one],
+                [texts[place] for place in places],
+                decoding=self.decoding,
+                progress=lambda done, _, before=before: progress(before + done, len(asked)),
+            )
+            found |= dict(zip(places, answers, strict=True))
+        return [found[place] for place in range(len(asked))]
+
+    def _read(self) -> Instruction | None:
+        """The instruction that the adapter was written from; none of a LoRA that was trained elsewhere."""
+        assert self.adapter is not None
+        origin = self.adapter.origins[0]
+        if not origin.definition:
+            return None
+        return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.positives))
