@@ -123,8 +123,9 @@ def quantised(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
 
 def wide(family: str = "llama", **more: Any) -> Decoder:
     """A model whose rows are long enough for blocks of 32."""
-    # `transformers` takes GPT-2's default where a GGUF says how many positions there are.
+    # `transformers` takes its defaults where a GGUF says how many positions a GPT-2 and how wide heads a Qwen3 has.
     sizes = {"n_embd": 64, "n_positions": 1024} if family == "gpt2" else WIDE
+    sizes = sizes | {"head_dim": 128} if family == "qwen3" else sizes
     base, sizes = NAMED[family], sizes | {"vocab_size": 110}
     return pair(replace(base, name=f"wide-{family}", config=base.config | sizes | more)).ours
 
@@ -143,7 +144,7 @@ def check_same(file: Path, folder: Path) -> None:
     assert worst(logits, reference) < LOGITS * float(reference.detach().abs().max())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     reference = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    for text in ("the man, then 12 + 1212!", " two  spaces\n\nand lines "):
+    for text in ("the man, then 3 + 4!", " two  spaces\n\nand lines "):
         assert tokenizer(text).input_ids == reference(text).input_ids
     said = [{"role": "user", "content": "the man"}]
     assert tokenizer.apply_chat_template(said) == reference.apply_chat_template(said)
@@ -177,6 +178,16 @@ def test_gguf_of_every_architecture_is_read_as_transformers_reads_it(
     small = float(np.float32(model.shape.norm_eps))  # as a GGUF has it
     assert load_decoder(folder).shape == model.shape.model_copy(update={"bos_token_id": 1, "norm_eps": small})
     check_same(file, folder)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("gpt-2", ["12", "12", "5"]), ("smollm", [*"12125"]), ("qwen2", [*"12125"]), ("llama-bpe", ["12", "1", "2", "5"])],
+)
+def test_gguf_tells_how_its_tokenizer_splits_digits(split: str, expected: list[str], tmp_path: Path) -> None:
+    """`transformers` takes GPT-2's splitting for every Llama, whatever the file says."""
+    folder = ours.cached(written(wide(), tmp_path / "model.gguf", split=split), cache=tmp_path)
+    assert AutoTokenizer.from_pretrained(folder).tokenize("12125") == expected
 
 
 def test_gguf_of_llama_3_tells_its_frequencies_by_a_tensor(tmp_path: Path) -> None:
