@@ -12,11 +12,13 @@ from tagi.model.backbone import Factors, Modules, Site
 from tagi.model.rows import Rows
 
 
-def project(x_RLI: Tensor, weight_JI: Tensor, factors: Factors | None, rows: Rows) -> Tensor:
-    """x Wᵀ + scale · (x Aᵀ) Bᵀ with each row's own task: (R, L, in) -> (R, L, out)."""
+def project(
+    x_RLI: Tensor, weight_JI: Tensor, factors: Factors | None, rows: Rows, bias_J: Tensor | None = None
+) -> Tensor:
+    """x Wᵀ + bias + scale · (x Aᵀ) Bᵀ with each row's own task: (R, L, in) -> (R, L, out)."""
     if factors is not None and factors.whole is not None:
-        return F.linear(x_RLI, factors.whole)
-    plain = F.linear(x_RLI, weight_JI)
+        return F.linear(x_RLI, factors.whole, bias_J)
+    plain = F.linear(x_RLI, weight_JI, bias_J)
     if factors is None:
         return plain
     down_RLr = rows.matmul(x_RLI, factors.a.transpose(-1, -2))

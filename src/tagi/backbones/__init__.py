@@ -1,0 +1,1 @@
+"""Language models behind one small protocol (`base`); nothing outside knows a family."""

@@ -1,0 +1,1 @@
+"""Decoder-only language models: one model file for all families, and their names in files."""

