@@ -577,3 +577,10 @@ def test_shift_right_starts_with_the_start_token_and_pads_ignored_labels() -> No
     assert shift_right(labels, start=9, pad=0).tolist() == [[9, 5, 6], [9, 7, 1]]
     assert shift_right(torch.tensor([[1, -100, -100]]), start=9, pad=0).tolist() == [[9, 1, 0]]
     assert labels.tolist() == [[5, 6, 1], [7, 1, -100]], "the labels themselves stay as they are"
+
+
+def test_parameters_stand_in_the_order_that_optimizer_states_were_saved_in() -> None:
+    """Adam's moments of a run that is resumed are matched by place."""
+    parts = dict.fromkeys(name.split(".")[0] for name, _ in small_t5(tied=False).named_parameters())
+    tables = ["encoder_position", "decoder_position", "encoder_norm", "decoder_norm"]
+    assert list(parts) == ["embedding", "encoder", "decoder", *tables, "output"]

@@ -196,7 +196,9 @@ def test_more_tokens_than_positions_are_refused() -> None:
     ids = torch.full((1, 62), 5)
     prepared = model.prepare(neutral(backbone, 1))
     with pytest.raises(InputError, match="65 tokens together, more than the 64 positions"):
-        greedy(model, ids, torch.ones_like(ids), prepared, Rows(1, 1), 9)
+        model.respond(prepared.adapter, ids, torch.ones_like(ids), ids[:, :3], Rows(1, 1))
+    answer = greedy(model, ids, torch.ones_like(ids), prepared, Rows(1, 1), 9)
+    assert answer.shape[1] <= 2, "an answer ends with the last position"
 
 
 def test_methods_and_language_models_must_fit() -> None:

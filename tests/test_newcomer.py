@@ -1,7 +1,7 @@
 """What someone new to the Python API writes first: right, or one sentence that says what to write instead."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -58,7 +58,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         "the instruction: demonstration 1: character 1",
     ),
     "a number in a demonstration": (
-        lambda t: t.adapt(Instruction("a .", (Demonstration("a", 3),))),
+        lambda t: t.adapt(Instruction("a .", (Demonstration("a", cast(Any, 3)),))),
         "the instruction: demonstration 1: 3 is no string",
     ),
     "stream a list": (lambda t: list(t.stream(t.adapt("a ."), ["a"])), r"the input: \['a'\] is no string"),
@@ -79,12 +79,12 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         "decoding: {} is no tagi.Decoding",
     ),
     "an empty stop string": (lambda t: Decoding(stop=""), "stop: a stop string is empty"),
-    "a stop that is none": (lambda t: Decoding(**{"stop": [3]}), "stop: 3 is no string"),
+    "a stop that is none": (lambda t: Decoding(stop=cast(Any, [3])), "stop: 3 is no string"),
     "a temperature that is none": (
         lambda t: Decoding(temperature=float("nan")),
         "temperature: nan is no finite number",
     ),
-    "half a beam": (lambda t: Decoding(**{"beams": 1.5}), "beams: 1.5 is no whole number"),
+    "half a beam": (lambda t: Decoding(beams=cast(Any, 1.5)), "beams: 1.5 is no whole number"),
 }
 
 

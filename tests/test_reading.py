@@ -19,8 +19,9 @@ from malformed import refusal
 from tagi.config_files import load
 from tagi.data.c4 import documents
 from tagi.data.p3 import P3Dataset
+from tagi.data.promptsource import read_templates
 from tagi.data.sni import SniDataset
-from tagi.errors import DataError
+from tagi.errors import ConfigError, DataError
 from tagi.eval.report import read_predictions
 from tagi.reading import json_value, read_lines, read_text
 
@@ -153,6 +154,18 @@ def test_one_reader_refuses_what_is_no_json_value(text: str, words: str) -> None
 def test_one_reader_reads_whole_pairs() -> None:
     assert json_value('{"a": "\\ud83d\\ude00"}', Path("f")) == {"a": "😀"}
     assert json_value('"\\\\ud83d"', Path("f")) == "\\ud83d"
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 2020-99-99", "a: !!bool x", "a: !!timestamp x", "!!int x", "a: !!float ''", "[" * 3_000]
+)
+def test_one_reader_refuses_yaml_that_its_library_trips_over(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    dates = "unknown key"  # a config has none, so that this is a string
+    with pytest.raises(ConfigError, match=rf"run\.yaml: (a: {dates}|is not YAML)"):
+        load(tmp_path / "run.yaml")
+    with pytest.raises(DataError, match=r"run\.yaml: is no YAML"):
+        read_templates(tmp_path / "run.yaml")
 
 
 # --- everything reads through it --------------------------------------------------------------------------

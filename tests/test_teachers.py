@@ -274,6 +274,16 @@ def test_a_bank_that_does_not_fit_is_refused(base: Path, bank: Path, tmp_path: P
         build_stage(student(base, base, tmp_path / "f"))
 
 
+def test_a_bank_for_none_of_the_tasks_is_refused(base: Path, bank: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bank / banks.MANIFEST).read_text())
+    for teacher in manifest["teachers"]:
+        teacher["tasks"] = [f"another {name}" for name in teacher["tasks"]]
+    (bank / banks.MANIFEST).write_text(json.dumps(manifest))
+    for objective in ({"lambda_ins": 1.0}, {"lambda_kl": 1.0, "teacher": {"kind": "lora", "checkpoint": str(base)}}):
+        with pytest.raises(ConfigError, match=r"bank: .* has no LoRA for any of this run's training tasks"):
+            build_stage(student(base, bank, tmp_path / "d", objective=objective))
+
+
 def test_non_finite_or_unfit_banks_are_refused(base: Path, bank: Path, tmp_path: Path) -> None:
     """A bank whose files are another one's, of another rank or width, or damaged by a training that diverged."""
     model = checkpoint.load(base).model.backbone

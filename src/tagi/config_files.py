@@ -13,13 +13,11 @@ from pydantic import BaseModel, ValidationError
 
 from tagi.config import Frozen, RunConfig
 from tagi.errors import CheckpointError, ConfigError, DataError
-from tagi.reading import json_value, read_text
+from tagi.reading import json_value, read_text, yaml_value
 
 C = TypeVar("C", bound=Frozen)
 RUN_FILE = "run.yaml"
 """The config of the run that trained a checkpoint, kept inside it."""
-NODES, DEPTH = 100_000, 100
-"""Values of a YAML text when its aliases are written out, and how deep they are nested, at most."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -133,31 +131,9 @@ def _read_yaml(text: str, source: str) -> Any:
         ConfigError: it is no YAML, or its aliases make more of it than any config is.
     """
     try:
-        value = yaml.load(text, _Loader)
-        left = _counted_down(value, NODES, DEPTH)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError where a tag asks for a number and there is none
+        return yaml_value(text, _Loader)
+    except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML ({' '.join(str(error).split())})") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source} is nested too deep") from error
-    if left < 0:
-        raise ConfigError(f"{source} holds more than {NODES:,} values when its aliases are written out")
-    return value
-
-
-def _counted_down(value: Any, left: int, depth: int) -> int:
-    """What is left of a count when every value inside has been counted, below 0 where it did not suffice.
-
-    Raises:
-        RecursionError: deeper than `depth`, as what holds itself always is.
-    """
-    if not depth:
-        raise RecursionError
-    inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for one in inside:
-        if left < 0:
-            break
-        left = _counted_down(one, left, depth - 1)
-    return left - 1
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
+import yaml
+
 from tagi.errors import DataError
 
 _MARKS = (
@@ -25,6 +27,8 @@ _MARKS = (
 )
 _GZIP = b"\x1f\x8b"
 _MARK = "\ufeff"
+NODES, DEPTH = 100_000, 100
+"""Values of a YAML text when its aliases are written out, and how deep they are nested, at most."""
 
 
 def read_text(path: Path, stream: BinaryIO | None = None) -> str:
@@ -80,6 +84,41 @@ def json_value(text: str, path: Path, within: str = "") -> Any:
         where = ", ".join(part for part in (within, field.lstrip(".")) if part)
         raise DataError(path, where, f"holds half of a surrogate pair (\\u{ord(sign):04x}), which is no character")
     return value
+
+
+def yaml_value(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """A YAML text as Python values.
+
+    Raises:
+        YAMLError: it is no YAML, PyYAML trips over a value of another form than its tag or its looks promise, or its
+            aliases make more of it than any file that we read is.
+    """
+    try:
+        value = yaml.load(text, loader)
+        left = _counted_down(value, NODES, DEPTH)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+    except (ValueError, LookupError, AttributeError) as error:  # as `2020-99-99` and `!!bool x`
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {error})") from error
+    if left < 0:
+        raise yaml.YAMLError(f"it holds more than {NODES:,} values when its aliases are written out")
+    return value
+
+
+def _counted_down(value: Any, left: int, depth: int) -> int:
+    """What is left of a count when every value inside has been counted, below 0 where it did not suffice.
+
+    Raises:
+        RecursionError: deeper than `depth`, as what holds itself always is.
+    """
+    if not depth:
+        raise RecursionError
+    inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for one in inside:
+        if left < 0:
+            break
+        left = _counted_down(one, left, depth - 1)
+    return left - 1
 
 
 def _half(value: Any) -> tuple[str, str] | None:

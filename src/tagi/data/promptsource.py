@@ -18,7 +18,7 @@ from jinja2.environment import Template as Compiled
 from tagi.data.budget import LIMITED, Limits
 from tagi.data.sandbox import Mask, compiled, generate
 from tagi.errors import DataError
-from tagi.reading import read_text
+from tagi.reading import read_text, yaml_value
 
 SEPARATOR = "|||"
 _PROTECTED = "3ed2dface8203c4c9dfb1a5dc58e41e0"
@@ -65,7 +65,7 @@ def read_templates(path: Path) -> list[Template]:
         DataError: the file cannot be read, is no YAML, has another tag, lacks a field or names a template twice.
     """
     try:
-        content = yaml.load(read_text(path), _Loader)
+        content = yaml_value(read_text(path), _Loader)
     except yaml.YAMLError as error:
         raise DataError(path, "", f"is no YAML of PromptSource ({' '.join(str(error).split())})") from error
     entries = content.get("templates") if isinstance(content, dict) else None

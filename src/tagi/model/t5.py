@@ -211,6 +211,8 @@ class T5(T5Encoder):
         self.decoder = nn.ModuleList(DecoderBlock(shape, i) for i in range(shape.num_decoder_layers))
         self.decoder_position = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
         self.decoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        for name in ("encoder_position", "decoder_position", "encoder_norm", "decoder_norm"):
+            self.register_module(name, self._modules.pop(name))  # parameters keep the order that runs were saved in
         self.output = None if shape.tied else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
 
     @property

@@ -15,7 +15,7 @@ from tagi.train.datasets import Datasets
 from tagi.train.encodings import encodings
 from tagi.train.objective import build_objective
 from tagi.train.resume import Record
-from tagi.train.sources import batches, check_stage
+from tagi.train.sources import batches, check_stage, check_taught
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
 from tagi.train.team import launched
@@ -41,6 +41,8 @@ def build_stage(config: RunConfig, datasets: Datasets | None = None) -> ModelSta
     model, tokenizer = begin.model, begin.tokenizer
     _check_parts(config, model)
     objective = build_objective(config, model, tokenizer)
+    if objective.taught is not None:
+        check_taught(config, objective.taught, datasets)
     distils = config.objective.lambda_kl > 0
     collator = Collator(tokenizer, config.prompt, model.method, prompts=distils, shots=config.objective.shots)
 

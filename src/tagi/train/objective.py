@@ -24,6 +24,8 @@ class Objective:
 
     terms: tuple[Term, ...]
     cache: LogitCache | None
+    taught: frozenset[str] | None = None
+    """Names of the tasks that the bank's LoRAs were trained on, where the terms read them."""
 
 
 def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTokenizerBase) -> Objective:
@@ -36,7 +38,7 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
     settings = config.objective
     terms = LABELS if settings.labels else ()
     bank = _bank(config, model)
-    cache = None
+    cache = taught = None
     if settings.lambda_kl:
         if config.data.source == "c4":
             raise ConfigError("objective.lambda_kl: plain text has no instruction for a teacher to read")
@@ -44,11 +46,13 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
         built = build_teacher(config, tokenizer, bank, model.backbone.shape.vocab_size)
         cache = _cache(config, built)
         lanes = bank.lanes() if settings.teacher.kind == "lora" and bank is not None else None
+        taught = None if lanes is None else frozenset(lanes)
         terms += (distillation_term(cache or built.teacher, settings.lambda_kl, settings.temperature, lanes),)
     if settings.lambda_ins:
         assert bank is not None
         terms += (alignment_term(bank, settings.lambda_ins, settings.align),)
-    return Objective(terms, cache)
+        taught = frozenset(bank.lanes())
+    return Objective(terms, cache, taught)
 
 
 def _cache(config: RunConfig, built: BuiltTeacher) -> LogitCache | None:

@@ -1,14 +1,15 @@
 """Which data and which method a stage can have, and where its batches come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
+from tagi.data.mixture import Shares
 from tagi.data.packing import repacked
 from tagi.errors import ConfigError
 from tagi.methods import Method
 from tagi.train.datasets import Datasets
-from tagi.train.finetune import training_batches
+from tagi.train.finetune import task_source, training_batches
 from tagi.train.pretrain import text_batches
 
 
@@ -21,6 +22,23 @@ def batches(
     else:
         draw = training_batches(config, collator, processes, datasets)
     return (lambda index: repacked(draw(index))) if config.training.packing else draw
+
+
+def check_taught(config: RunConfig, taught: Set[str], datasets: Datasets) -> None:
+    """Refuse a bank that has no LoRA for any training task: every term that reads it would be 0 without a word.
+
+    Args:
+        taught: names of the tasks that the bank's LoRAs were trained on.
+
+    Raises:
+        ConfigError: no training task is among them.
+    """
+    if config.stage == "pretrain":
+        raise ConfigError("objective.lambda_ins: plain text has no tasks that a bank could have LoRAs for")
+    source = task_source(config, datasets)
+    each = source.sources if isinstance(source, Shares) else (source,)
+    if not any(one.task(number, 0).name in taught for one in each for number in range(len(one))):
+        raise ConfigError(f"bank: {config.bank} has no LoRA for any of this run's training tasks")
 
 
 def check_stage(config: RunConfig, method: Method) -> None:
