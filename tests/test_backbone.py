@@ -311,7 +311,7 @@ def test_the_command_line_trains_and_plans(tagi: Run, tmp_path: Path, c4: Path) 
     ("content", "words"),
     [
         (b"", ["holds no text"]),
-        (lzma.compress(b"text"), ["c4-train", "line 1", "is not JSON"]),
+        (lzma.compress(b"text"), ["c4-train", "line 1", "is no text"]),
         (b'{"text": "fine"}\nnot json\n', ["c4-train", "line 2", "is not JSON"]),
         (b'{"words": "fine"}\n', ["c4-train", "line 1", "text", "is missing"]),
     ],

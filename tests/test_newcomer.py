@@ -58,7 +58,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
         "the instruction: demonstration 1: character 1",
     ),
     "a number in a demonstration": (
-        lambda t: t.adapt(Instruction("a .", (Demonstration("a", 3),))),
+        lambda t: t.adapt(Instruction("a .", (Demonstration("a", cast(Any, 3)),))),
         "the instruction: demonstration 1: 3 is no string",
     ),
     "stream a list": (lambda t: list(t.stream(t.adapt("a ."), ["a"])), r"the input: \['a'\] is no string"),

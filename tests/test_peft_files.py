@@ -131,7 +131,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a config": (lambda d: (d / "adapter_config.json").write_text('{"r": '), CONFIG + "is damaged"),
     "another type": (edit(peft_type="IA3"), CONFIG + "peft_type: Input should be 'LORA'"),
     "no rank": (edit(r=0), CONFIG + "r: Input should be greater than 0"),
-    "no finite scale": (edit(lora_alpha=float("inf")), CONFIG + "lora_alpha: Input should be a finite number"),
+    "no finite scale": (
+        edit(lora_alpha=float("inf")),
+        CONFIG + "is damaged or of another version (is not JSON (Infinity is no JSON number))",
+    ),
     "another rank": (edit(r=5), f"{WEIGHTS}tensor "),
     "dora": (edit(use_dora=True), CONFIG + "use_dora: True is not supported"),
     "bias": (edit(bias="all"), CONFIG + "bias: 'all' is not supported"),

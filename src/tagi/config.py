@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from tagi.shapes import named_shape
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=1 << 31)]
+"""A size or a number of things; torch counts no further in one dimension of most kernels."""
 Rate = Annotated[float, Field(ge=0.0)]
 Part = Literal["backbone", "hypernetwork", "fusion"]
 ModuleKind = Literal["lora", "prefix", "bottleneck"]
