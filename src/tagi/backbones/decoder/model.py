@@ -77,9 +77,9 @@ class Attention(nn.Module):
 
     def forward(self, x_RLD: Tensor, this: Pass) -> tuple[Tensor, KeyValue]:
         """Normed hidden states to the sublayer's output (R, L, D) and the keys and values (R, H, C, K) that it read."""
-        q = split_heads(self._project("q", x_RLD, this), self.heads)
-        k = split_heads(self._project("k", x_RLD, this), self.kv_heads)
-        v = split_heads(self._project("v", x_RLD, this), self.kv_heads)
+        q = split_heads(_project(self, "q", x_RLD, this), self.heads)
+        k = split_heads(_project(self, "k", x_RLD, this), self.kv_heads)
+        v = split_heads(_project(self, "v", x_RLD, this), self.kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if this.by is not None:
@@ -88,12 +88,7 @@ class Attention(nn.Module):
         attended = this.prepared.attended
         seen = this.windowed if self.windowed and this.windowed is not None else this.full
         mixed = attend(q, own, attended and attended.layers[self.layer], seen, this.rows)
-        return self._project("o", join_heads(mixed), this), own
-
-    def _project(self, target: Target, x_RLI: Tensor, this: Pass) -> Tensor:
-        linear = cast(nn.Linear, self.get_submodule(target))
-        factors = this.prepared.modules.get(Site("decoder.self", self.layer, target))
-        return project(x_RLI, linear.weight, factors, this.rows, linear.bias)
+        return _project(self, "o", join_heads(mixed), this), own
 
 
 class FeedForward(nn.Module):
@@ -107,15 +102,10 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(shape.d_ff, shape.d_model, bias=shape.mlp_bias)
 
     def forward(self, x_RLD: Tensor, this: Pass) -> Tensor:
-        up = self._project("up", x_RLD, this)
-        inner = self.activation(up) if self.gate is None else self.activation(self._project("gate", x_RLD, this)) * up
+        up = _project(self, "up", x_RLD, this)
+        inner = self.activation(up) if self.gate is None else self.activation(_project(self, "gate", x_RLD, this)) * up
         adapter = this.prepared.modules.get(Site("decoder.feed_forward", self.layer, "bottleneck"))
-        return bottleneck(self._project("down", inner, this), adapter, this.rows)
-
-    def _project(self, target: Target, x_RLI: Tensor, this: Pass) -> Tensor:
-        linear = cast(nn.Linear, self.get_submodule(target))
-        factors = this.prepared.modules.get(Site("decoder.feed_forward", self.layer, target))
-        return project(x_RLI, linear.weight, factors, this.rows, linear.bias)
+        return bottleneck(_project(self, "down", inner, this), adapter, this.rows)
 
 
 class Block(nn.Module):
@@ -357,6 +347,13 @@ def _positions(mask: Tensor, prepared: Prepared, rows: Rows) -> tuple[Tensor, Te
     if prepared.attended is not None:
         positions = positions + rows.pick(prepared.attended.start)[:, None]
     return positions, None if mask.all() else ~mask[:, None, None, :]
+
+
+def _project(part: Attention | FeedForward, target: Target, x_RLI: Tensor, this: Pass) -> Tensor:
+    """One projection of a block, with each row's LoRA of it: (R, L, in) -> (R, L, out)."""
+    linear = cast(nn.Linear, part.get_submodule(target))
+    factors = this.prepared.modules.get(_lora_site(part.layer, target))
+    return project(x_RLI, linear.weight, factors, this.rows, linear.bias)
 
 
 def _lora_site(layer: int, target: Target) -> Site:
