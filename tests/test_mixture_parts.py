@@ -75,9 +75,8 @@ def test_every_part_counts_its_own_turns_without_a_gap() -> None:
 def test_every_row_of_every_part_is_visited() -> None:
     mixture = Mixture(Shares((A, B, C), (0.2, 0.7, 0.1)), tasks=4, rows=1, seed=0)
     groups = [group for i in range(16) for group in mixture.batch(i)]
-    assert Counter(group.task.name[0] for group in groups)["b"] == pytest.approx(
-        0.7 * len(groups), abs=1
-    )  # 0.2 measured: a turn is whole
+    # turns are whole: 0.2 from its share measured
+    assert Counter(group.task.name[0] for group in groups)["b"] == pytest.approx(0.7 * len(groups), abs=1)
     seen = {row.id for group in groups for row in group.examples}
     assert seen == {row.id for source in (A, B, C) for task in source.tasks for row in task.examples}
 
