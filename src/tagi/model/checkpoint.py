@@ -24,7 +24,7 @@ from tagi.config_files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.language_model import load_language_model, save_language_model
-from tagi.model.t5_hf import locate, read_safetensors
+from tagi.model.t5_hf import check_type, locate, read_safetensors
 from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
@@ -183,4 +183,5 @@ def _assign(model: TagiModel, tensors: dict[str, Tensor], file: Path) -> None:
     for name, tensor in own.items():
         if tensors[name].shape != tensor.shape:
             raise CheckpointError(f"{file}: tensor {name} has another shape than {CONFIG} says")
+        check_type(file, name, tensors[name])
         tensor.copy_(tensors[name])
