@@ -18,7 +18,7 @@ from tagi.errors import InputError
 from tagi.infer.answers import at_hand
 from tagi.infer.decode import Request, Tokens, decode
 from tagi.infer.search import GREEDY, Decoding, Limits, sample
-from tagi.model.cache import KeyValue, Past
+from tagi.model.cache import ROOM, KeyValue, Past
 from tagi.model.t5 import T5
 from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import TagiModel, neutral
@@ -214,6 +214,7 @@ def test_a_past_has_room_grows_and_drops_what_nobody_sees() -> None:
         read = past.append(0, new)
         assert torch.equal(read.k, torch.cat((layer.k, new.k), dim=2)) and past.after((read,)).length == 4
     assert roomy.after((roomy.append(0, new),)).layers is roomy.layers  # in place
+    assert full.with_room(10**20).layers[0].k.shape[2] == 3 + ROOM  # of a limit beyond all memory
     short = Past((new,), 1)
     both = full.beside(short, room=1)
     assert both.length == 3 and both.first is not None and both.first.tolist() == [0, 0, 2, 2]

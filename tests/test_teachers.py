@@ -21,6 +21,7 @@ from tagi.data import tokenizers
 from tagi.data.collate import Batch
 from tagi.data.microtasks import micro_vocabulary
 from tagi.errors import CheckpointError, ConfigError
+from tagi.infer.export import from_bank
 from tagi.losses import IGNORE
 from tagi.model import bank as banks
 from tagi.model import checkpoint
@@ -309,6 +310,21 @@ def test_a_bank_for_none_of_the_tasks_is_refused(base: Path, bank: Path, tmp_pat
     for objective in ({"lambda_ins": 1.0}, {"lambda_kl": 1.0, "teacher": {"kind": "lora", "checkpoint": str(base)}}):
         with pytest.raises(ConfigError, match=r"bank: .* has no LoRA for any of this run's training tasks"):
             build_stage(student(base, bank, tmp_path / "d", objective=objective))
+
+
+def test_nothing_of_a_bank_depends_on_the_working_directory(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made of a relative path, exported from elsewhere, and after bank and language model were moved together."""
+    shutil.copytree(base, tmp_path / "one/base")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    train_teachers(plan_teachers(settings(Path("base"), Path("bank"))))
+    monkeypatch.chdir(tmp_path / "other")
+    for root in (tmp_path / "one", tmp_path / "moved"):
+        (tmp_path / "one").replace(root)
+        (group, *_) = banks.read_manifest(root / "bank/final").teachers
+        assert Path(from_bank(root / "bank/final", group.group, None).base) == root / "base/backbone"
 
 
 def test_non_finite_or_unfit_banks_are_refused(base: Path, bank: Path, tmp_path: Path) -> None:

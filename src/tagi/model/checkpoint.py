@@ -106,9 +106,25 @@ def _placed(config: ModelConfig, folder: Path) -> ModelConfig:
     """
     if config.backbone == BACKBONE or not Path(config.backbone).is_dir():
         return config
-    whole = os.path.abspath(config.backbone)
-    seen = os.path.relpath(os.path.realpath(whole), os.path.realpath(folder))
+    whole, seen = placed(config.backbone, folder)
     return config.model_copy(update={"backbone": whole, "backbone_from_here": seen})
+
+
+def placed(source: str, folder: Path) -> tuple[str, str | None]:
+    """A folder of this machine in two ways, whole and as seen from another; a hub name is itself and is not seen."""
+    if not Path(source).is_dir():
+        return source, None
+    whole = os.path.abspath(source)
+    return whole, os.path.relpath(os.path.realpath(whole), os.path.realpath(folder))
+
+
+def found_again(source: str, seen: str | None, folder: Path) -> str:
+    """What `placed` gave: where it is seen from the folder, if it still is there, and what was said of it if not."""
+    if seen is not None:
+        beside = Path(os.path.normpath(os.path.join(os.path.realpath(folder), seen)))
+        if beside.is_dir():
+            return str(beside)
+    return source
 
 
 def own_tensors(model: TagiModel) -> dict[str, Tensor]:
@@ -144,11 +160,7 @@ def base_source(source: str | Path) -> str:
 def _backbone_of(folder: Path, config: ModelConfig) -> str:
     if config.backbone == BACKBONE:
         return str(folder / BACKBONE)
-    if config.backbone_from_here is not None:
-        beside = Path(os.path.normpath(os.path.join(os.path.realpath(folder), config.backbone_from_here)))
-        if beside.is_dir():
-            return str(beside)
-    return config.backbone
+    return found_again(config.backbone, config.backbone_from_here, folder)
 
 
 def load(folder: Path, *, backbone: str | None = None) -> Loaded:
