@@ -13,8 +13,9 @@ help: ## list the targets
 demo: $(VENV)/.installed ## watch a model read an unseen task's instruction, write its adapter and solve it
 	$(BIN)/tagi demo
 
+# One thread a worker: more would wait for each other.
 test: $(VENV)/.installed-dev ## run the fast tests
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 4
 
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/pytest -m slow

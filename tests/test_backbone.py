@@ -237,7 +237,7 @@ def test_loss_falls(tmp_path: Path, c4: Path) -> None:
     config = settings(tmp_path / "runs", c4, steps=60, checkpoint_every=100)
     train(build_stage(config), config.training, tmp_path / "runs")
     found = [loss for _, loss in losses(tmp_path / "runs")]
-    assert sum(found[20:30]) / 10 < 0.9 * found[0]
+    assert sum(found[20:30]) / 10 < 0.9 * found[0]  # 0.77 of it measured
 
 
 # --- bits per byte
@@ -263,7 +263,7 @@ def test_a_model_that_knows_nothing_needs_log_v_bits_a_token(reader: Tagi, texts
     cuts = [(len(ids) - cut + 1, len(str(reader.tokenizer.decode(ids[cut:])).encode())) for cut in range(1, len(ids))]
     possible = [tokens * math.log2(vocabulary) / size for tokens, size in cuts]
     spaced = [tokens * math.log2(vocabulary) / (size + 1) for tokens, size in cuts]  # a piece that begins with a space
-    assert min(abs(measured - one) for one in possible + spaced) < 1e-4
+    assert min(abs(measured - one) for one in possible + spaced) < 1e-6  # 1.8e-7 measured
 
 
 def test_pieces_have_the_bytes_of_their_text(reader: Tagi, texts: list[str]) -> None:

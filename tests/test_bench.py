@@ -14,6 +14,8 @@ from tagi.bench.timing import Comparison, Group, Series, Timing, alternate_all, 
 from tagi.config import FusionConfig, HypernetworkConfig
 from tagi.methods import get
 from tagi.model.costs import TaskLengths
+from tagi.model.language_model import as_t5
+from tagi.model.t5_hf import tensor_names
 
 TASK = TaskLengths(instruction=7, demonstration=3, shots=2, input=5, target=2, examples=10)
 RANK = 3
@@ -121,7 +123,8 @@ def test_both_sides_compute_in_the_number_format_asked_for(tmp_path: Path) -> No
 def test_transformers_wears_the_same_weights() -> None:
     (model,) = setup().models([get("metatrain")])
     theirs = setup().transformers()
-    assert torch.equal(theirs.shared.weight, model.backbone.embedding.weight)
+    for ours, name in tensor_names(as_t5(model.backbone).shape).items():
+        assert torch.equal(theirs.get_parameter(name), model.backbone.get_parameter(ours)), name
 
 
 def test_a_series_is_one_panel() -> None:

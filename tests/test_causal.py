@@ -22,9 +22,12 @@ from builders import (
     token_batch,
 )
 from cli_runs import CONFIG, INSTRUCTION, Run, mistake, write_config
-from tagi import methods
+from tagi import Tagi, methods
 from tagi.config import TrainingConfig
+from tagi.data.types import Instruction
 from tagi.errors import CheckpointError, ConfigError, InputError
+from tagi.eval.report import read_predictions
+from tagi.eval.rouge import exact_match
 from tagi.infer.decode import score_answers
 from tagi.model import checkpoint, costs, flops
 from tagi.model.causal import CausalLM
@@ -90,7 +93,7 @@ def test_padded_rows_are_transformers_own_logits_and_gradients(family: dict[str,
     assert found and all(p.grad is not None for name, p in backbone.named_parameters() if name in found)
     for name, parameter in backbone.named_parameters():
         if name in found:
-            torch.testing.assert_close(found[name], parameter.grad, atol=5e-6, rtol=1e-6)  # 9.5e-7 at most
+            torch.testing.assert_close(found[name], parameter.grad, atol=5e-6, rtol=0)  # 9.5e-7 at most, of up to 12
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,7 +112,6 @@ def test_greedy_is_transformers_generate(family: dict[str, Any]) -> None:
 
 
 def test_one_pass_over_the_prompt_scores_all_of_its_choices() -> None:
-    """Worst case measured: 1.9e-6 nats."""
     model, backbone = wrapped(architecture="gpt2")
     ids, mask, _ = texts()
     choices, valid = token_batch((2, 5, 3, 1), seed=5)
@@ -122,7 +124,7 @@ def test_one_pass_over_the_prompt_scores_all_of_its_choices() -> None:
         prompt = torch.cat([ids[row, : PROMPTS[row]], torch.tensor([backbone.shape.decoder_start_token_id])])
         logits = backbone.model(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
         alone = logits.log_softmax(-1).gather(-1, answer[:, None]).sum()
-        torch.testing.assert_close(found.total[number], alone, atol=1e-6, rtol=1e-6)  # measured 0 on values up to 8
+        torch.testing.assert_close(found.total[number], alone, atol=0, rtol=1e-6)  # measured 0 on values up to 20
         assert found.tokens[number] == len(answer)
 
 
@@ -243,10 +245,19 @@ DECODER_ONLY = {
 def test_a_published_checkpoint_is_trained_scored_and_asked(gpt2: Path, tagi: Run, tmp_path: Path) -> None:
     config = write_config(tmp_path, **DECODER_ONLY | {"backbone": {"path": str(gpt2)}})
     final = tagi("train", "metatrain", "--config", config).out.strip()
-    scored = tagi("eval", "micro", "--checkpoint", final, "--tasks", 2, "--instances", 2, "--json")
-    assert scored.code == 0 and 0.0 <= scored.json["exact_match"] <= 1.0
+    trained, before = load_language_model(Path(final) / "backbone"), load_language_model(gpt2)
+    moved = [not torch.equal(*pair) for pair in zip(trained.parameters(), before.parameters(), strict=True)]
+    assert all(moved), "every weight was trained"
+    scores = tmp_path / "scores"
+    scored = tagi("eval", "micro", "--checkpoint", final, "--tasks", 2, "--instances", 2, "-o", scores, "--json").json
+    predictions = read_predictions(scores / "predictions.jsonl")
+    right = [exact_match(one.text, one.example.targets) for one in predictions]
+    assert (scored["n"], scored["exact_match"]) == (len(right), sum(right) / 4) and len(right) == 4
+    model, told = Tagi.from_pretrained(final), predictions[0].instruction
+    alone = model.solve(Instruction(INSTRUCTION), ["red wolf saw dog plum"])
+    assert model.solve(told, [predictions[0].example.input]) == [predictions[0].text]
     asked = tagi("run", INSTRUCTION, "--checkpoint", final, "--input", "red wolf saw dog plum")
-    assert asked.code == 0
+    assert (asked.code, asked.out) == (0, f"{alone[0]}\n")
     again = tagi("train", "metatrain", "--config", write_config(tmp_path, **DECODER_ONLY | {
         "backbone": None, "start_from": final, "output": str(tmp_path / "second")}), "--json")  # fmt: skip
     assert again.code == 0 and again.json["parameters"]["backbone"] > 0

@@ -97,6 +97,8 @@ def test_eval_p3(tagi: Run, folder: Path, p3_checkpoint: Path, tmp_path: Path) -
     table = tagi("eval", "p3", "--data", folder, "--checkpoint", p3_checkpoint, "--task", "super_glue_rte")
     assert "MTest11 average" in table.out
     assert "story_cloze" not in table.err
+    twice = ("--task", "super_glue_rte", "--task", "super_glue_rte")
+    assert tagi("eval", "p3", "--data", folder, "--checkpoint", p3_checkpoint, *twice, "--json").json["n"] == 9
 
 
 def test_eval_p3_scores_the_same_rows_with_demonstrations_from_others(

@@ -163,7 +163,7 @@ def test_concurrent_writers_between_two_files_of_a_reader(folder: Path) -> None:
 
 
 def test_concurrent_writers_that_never_rest_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "TRIES", 3)
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
     with pytest.raises(DiskError, match=r"t: was replaced again and again while it was read"):
         read_whole(folder, lambda: put(folder, "new"))
 

@@ -125,6 +125,21 @@ def test_mistake_is_one_sentence_that_names_the_field(override: str, message: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["output", "backbone.path", "data.path", "bank", "start_from"])
+@pytest.mark.parametrize("value", ['""', '" "'])
+def test_nothing_left_of_a_place_is_no_working_directory(field: str, value: str, tmp_path: Path) -> None:
+    """An override that a shell makes of a variable that is not set."""
+    with pytest.raises(ConfigError, match=rf"{field}: is empty$"):
+        config_files.load(written(tmp_path, MINIMAL), [f"{field}={value}"])
+
+
+@pytest.mark.parametrize("section", ["data", "training"])
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_seeds_that_cannot_be_drawn_from_are_refused(section: str, seed: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.seed: Input should be"):
+        config_files.load(written(tmp_path, MINIMAL), [f"{section}.seed={seed}"])
+
+
 def test_random_backbone_needs_a_tokenizer(tmp_path: Path) -> None:
     values = MINIMAL | {"backbone": {"shape": {"vocab_size": 9}}}
     with pytest.raises(ConfigError, match=r"backbone: a backbone from random initialisation needs a tokenizer"):

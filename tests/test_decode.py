@@ -18,7 +18,7 @@ from tagi.errors import InputError
 from tagi.infer.answers import at_hand
 from tagi.infer.decode import Request, Tokens, decode
 from tagi.infer.search import GREEDY, Decoding, Limits, sample
-from tagi.model.cache import KeyValue, Past
+from tagi.model.cache import ROOM, KeyValue, Past
 from tagi.model.t5 import T5
 from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import TagiModel, neutral
@@ -161,14 +161,17 @@ def test_averaged_prompts_and_beams_share_a_batch() -> None:
 
 @given(st.integers(0, 10_000), st.floats(0.2, 2.0), st.floats(0.05, 1.0))
 def test_the_nucleus_is_that_of_transformers(seed: int, temperature: float, top_p: float) -> None:
-    """What can be drawn, and how likely, from the same scores: worst difference measured 2.4e-7."""
+    """What can be drawn, and how likely, from the same scores, counted on a grid of 2,000 numbers.
+
+    A grid tells a share to one part in 2,000 (5.0e-4); worst measured 4.9e-4.
+    """
     scores = torch.randn(1, 12, generator=torch.Generator().manual_seed(seed)) * 2
     warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, scores))  # type: ignore[arg-type]
     expected = warped.softmax(-1)[0]
     grid = (torch.arange(2000) + 0.5) / 2000
     drawn = torch.tensor([sample(scores[0], temperature, top_p, float(u)) for u in grid])
     found = drawn.bincount(minlength=12) / 2000
-    assert float((found - expected).abs().max()) <= 1 / 2000 + 1e-5
+    assert float((found - expected).abs().max()) <= 1 / 2000 + 1e-6  # fp32 rounds the ends of a share by 2.4e-7
 
 
 def test_draws_depend_on_seed_and_input_alone() -> None:
@@ -211,6 +214,7 @@ def test_a_past_has_room_grows_and_drops_what_nobody_sees() -> None:
         read = past.append(0, new)
         assert torch.equal(read.k, torch.cat((layer.k, new.k), dim=2)) and past.after((read,)).length == 4
     assert roomy.after((roomy.append(0, new),)).layers is roomy.layers  # in place
+    assert full.with_room(10**20).layers[0].k.shape[2] == 3 + ROOM  # of a limit beyond all memory
     short = Past((new,), 1)
     both = full.beside(short, room=1)
     assert both.length == 3 and both.first is not None and both.first.tolist() == [0, 0, 2, 2]

@@ -35,7 +35,7 @@ def of(tmp_path: Path, name: str, **changes: object) -> RunConfig:
 
 
 def test_encodings_are_the_encoder_s_without_dropout_and_zero_where_padded() -> None:
-    """Against the encoder on the padded batch; worst difference measured 0 on values up to 4."""
+    """Against the encoder on the padded batch; worst difference measured 8.9e-7 on values up to 4."""
     model = small_tagi(backbone=small_t5(dropout_rate=0.5))
     one = batch((5, 2, 7))
     expected = model.encode_instruction(one.instruction_ids, one.instruction_mask)
@@ -115,4 +115,4 @@ def test_a_stage_uses_what_is_kept(tmp_path: Path) -> None:
     with_kept = stage.loss(stage.model.eval(), first)["ce"].total
     assert len(stage.encode.kept) == len(set(map(tuple, first.instruction_ids.tolist())))
     plain = replace(stage, encode=None).loss(stage.model, first)["ce"].total
-    assert worst(with_kept, plain) < 1e-3  # padded in one batch or alone: measured 0 on a sum of 216
+    assert worst(with_kept, plain) < 1e-4  # padded in one batch or alone: measured 0 on a sum of 216

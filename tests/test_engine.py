@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders import model_config, small_tagi, trained
+from builders import model_config, small_tagi, token_batch, trained, worst
 from tagi import Tagi
 from tagi.config import PromptConfig
 from tagi.data.collate import assemble
@@ -17,6 +17,7 @@ from tagi.files import DiskError
 from tagi.infer.search import Decoding
 from tagi.model import adapter as adapters
 from tagi.model.adapter import Origin, TaskAdapter
+from tagi.model.rows import Rows
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 INSTRUCTIONS = ("a b c d .", "e f .", "g h i j k l m n .")
@@ -55,6 +56,7 @@ def test_adapting_together_equals_adapting_alone() -> None:
         length = int(alone.mask.sum())
         torch.testing.assert_close(together.memory[number, :length], alone.memory[0], atol=2e-6, rtol=0)
         for site, factors in alone.modules.items():
+            torch.testing.assert_close(together.modules[site].a[number], factors.a[0], atol=2e-6, rtol=0)
             torch.testing.assert_close(together.modules[site].b[number], factors.b[0], atol=2e-6, rtol=0)
 
 
@@ -147,6 +149,13 @@ def test_an_adapter_is_worn_at_another_precision(tmp_path: Path) -> None:
     half = Tagi.from_pretrained(tmp_path / "checkpoint", dtype=torch.bfloat16)
     adapter = half.load_adapter(tmp_path / "adapter")
     assert adapter.memory.dtype == torch.bfloat16
+    batch = token_batch([9, 4], seed=0)
+    exact, bare, found = (
+        model.model.respond(worn, *batch, batch[0], Rows(1, 2)).logits.float()
+        for model, worn in ((tagi, tagi.load_adapter(tmp_path / "adapter")), (tagi, tagi.neutral()), (half, adapter))
+    )
+    largest = float(exact.detach().abs().max())
+    assert 0 < worst(found, exact) < 0.05 * largest < worst(bare, exact)  # 0.011 and 0.55 of the largest measured
     assert len(half.generate(INPUTS, adapter)) == len(INPUTS)
 
 

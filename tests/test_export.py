@@ -28,7 +28,7 @@ from test_engine import make
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 BOUND = 1e-5
-"""Logits, fp32; worst measured here 8.3e-7."""
+"""Logits, fp32; worst measured here 1.1e-6, of logits up to 3.3."""
 
 
 def ours(tagi: Tagi, adapter: TaskAdapter, ids: Tensor, mask: Tensor) -> Tensor:
@@ -119,7 +119,8 @@ def test_what_fusion_loses_is_measured_and_said(tagi: Run, checkpoint: Path, tmp
     model = Tagi.from_pretrained(checkpoint)
     expected = measured(model, model.load_adapter(adapter), texts)
     assert found.json["same_answers"] == expected[0]
-    assert found.json["kl"] == pytest.approx(expected[1], rel=1e-5) and expected[1] > 1e-4
+    assert found.json["kl"] == pytest.approx(expected[1], rel=1e-6)  # worst 9.9e-8
+    assert expected[1] > 0.01  # 0.056 measured: something is lost
     said = "The encoded instruction stays behind: this is the LoRA alone. On 3 inputs"
     assert found.err.startswith(f"note: {said}")
     assert said in (tmp_path / "one" / "README.md").read_text()

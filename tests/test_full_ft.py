@@ -10,9 +10,10 @@ from cli_runs import CONFIG, Run, mistake, trained, write_config
 from tagi.config import DataConfig, RunConfig
 from tagi.config_files import parse
 from tagi.data.collate import Batch
+from tagi.data.mixture import Shares
 from tagi.errors import ConfigError
 from tagi.train.build import build_stage
-from tagi.train.finetune import Later, micro_split, valid_tasks
+from tagi.train.finetune import Later, micro_split, task_source, valid_tasks
 from tagi.train.start import start
 
 KEPT = 10
@@ -33,7 +34,12 @@ def test_training_rows_are_the_target_s_and_none_is_scored(tmp_path: Path) -> No
     name = split.test[3].name
     made = config(tmp_path, only=[name])
     stage, tokenizer = build_stage(made), start(made).tokenizer
-    scored = {example.input for example in split.test[3].task(positives=1).examples[:KEPT]}
+    examples = split.test[3].task(positives=1).examples
+    source, scored = task_source(made), {one.input for one in examples[:KEPT]}
+    assert not isinstance(source, Shares)
+    trained_on = source.task(0, 0).examples
+    # of a million rows a batch meets the scored ones too seldom to prove anything by itself
+    assert (len(trained_on), trained_on[0]) == (len(examples) - KEPT, examples[KEPT])
     for number in range(20):
         batch: Batch = stage.batch(number)
         assert set(batch.names) == {name}

@@ -15,7 +15,7 @@ from tagi.model.hypernetwork import Hypernetwork, initialise, parameter_count
 from tagi.model.t5 import T5
 
 D_MODEL, WIDTH_OUT, RANK = 32, 24, 3
-LITERAL = 1e-5  # worst 2.0e-6, values up to 10
+LITERAL = 1e-5  # worst 1.9e-6, values up to 18
 SITES = T5(small_shape()).sites()
 CONFIGS = [
     HypernetworkConfig.model_validate({"rank": RANK, "alpha": 6.0, "hidden": 8} | values)
@@ -147,8 +147,9 @@ def test_untrained_lora_has_b_zero_and_a_of_its_own_for_each_task(config: Hypern
     memory, mask = instructions([5, 5])
     for site, factors in generator(config, trained=False).factors(memory, mask).items():
         assert torch.equal(factors.b, torch.zeros(2, WIDTH_OUT, RANK)), site
-        assert (factors.a[0] - factors.a[1]).abs().max() > 1e-3, site
-        assert 0.3 < float(factors.a.norm(dim=-1).mean()) < 3.0, "rows of A have about unit length"
+        assert (factors.a[0] - factors.a[1]).abs().max() > 0.01, site  # least measured 0.032
+        # measured 0.94 to 1.63: A₀ and what is generated add up
+        assert 0.5 < float(factors.a.norm(dim=-1).mean()) < 2.5, "rows of A have about unit length"
 
 
 @every_config
@@ -202,7 +203,7 @@ def test_parameter_count(shape: T5Shape, config: HypernetworkConfig, mlps: float
         sites = T5(shape).sites()
         net = Hypernetwork(sites, shape.d_model, (shape.d_model, shape.inner_dim), config)
     in_mlps = sum(p.numel() for p in (net.inner, net.inner_bias, net.head_a, net.head_b))
-    assert in_mlps == pytest.approx(mlps, rel=0.01)
+    assert in_mlps == pytest.approx(mlps, rel=0.005)  # worst 0.0023: the design's figures have three digits
     assert parameter_count(net) == total
 
 

@@ -84,6 +84,13 @@ def test_languages_on_the_command_line(tagi: Run, checkpoint: Path, tmp_path: Pa
     )
 
 
+def test_a_task_named_twice_is_scored_once(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    sni(tmp_path, {"a": task(("dog", "dog"), ("cat", "cat")), "b": task(("bus", "bus"))})
+    asked = ("eval", "sni", "--checkpoint", checkpoint, "--data", tmp_path, "--task", "a")
+    once, twice = (tagi(*asked, *more, "--json").json for more in ((), ("--task", "a")))
+    assert once["n"] == twice["n"] == 2
+
+
 def test_nothing_left_of_what_training_has(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     seen, other = task(("dog", "dog"), ("cat", "cat")), task(("bus", "bus"))
     sni(tmp_path / "copy", {"a": seen}, {"z": seen})

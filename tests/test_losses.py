@@ -29,7 +29,7 @@ def test_divided_it_is_torchs_mean_over_the_flattened_batch() -> None:
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
     assert torch.equal(loss.total, expected)
     mean = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-    assert torch.allclose(loss.total / loss.count, mean, rtol=1e-6, atol=0)
+    assert torch.allclose(loss.total / loss.count, mean, rtol=5e-7, atol=0)  # measured 0: fp32 has 6e-8
 
 
 def test_it_is_minus_the_log_probability_of_each_label_written_out() -> None:
@@ -67,7 +67,7 @@ def test_accumulated_gradient_is_the_whole_batchs_gradient(cuts: list[int]) -> N
     for start, end in zip([0, *ends], ends, strict=False):
         (cross_entropy(split[start:end], labels[start:end]).total / count).backward()
     assert whole.grad is not None and split.grad is not None
-    assert torch.allclose(split.grad, whole.grad, rtol=1e-12, atol=0)
+    assert torch.allclose(split.grad, whole.grad, rtol=2e-15, atol=0)  # measured 0: every row has its own
 
 
 def test_batch_of_ignored_labels_adds_zero_and_no_gradient() -> None:

@@ -191,16 +191,16 @@ def test_demonstrations_are_right_and_disjoint_from_examples(split: Split) -> No
 def test_named_categories_are_frequent_and_repeats_occur() -> None:
     examples = microtask(*SHOWN_TASK).task().examples[:500]
     words = [word for example in examples for word in example.input.split()]
-    assert 0.3 <= sum(word in CATEGORIES["animals"] for word in words) / len(words) <= 0.5
+    assert 0.3 <= sum(word in CATEGORIES["animals"] for word in words) / len(words) <= 0.5  # 0.475 measured
     inputs = [example.input.split() for example in microtask(Operation("deduplicate")).task().examples[:500]]
-    assert sum(len(set(words)) < len(words) for words in inputs) > 350
+    assert sum(len(set(words)) < len(words) for words in inputs) > 350  # 418 measured
 
 
 @pytest.mark.parametrize("family", ["any", "count"])
 def test_no_answer_dominates_a_question_about_a_category(family: str) -> None:
     examples = microtask(Operation(family, "animals")).task().examples[:500]
     answers = [example.targets[0] for example in examples]
-    assert max(answers.count(answer) for answer in set(answers)) <= 0.7 * len(answers)
+    assert max(answers.count(answer) for answer in set(answers)) <= 0.7 * len(answers)  # worst 0.50
 
 
 def test_absent_category_is_never_drawn() -> None:
@@ -278,7 +278,7 @@ def test_shuffled_partner_has_other_answers(split: Split) -> None:
     for index, partner in enumerate(partners):
         assert partner != index
         defined = table[index] != 0
-        assert (table[partner] == table[index])[defined].mean() < 0.05
+        assert (table[partner] == table[index])[defined].mean() < 0.05  # worst 0.047
 
 
 def test_shuffled_partner_falls_back_to_the_least_agreeing_task() -> None:

@@ -59,7 +59,7 @@ def test_rows_of_a_group_have_similar_lengths() -> None:
         max(len(e.input) for e in group) - min(len(e.input) for e in group)
         for group in (draw_rows(examples, 8, visit, (0, 0)) for visit in range(12))
     ]
-    assert sum(spread) / len(spread) < 0.5 * (23 - 1)
+    assert sum(spread) / len(spread) < 0.5 * (23 - 1)  # 4.6 measured
 
 
 def test_batches_hold_groups_of_similar_length() -> None:

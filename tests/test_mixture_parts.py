@@ -75,6 +75,7 @@ def test_every_part_counts_its_own_turns_without_a_gap() -> None:
 def test_every_row_of_every_part_is_visited() -> None:
     mixture = Mixture(Shares((A, B, C), (0.2, 0.7, 0.1)), tasks=4, rows=1, seed=0)
     groups = [group for i in range(16) for group in mixture.batch(i)]
+    # turns are whole: 0.2 from its share measured
     assert Counter(group.task.name[0] for group in groups)["b"] == pytest.approx(0.7 * len(groups), abs=1)
     seen = {row.id for group in groups for row in group.examples}
     assert seen == {row.id for source in (A, B, C) for task in source.tasks for row in task.examples}
@@ -150,7 +151,7 @@ def test_categories_have_equally_many_turns_and_their_tasks_take_them(folders: d
     groups = [group for i in range(48) for group in mixture.batch(i)]
     turns = Counter(group.task.categories[0] for group in groups if group.task.name in {task.name for task in tasks})
     assert max(turns.values()) - min(turns.values()) <= 2
-    assert sum(turns.values()) == pytest.approx(0.5 * len(groups), abs=len(categories))
+    assert sum(turns.values()) == pytest.approx(0.5 * len(groups), abs=len(categories))  # 4 of 9 measured
 
 
 def test_a_data_set_by_itself_can_be_balanced(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -196,7 +197,8 @@ def test_some_turns_are_without_demonstrations(folders: dict[str, Path], tmp_pat
     )
     assert counts == again
     bare = [each.count(0) / len(each) for each in counts]
-    assert bare[:-2] == pytest.approx([0.5] * (len(bare) - 2), abs=0.12)
+    # 200 draws have a standard error of 0.035; worst measured 0.015 and 0.025
+    assert bare[:-2] == pytest.approx([0.5] * (len(bare) - 2), abs=0.1)
     assert bare[-2:] == pytest.approx([0.0, 0.25], abs=0.1)
 
 

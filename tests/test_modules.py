@@ -21,7 +21,7 @@ from tagi.model.t5_hf import load_t5
 from tagi.model.tagi import TagiModel, shift_right
 
 HEAD = 8
-PARITY = 1e-5  # worst 1.0e-6, logits up to 9
+PARITY = 1e-5  # worst 1.2e-6, logits up to 4
 
 
 def theirs(folder: Path) -> tuple[T5ForConditionalGeneration, T5]:
@@ -74,7 +74,7 @@ def test_a_prefix_equals_its_formula_in_transformers(tmp_path: Path) -> None:
     decoder_ids, _ = token_batch([5, 5], seed=2)
     expected = reference(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
     plain = logits_of(ours, ids, mask, decoder_ids, {}, Rows(1, 2))
-    assert worst(plain, expected) > 100 * PARITY, "the prefix matters"
+    assert worst(plain, expected) > 0.1, "the prefix matters"  # measured 0.96
     assert worst(logits_of(ours, ids, mask, decoder_ids, modules, Rows(1, 2)), expected) < PARITY
 
 
@@ -152,7 +152,8 @@ def test_rows_of_different_tasks_equal_each_task_alone(place: str) -> None:
         one = slice(row, row + 1)
         alone = logits_of(model, ids[one], mask[one], decoder_ids[one], own, Rows(1, 1))
         assert worst(together[one], alone) < PARITY
-        assert worst(together[one], logits_of(model, ids[one], mask[one], decoder_ids[one], {}, Rows(1, 1))) > 0.1
+        bare = logits_of(model, ids[one], mask[one], decoder_ids[one], {}, Rows(1, 1))
+        assert worst(together[one], bare) > 0.1  # least measured 0.60
 
 
 @torch.no_grad()

@@ -70,13 +70,13 @@ def test_gradient_of_the_gram_form() -> None:
 
 
 def test_the_gauge_changes_nothing() -> None:
-    """B M⁻¹ · M A is the same LoRA; worst relative difference measured 4e-14."""
+    """B M⁻¹ · M A is the same LoRA."""
     one, other = factors(0), factors(5)
     gauge = normal(TASKS, RANK, RANK, seed=9).double() + 3 * torch.eye(RANK).double()
     turned = gauge @ one[0], one[1] @ gauge.inverse()
     turned_distance, distance = product_distance(*turned, *other), product_distance(*one, *other)
     torch.testing.assert_close(turned_distance, distance, rtol=5e-14, atol=0)  # worst measured 5.3e-15
-    assert worst(factor_distance(turned[0], other[0]), factor_distance(one[0], other[0])) > 1.0
+    assert worst(factor_distance(turned[0], other[0]), factor_distance(one[0], other[0])) > 10  # measured 460
 
 
 def test_alignment_does_not_stall_where_b_starts_at_zero() -> None:
@@ -93,8 +93,8 @@ def test_alignment_does_not_stall_where_b_starts_at_zero() -> None:
         loss.backward()
         optimizer.step()
     assert curve[0] == pytest.approx(1.0)
-    assert curve[50] < 0.5
-    assert curve[-1] < 0.01
+    assert curve[50] < 0.05  # measured 0.0083
+    assert curve[-1] < 1e-4  # measured 0
 
 
 def test_distillation_is_the_divergence_of_softened_distributions() -> None:
@@ -110,7 +110,7 @@ def test_distillation_is_the_divergence_of_softened_distributions() -> None:
 def test_distillation_of_itself_is_zero_and_ignores_padding() -> None:
     logits, labels = normal(ROWS, LENGTH, WORDS, seed=0).double(), token_labels()
     valid = valid_positions(labels)
-    assert float(distillation(logits, soften(logits, 2.0), valid, 2.0).total.abs()) < 1e-12
+    assert float(distillation(logits, soften(logits, 2.0), valid, 2.0).total.abs()) < 1e-12  # measured 0
     noisy = torch.where(valid[..., None], logits, normal(ROWS, LENGTH, WORDS, seed=7).double())
     teacher = soften(normal(ROWS, LENGTH, WORDS, seed=1).double(), 2.0)
     assert torch.equal(distillation(noisy, teacher, valid, 2.0).total, distillation(logits, teacher, valid, 2.0).total)
@@ -123,7 +123,6 @@ def test_a_sure_teacher_gives_finite_gradients() -> None:
     for given in (soften(teacher, 1.0), truncate(soften(teacher, 1.0), 2)):
         loss = distillation(student, given, torch.ones(1, 1, dtype=torch.bool), 1.0).total
         assert torch.autograd.grad(loss, student)[0].isfinite().all()
-        # worst measured 0
         assert loss.item() == pytest.approx(
             F.cross_entropy(student[0], torch.tensor([3])).item(), rel=1e-6
         )  # measured 0
@@ -139,7 +138,8 @@ def test_a_teacher_with_fewer_rows_of_output_gives_them_no_mass() -> None:
     valid = valid_positions(labels)
     found = distillation(student, soften(teacher, 2.0), valid, 2.0).total
     whole = torch.cat([teacher, torch.full((ROWS, LENGTH, 2), -torch.inf)], -1)
-    torch.testing.assert_close(found, distillation(student, soften(whole, 2.0), valid, 2.0).total)
+    expected = distillation(student, soften(whole, 2.0), valid, 2.0).total
+    torch.testing.assert_close(found, expected, rtol=5e-7, atol=0)  # measured 0: fp32 has 6e-8
     assert found.isfinite() and float(found) > 0
 
 
@@ -202,7 +202,7 @@ def test_alignment_leaves_out_tasks_without_a_teacher_and_is_one_at_distance_of_
     zero = {site: replace(f, b=torch.zeros_like(f.b)) for site, f in student.items()}
     assert value(("x", "y", "nobody"), zero)[0] == pytest.approx(2.0, rel=1e-6)  # two tasks at mean energy; measured 0
     same = {site: replace(f, a=f.a[[0, 1, 0]], b=f.b[[0, 1, 0]]) for site, f in bank.lora.items()}
-    assert abs(value(("x", "y", "x"), same)[0]) < 1e-4
+    assert abs(value(("x", "y", "x"), same)[0]) < 1e-5  # measured 0; the Gram form may round by 5e-7 a task
 
 
 def test_distillation_leaves_out_rows_without_a_teacher() -> None:

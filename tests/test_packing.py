@@ -184,7 +184,7 @@ def test_the_loss_of_packed_rows_and_its_gradient_are_the_sum_over_their_texts()
     assert int(loss.count) == sum(len(pair.target) for row in rows for pair in row)
     for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None, name
-        assert worst(ours.grad, theirs.grad) <= 1e-5 * float(theirs.grad.abs().max()), name
+        assert worst(ours.grad, theirs.grad) <= 5e-6 * float(theirs.grad.abs().max()), name
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 12)), min_size=1, max_size=12)

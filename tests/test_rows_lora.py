@@ -18,7 +18,7 @@ from tagi.model.rows import Rows
 from tagi.model.t5 import T5
 from tagi.model.t5_hf import load_t5, module_name
 
-PROJECT = 1e-5  # worst 1.0e-6, values up to 10
+PROJECT = 1e-5  # worst 1.4e-6, values up to 13
 PEFT = 1e-5  # worst 1.2e-6, logits up to 4
 MERGED = 1e-6  # worst 0: the same bits
 
@@ -187,7 +187,7 @@ def test_lora_equals_peft(peft_pair: tuple[Any, T5, dict[Site, Factors]]) -> Non
     ids, mask = token_batch([11, 4], seed=0)
     expected = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
     assert worst(our_logits(ours, factors, ids, mask), expected) < PEFT
-    assert worst(our_logits(ours, {}, ids, mask), expected) > 0.1, "the LoRA should move the logits"
+    assert worst(our_logits(ours, {}, ids, mask), expected) > 0.1, "the LoRA should move the logits"  # measured 3.1
 
 
 def test_merging_equals_peft_merging(peft_pair: tuple[Any, T5, dict[Site, Factors]]) -> None:

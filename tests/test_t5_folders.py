@@ -224,6 +224,26 @@ def test_non_finite_weights_are_refused_when_they_are_read(published: Path, valu
     refused(published, WEIGHTS, f"tensor {name} holds values that are no finite numbers")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.complex64])
+def test_non_finite_and_packed_weights_are_no_weights(published: Path, dtype: torch.dtype) -> None:
+    """Of weights in 8 bits without their scales, other answers would come without a word."""
+    tensors = load_file(published / WEIGHTS)
+    name = "decoder.block.1.layer.0.SelfAttention.q.weight"
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, published / WEIGHTS, {"format": "pt"})
+    refused(published, f"tensor {name} has the type {dtype}, which is none of weights")
+
+
+def test_non_finite_and_packed_parts_of_a_checkpoint_are_no_weights(tmp_path: Path) -> None:
+    model = small_tagi()
+    checkpoint.save(model, model_config(model), tmp_path / "ckpt")
+    retensor("model.safetensors", lambda t: t.update({"hypernetwork.head_a": t["hypernetwork.head_a"].to(torch.int8)}))(
+        tmp_path / "ckpt"
+    )
+    with pytest.raises(CheckpointError, match=r"tensor hypernetwork.head_a has the type torch.int8"):
+        checkpoint.load(tmp_path / "ckpt")
+
+
 def test_non_finite_values_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
     model = small_tagi()
     checkpoint.save(model, model_config(model), tmp_path / "ckpt")

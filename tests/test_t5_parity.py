@@ -37,9 +37,9 @@ UNEVEN: dict[str, Any] = {"num_layers": 3, "num_decoder_layers": 1, "num_heads":
 GATED: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 T5Family = T5ForConditionalGeneration | MT5ForConditionalGeneration
 
-# Each bound is a small multiple of the worst difference seen over all variants (fp32, CPU, logits up to 37).
-LOGITS = 5e-5  # worst 7.9e-6
-GRADIENTS = 1e-5  # worst 1.7e-6 of the largest entry of the tensor's gradient
+# Each bound is a small multiple of the worst difference seen over all variants (fp32, CPU, logits up to 27).
+LOGITS = 5e-5  # worst 9.5e-6
+GRADIENTS = 1e-5  # worst 2.0e-6 of the largest entry of the tensor's gradient
 PADDING = 5e-5  # worst 1.1e-5
 INCREMENTAL = 5e-5  # worst 1.0e-5
 BFLOAT16 = 0.05  # worst 0.02 of the largest logit
@@ -291,5 +291,6 @@ def test_training_drops_attention_weights_and_inference_does_not() -> None:
     torch.manual_seed(0)
     kept = attend(q, own, torch.zeros(1), 0.5)
     assert torch.equal(attend(q, own, torch.zeros(1), 0.0), attend(q, own, torch.zeros(1)))
-    assert 0.8 < float(kept.mean()) < 1.2  # scaled up by 1 / (1 - p), so the mean stays
-    assert float(kept.std()) > 0.02
+    # scaled up by 1 / (1 - p), so the mean stays: 0.990 measured, its standard error is 0.05 / √24 (rows of all heads)
+    assert 0.95 < float(kept.mean()) < 1.05
+    assert 0.03 < float(kept.std()) < 0.07  # 0.051 measured: 1 / √400, of as many weights at p = 0.5

@@ -21,6 +21,7 @@ from tagi.data import tokenizers
 from tagi.data.collate import Batch
 from tagi.data.microtasks import micro_vocabulary
 from tagi.errors import CheckpointError, ConfigError
+from tagi.infer.export import from_bank
 from tagi.losses import IGNORE
 from tagi.model import bank as banks
 from tagi.model import checkpoint
@@ -34,6 +35,7 @@ from tagi.train.logits import keys
 from tagi.train.teachers import BankStage, Plan, bank_stage, plan_teachers, train_teachers
 from tagi.train.trainer import train
 from training_runs import config as student_config
+from training_runs import logged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 GROUPS = ("any", "count", "reverse")
@@ -106,12 +108,12 @@ def test_the_bank_equals_separate_peft_runs(base: Path, tmp_path: Path) -> None:
         for site, (a, b) in peft_run(plan, group, base / "backbone").items():
             assert worst(trained.lora[site].a[lane], a) < 1e-4
             assert worst(trained.lora[site].b[lane], b) < 1e-4
-            assert worst(a, plan.a0[site]) > 1e-3
-            assert b.abs().max() > 1e-3
+            assert worst(a, plan.a0[site]) > 5e-3  # least measured 1.8e-2
+            assert b.abs().max() > 5e-3  # least measured 2.9e-2
 
 
 def test_waves_and_company_change_nothing(base: Path, tmp_path: Path) -> None:
-    """All at once, one at a time, and added to a bank later; worst difference measured 2e-7."""
+    """All at once, one at a time, and added to a bank later; worst difference measured 2.5e-6, for the reason above."""
     together = run(settings(base, tmp_path / "one"))
     waves = run(settings(base, tmp_path / "waves", wave=1))
     run(settings(base, tmp_path / "grown", only=GROUPS[:1]))
@@ -122,10 +124,10 @@ def test_waves_and_company_change_nothing(base: Path, tmp_path: Path) -> None:
         for entry, expected in zip(other.manifest.teachers, together.manifest.teachers, strict=True):
             assert entry.tasks == expected.tasks
             assert entry.data_fingerprint == expected.data_fingerprint
-            assert entry.loss == pytest.approx(expected.loss, rel=1e-4)
+            assert entry.loss == pytest.approx(expected.loss, rel=1e-6)  # worst 9.3e-8
         for site, factors in together.lora.items():
-            assert worst(other.lora[site].a, factors.a) < 5e-6
-            assert worst(other.lora[site].b, factors.b) < 5e-6
+            assert worst(other.lora[site].a, factors.a) < 2e-5
+            assert worst(other.lora[site].b, factors.b) < 2e-5
 
 
 def test_retraining_one_teacher_leaves_the_others_alone(base: Path, tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def student(base: Path, bank: Path, output: Path, **changes: Any) -> RunConfig:
 
 
 def test_a_student_learns_from_labels_teachers_and_weights(base: Path, bank: Path, tmp_path: Path) -> None:
-    """All three terms are logged, and each falls when it is trained on alone."""
+    """All three terms have a count of their own, and all are logged at every step."""
     chosen = student(base, bank, tmp_path / "student", method="lora_only")  # a new generator takes the bank's A₀
     stage = build_stage(chosen)
     assert [term.name for term in stage.terms] == ["ce", "kl", "ins"]
@@ -211,6 +213,32 @@ def test_a_student_learns_from_labels_teachers_and_weights(base: Path, bank: Pat
         n: int(c) for n, c in stage.counts(batch).items()
     }
     train(stage, chosen.training, tmp_path / "student")
+    assert all({"ce", "kl", "ins"} <= line.keys() for line in logged(tmp_path / "student"))
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("ce", {}), ("kl", {"labels": False, "lambda_kl": 1.0}), ("ins", {"labels": False, "lambda_ins": 1.0})],
+)
+def test_each_term_falls_when_it_is_trained_on_alone(
+    name: str, objective: dict[str, Any], base: Path, bank: Path, tmp_path: Path
+) -> None:
+    """On one batch, before and after 30 steps."""
+    teacher = {"teacher": {"kind": "lora", "checkpoint": str(base)}} if name == "kl" else {}
+    steps: dict[str, Any] = {"training__steps": 30, "training__lr": 1e-2, "training__checkpoint_every": 30}
+    chosen = student(base, bank, tmp_path / "run", method="lora_only", objective=objective | teacher, **steps)
+    stage, taught = build_stage(chosen), banks.load(bank, checkpoint.load(base).model.backbone).lanes()
+    batch = next(batch for batch in map(stage.batch, range(99)) if set(batch.names) & taught.keys())
+
+    def loss() -> float:
+        with torch.inference_mode():
+            term = stage.loss(stage.model.eval(), batch)[name]
+        assert int(term.count) > 0
+        return float(term.total / term.count)
+
+    before = loss()
+    train(stage, chosen.training, tmp_path / "run")
+    assert loss() < 0.9 * before  # measured 0.78 (ce), 0.48 (kl) and 0.62 (ins) of it
 
 
 def test_a_cached_teacher_trains_the_same_student_to_the_bit(base: Path, bank: Path, tmp_path: Path) -> None:
@@ -282,6 +310,21 @@ def test_a_bank_for_none_of_the_tasks_is_refused(base: Path, bank: Path, tmp_pat
     for objective in ({"lambda_ins": 1.0}, {"lambda_kl": 1.0, "teacher": {"kind": "lora", "checkpoint": str(base)}}):
         with pytest.raises(ConfigError, match=r"bank: .* has no LoRA for any of this run's training tasks"):
             build_stage(student(base, bank, tmp_path / "d", objective=objective))
+
+
+def test_nothing_of_a_bank_depends_on_the_working_directory(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made of a relative path, exported from elsewhere, and after bank and language model were moved together."""
+    shutil.copytree(base, tmp_path / "one/base")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    train_teachers(plan_teachers(settings(Path("base"), Path("bank"))))
+    monkeypatch.chdir(tmp_path / "other")
+    for root in (tmp_path / "one", tmp_path / "moved"):
+        (tmp_path / "one").replace(root)
+        (group, *_) = banks.read_manifest(root / "bank/final").teachers
+        assert Path(from_bank(root / "bank/final", group.group, None).base) == root / "base/backbone"
 
 
 def test_non_finite_or_unfit_banks_are_refused(base: Path, bank: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_all_parts_train_from_random_initialisation(tmp_path: Path) -> None:
     settings = config(tmp_path / "run", training__steps=30, training__lr=1e-2)
     run(settings)
     logged = losses(tmp_path / "run")
-    assert logged[-1][1] < 0.8 * logged[0][1]
+    assert logged[-1][1] < 0.85 * logged[0][1]  # measured 0.735: 5.76 to 4.24 nats
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw_does() ->
         table.step()
         theirs["table"].data = before + scale * (theirs["table"].detach() - before)
     for name in starts:
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)  # worst 1.2e-7 of weights up to 1.2
 
 
 def test_muon_steps_in_the_direction_of_torchs_muon() -> None:
@@ -333,7 +333,7 @@ def test_rms_scaled_adamw_is_adamw_with_rate_times_rms() -> None:
         second = optim.BETAS[1] * second + (1 - optim.BETAS[1]) * gradient**2
         direction = (first / (1 - optim.BETAS[0] ** number)) / ((second / (1 - optim.BETAS[1] ** number)).sqrt() + 1e-8)
         expected = expected - 0.02 * expected.pow(2).mean().sqrt() * direction
-    torch.testing.assert_close(scaled.detach(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(scaled.detach(), expected, atol=5e-7, rtol=0)  # worst 6.0e-8 of weights up to 0.7
     assert torch.equal(plain, reference)
 
 

@@ -5,13 +5,24 @@ A config describes one run. Every field has a default or is required, and unknow
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tagi.shapes import named_shape
 
+
+def _written(place: str) -> str:
+    if not place.strip():
+        raise ValueError("is empty")
+    return place
+
+
 Positive = Annotated[int, Field(gt=0, lt=1 << 31)]
 """A size or a number of things; torch counts no further in one dimension of most kernels."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What both NumPy (no negative number) and torch (64 bits) can draw from."""
 Rate = Annotated[float, Field(ge=0.0)]
+Place = Annotated[str, AfterValidator(_written)]
+"""A file, a folder or a hub name. Never empty: of no name, the working directory would be made."""
 Part = Literal["backbone", "hypernetwork", "fusion"]
 ModuleKind = Literal["lora", "prefix", "bottleneck"]
 """What a hypernetwork can write into a language model."""
@@ -172,12 +183,12 @@ NamedShape = Annotated[T5Shape, BeforeValidator(lambda shape: named_shape(shape)
 class BackboneConfig(Frozen):
     """Where the language model comes from: a Hugging Face folder or hub name, or random initialisation."""
 
-    path: str | None = None
+    path: Place | None = None
     shape: NamedShape | None = None
     """Of random initialisation; beside `path`, what its weights are expected to be: a dry run needs no more."""
     causal: CausalShape | None = None
     """A decoder-only model from random initialisation instead."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """Of a random backbone: `micro` (the closed microtask vocabulary), `unigram` (trained on the training text), or a
     folder that holds the files of one."""
 
@@ -195,11 +206,11 @@ class BackboneConfig(Frozen):
 class CorpusConfig(Frozen):
     """Plain text that a language model is trained on from nothing, and how it is cut into rows."""
 
-    c4: str | None = None
+    c4: Place | None = None
     """Folder of documents in C4's format."""
-    sni: str | None = None
+    sni: Place | None = None
     """Folder of Super-NaturalInstructions, whose training inputs are read."""
-    p3: str | None = None
+    p3: Place | None = None
     """Folder of P3, whose training inputs are read."""
     max_instances: Positive | None = None
     """Inputs of each training task or template; None means all."""
@@ -231,7 +242,7 @@ class DataConfig(Frozen):
     source: Literal["micro", "sni", "c4", "p3", "corpus", "text", "mixture"]
     """`corpus`: plain text of several kinds, `corpus`; `text`: tasks over the documents of a folder in C4's format;
     `mixture`: several sources of tasks, `parts`."""
-    path: str | None = None
+    path: Place | None = None
     """Folder of the data set (sni, c4, p3, text)."""
     parts: dict[str, "DataPart"] = {}
     """Sources that share the turns of a mixture, by any name: `data.parts.NAME.path=…` addresses a field."""
@@ -267,7 +278,7 @@ class DataConfig(Frozen):
     """Turns that each family of single operations has in an epoch, shared by its operations (micro)."""
     max_documents: Positive | None = None
     """Documents of plain text (c4, text); None means all (c4) or the first 10,000 (text)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the splits and of the generated tasks; the order of training has its own."""
     corpus: CorpusConfig | None = None
     """Plain text (corpus)."""
@@ -329,7 +340,7 @@ class TrainingConfig(Frozen):
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     accumulation: Positive = 1
     trainable: tuple[Part, ...] = ("hypernetwork", "fusion")
-    seed: int = 0
+    seed: Seed = 0
     """Seed of random initialisation and of the order of training."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer. T5 overflows in fp16."""
@@ -355,11 +366,11 @@ class TeacherConfig(Frozen):
     """The teacher of Eq. 5, which reads (a; b)."""
 
     kind: TeacherKind
-    checkpoint: str
+    checkpoint: Place
     """The instruct model, FiD-ICL, or the language model that the bank's LoRAs were trained on."""
     shots: Positive = 16
     """Demonstrations that FiD-ICL reads, drawn anew on every visit of a task; a cache keeps the first visit's (fid)."""
-    cache: str | None = None
+    cache: Place | None = None
     """Folder in which the teacher's logits are kept; None computes them in every step."""
     top_k: Positive | None = None
     """Most likely tokens that a cache keeps beside the tail's mass; None keeps the whole vocabulary."""
@@ -425,7 +436,7 @@ class RunConfig(Frozen):
     method: str
     """Stage `teachers`: how the language model under the LoRAs reads, `no_instruction` (b) or `metatrain` (a; b). Stage
     `backbone`: `no_instruction`."""
-    start_from: str | None = None
+    start_from: Place | None = None
     """A checkpoint of an earlier stage to go on from (pretrain, then finetune)."""
     backbone: BackboneConfig | None = None
     hypernetwork: HypernetworkConfig = HypernetworkConfig()
@@ -435,11 +446,11 @@ class RunConfig(Frozen):
     training: TrainingConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     teachers: BankConfig = BankConfig()
-    bank: str | None = None
+    bank: Place | None = None
     """A teacher bank: gives a fresh generator its A₀, and L_ins its targets."""
-    bank_base: str | None = None
+    bank_base: Place | None = None
     """The checkpoint that the bank was trained on, where that is not the language model this run starts from."""
-    output: str
+    output: Place
 
     @property
     def demonstrations(self) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -16,10 +17,12 @@ from safetensors import SafetensorError
 from tagi.errors import TagiError
 
 T = TypeVar("T")
-TRIES = 50
-"""Times that a folder is read, or its place is taken, while others replace it meanwhile."""
+PATIENCE = 20.0
+"""Seconds for which a folder is read anew, or its place is asked for, while others replace it."""
 PAUSE = 0.002
 """Seconds between those tries."""
+GAP = 0.05
+"""Seconds after which a folder that is not there is no longer taken for one that a writer is just replacing."""
 
 
 class DiskError(TagiError):
@@ -57,18 +60,27 @@ def read_whole(folder: Path, read: Callable[[], T]) -> T:
         DiskError: it was replaced at every try.
         TagiError: what `read` raises.
     """
-    for _ in range(TRIES):
-        before = _identity(folder)
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        before = _standing(folder)
         try:
             found = read()
         except TagiError:
-            if _identity(folder) == before and not _in_between(folder):
+            if before is None or _identity(folder) == before:
                 raise
         else:
             if _identity(folder) == before:
                 return found
         time.sleep(PAUSE)
     raise DiskError(f"{folder}: was replaced again and again while it was read; try again when its writers are done")
+
+
+def _standing(folder: Path) -> tuple[int, ...] | None:
+    """The identity of a folder, as soon as it stands there: where a writer needs two steps, it is away in between."""
+    end = time.monotonic() + GAP
+    while (found := _identity(folder)) is None and time.monotonic() < end:
+        time.sleep(PAUSE)
+    return found
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
@@ -80,19 +92,20 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _in_between(folder: Path) -> bool:
-    """Whether a writer has just put an old folder aside, and the new one is not there yet."""
-    return not folder.exists() and any(folder.parent.glob(f".{folder.name}.old.*/*"))
-
-
 def check_replaceable(target: Path, mark: str, kind: str) -> None:
     """Refuse to write a folder over anything but nothing, an empty folder, or one of its kind, which holds `mark`.
 
     Raises:
         DiskError: something else is there.
     """
-    if target.exists() and not (target / mark).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise DiskError(f"{target}: exists and is no {kind}; choose another folder")
+    if not target.exists():
+        return
+
+    def check() -> None:
+        if target.exists() and not (target / mark).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise DiskError(f"{target}: exists and is no {kind}; choose another folder")
+
+    read_whole(target, check)
 
 
 def _take_place(draft: Path, target: Path) -> None:
@@ -100,7 +113,8 @@ def _take_place(draft: Path, target: Path) -> None:
 
     After an error the old folder is back. Another writer may do the same meanwhile: the last one's stays.
     """
-    for _ in range(TRIES):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         try:
             os.replace(draft, target)
             return
@@ -109,7 +123,7 @@ def _take_place(draft: Path, target: Path) -> None:
                 raise
         if _swapped(draft, target) or _in_two_steps(draft, target):
             return
-        time.sleep(PAUSE)
+        time.sleep(PAUSE * random.random())  # not in step with the others
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 

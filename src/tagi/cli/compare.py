@@ -25,7 +25,7 @@ def compare(
     ours: Annotated[Folders, typer.Option(metavar="DIR", help="A folder that `tagi eval -o` wrote; one a seed.")],
     theirs: Annotated[Folders, typer.Option(metavar="DIR", help="The other system's folder of the same seed.")],
     metric: Annotated[Literal["exact_match", "rouge_l"], typer.Option(help="What is compared.")] = "exact_match",
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare two systems example by example: difference, 95 % interval over tasks, verdict."""

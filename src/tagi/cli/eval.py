@@ -58,7 +58,7 @@ Positives = Annotated[
     int | None, typer.Option(min=0, help="Demonstrations shown: 0 is Def, 2 is Def+2Pos (default: as in training).")
 ]
 Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
-Seed = Annotated[int, typer.Option(help="Seed of the controls and the bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the controls and the bootstrap.")]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Write predictions.jsonl, scores.json and scores.md."),
@@ -129,7 +129,7 @@ def micro(
         Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
     data_seed: Annotated[
-        int | None, typer.Option(help="Seed of the tasks (default: that of the checkpoint's training).")
+        int | None, typer.Option(min=0, help="Seed of the tasks (default: that of the checkpoint's training).")
     ] = None,
     positives: Positives = None,
     checkpoint: Checkpoint = None,

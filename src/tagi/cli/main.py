@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 from rich.text import Text
@@ -19,6 +20,9 @@ from tagi.errors import InputError, TagiError
 
 MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 """Exit codes: the last two are what a shell gives to programs that SIGINT and SIGPIPE end."""
+
+_TEXTS = ("--input", "--positive", "--stop")
+"""Options that say better themselves why they are not empty."""
 
 app = typer.Typer(
     name="tagi",
@@ -82,6 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; gives its exit code: 2 for a user's mistake, 130 for Ctrl-C, 141 where nobody reads on."""
     try:
         _check_encoding(arguments)
+        _check_places(arguments)
         code = app(list(arguments), prog_name="tagi", standalone_mode=False)
     except typer.TyperException as error:
         return _mistake(_usage(error))
@@ -123,6 +128,19 @@ def _check_encoding(arguments: Sequence[str]) -> None:
             option = one.partition("=")[0] if one.startswith("--") else before
             name = option if option.startswith("-") and option != "-" else f"argument {number + 1}"
             raise InputError(f"{name}: {one.encode(errors='replace').decode()!r} is not UTF-8") from error
+
+
+def _check_places(arguments: Sequence[str]) -> None:
+    """Refuse options without a value, as a shell makes of a variable that is not set: of an empty name of a checkpoint
+    the bundled one would be made, of an empty folder the working directory.
+
+    Raises:
+        InputError: names the option.
+    """
+    for before, one in pairwise(("", *arguments)):
+        name, value = (one.removesuffix("="), "") if one.startswith("--") and one.endswith("=") else (before, one)
+        if name.startswith("-") and name not in _TEXTS and not value.strip():
+            raise InputError(f"{name}: is empty")
 
 
 def _of_the_system(error: OSError) -> str:

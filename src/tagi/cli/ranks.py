@@ -43,7 +43,7 @@ def held_out(
         TagiError: an unknown task, data that is missing or damaged, or too few rows for the demonstrations.
     """
     dataset = P3Dataset(data, instruction=reads)
-    here = list(names) if names else dataset.eval_names()
+    here = list(dict.fromkeys(names)) if names else dataset.eval_names()
     found = (dataset.eval_tasks(name, limit=instances, shots=shots, seed=seed) for name in here)
     tasks = [task for each in found for task in _first_prompts(each, prompts)]
     absent = [] if names else [name for name in EVALUATION if name not in here]

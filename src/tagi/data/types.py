@@ -52,7 +52,7 @@ class Task:
 
 
 def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) -> list[T]:
-    """Those of some tasks whose names are wanted, in that order; all where none is.
+    """Those of some tasks whose names are wanted, in that order and each once; all where none is.
 
     Raises:
         ConfigError: one that is not there; names the nearest.
@@ -62,4 +62,4 @@ def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) 
     if unknown := [one for one in wanted if one not in by_name]:
         near = difflib.get_close_matches(unknown[0], by_name, n=1)
         raise ConfigError(f"there is no task {unknown[0]!r} here" + (f", did you mean {near[0]}?" if near else ""))
-    return [by_name[one] for one in wanted] or every
+    return [by_name[one] for one in dict.fromkeys(wanted)] or every

@@ -104,7 +104,7 @@ def from_bank(source: Path, group: str, backbone: str | None) -> Export:
         ConfigError: no teacher of that group.
     """
     manifest = banks.read_manifest(source)
-    place = backbone or manifest.base
+    place = backbone or checkpoint.found_again(manifest.base, manifest.base_from_here, source)
     base = checkpoint.base_source(place)
     model = load_t5(base).eval()
     bank = banks.load(source, model)

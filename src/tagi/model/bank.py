@@ -46,7 +46,9 @@ class BankManifest(Frozen):
 
     format: int = FORMAT
     base: str
-    """Where the language model under the LoRAs came from."""
+    """Where the language model under the LoRAs came from, a whole path or a hub name."""
+    base_from_here: str | None = None
+    """The same folder as seen from the bank's, where it lies on the same machine."""
     base_fingerprint: str
     reads: str
     """The method by which that model read its rows: `no_instruction` (b) or a prompt method (a; b)."""

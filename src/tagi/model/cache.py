@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from tagi.model.rows import Rows
 
+ROOM = 4096
+"""Tokens that room is made for at once, however many an answer may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
@@ -145,8 +148,8 @@ class Past:
         return Past(self.layers if fits else layers, length, self.first)
 
     def with_room(self, tokens: int) -> "Past":
-        """The same with room for so many tokens more."""
-        layers = tuple(own.span(0, self.length).padded(0, tokens) for own in self.layers)
+        """The same with room for so many tokens more, of very many for the first; it grows when they are used up."""
+        layers = tuple(own.span(0, self.length).padded(0, min(tokens, ROOM)) for own in self.layers)
         return Past(layers, self.length, self.first)
 
     def select(self, index: Tensor) -> "Past":
@@ -164,7 +167,7 @@ class Past:
         """These rows, then the other's, all ending at the same place, with room for so many tokens more."""
         length = max(self.length, other.length)
         pairs = zip(self._ending_at(length), other._ending_at(length), strict=True)
-        layers = tuple(a.beside(b).padded(0, room) for a, b in pairs)
+        layers = tuple(a.beside(b).padded(0, min(room, ROOM)) for a, b in pairs)
         return Past(layers, length, torch.cat((self._began(length), other._began(length))))
 
     def distances(self, new: int) -> Tensor:

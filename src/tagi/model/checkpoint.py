@@ -24,7 +24,7 @@ from tagi.config_files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.language_model import load_language_model, save_language_model
-from tagi.model.t5_hf import locate, read_safetensors
+from tagi.model.t5_hf import check_type, locate, read_safetensors
 from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
@@ -106,9 +106,25 @@ def _placed(config: ModelConfig, folder: Path) -> ModelConfig:
     """
     if config.backbone == BACKBONE or not Path(config.backbone).is_dir():
         return config
-    whole = os.path.abspath(config.backbone)
-    seen = os.path.relpath(os.path.realpath(whole), os.path.realpath(folder))
+    whole, seen = placed(config.backbone, folder)
     return config.model_copy(update={"backbone": whole, "backbone_from_here": seen})
+
+
+def placed(source: str, folder: Path) -> tuple[str, str | None]:
+    """A folder of this machine in two ways, whole and as seen from another; a hub name is itself and is not seen."""
+    if not Path(source).is_dir():
+        return source, None
+    whole = os.path.abspath(source)
+    return whole, os.path.relpath(os.path.realpath(whole), os.path.realpath(folder))
+
+
+def found_again(source: str, seen: str | None, folder: Path) -> str:
+    """What `placed` gave: where it is seen from the folder, if it still is there, and what was said of it if not."""
+    if seen is not None:
+        beside = Path(os.path.normpath(os.path.join(os.path.realpath(folder), seen)))
+        if beside.is_dir():
+            return str(beside)
+    return source
 
 
 def own_tensors(model: TagiModel) -> dict[str, Tensor]:
@@ -144,11 +160,7 @@ def base_source(source: str | Path) -> str:
 def _backbone_of(folder: Path, config: ModelConfig) -> str:
     if config.backbone == BACKBONE:
         return str(folder / BACKBONE)
-    if config.backbone_from_here is not None:
-        beside = Path(os.path.normpath(os.path.join(os.path.realpath(folder), config.backbone_from_here)))
-        if beside.is_dir():
-            return str(beside)
-    return config.backbone
+    return found_again(config.backbone, config.backbone_from_here, folder)
 
 
 def load(folder: Path, *, backbone: str | None = None) -> Loaded:
@@ -183,4 +195,5 @@ def _assign(model: TagiModel, tensors: dict[str, Tensor], file: Path) -> None:
     for name, tensor in own.items():
         if tensors[name].shape != tensor.shape:
             raise CheckpointError(f"{file}: tensor {name} has another shape than {CONFIG} says")
+        check_type(file, name, tensors[name])
         tensor.copy_(tensors[name])

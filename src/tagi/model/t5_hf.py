@@ -274,10 +274,19 @@ def check_finite(file: Path, name: str, tensor: Tensor) -> None:
     Raises:
         CheckpointError: names file and tensor.
     """
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{file}: tensor {name} has the type {tensor.dtype}, which is none of weights")
+    check_type(file, name, tensor)
     if not tensor.float().isfinite().all():  # as fp32, for that is how it is used
         raise CheckpointError(f"{file}: tensor {name} holds values that are no finite numbers (NaN or infinity)")
+
+
+def check_type(file: Path, name: str, tensor: Tensor) -> None:
+    """Refuse whole numbers, such as weights packed into 8 bits: without their scales they are other weights.
+
+    Raises:
+        CheckpointError: names file and tensor.
+    """
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{file}: tensor {name} has the type {tensor.dtype}, which is none of weights")
 
 
 def _is_tied(tensors: dict[str, Tensor]) -> bool:
@@ -296,4 +305,5 @@ def _assign(model: T5, tensors: dict[str, Tensor], folder: Path) -> None:
             if theirs not in tensors:
                 raise CheckpointError(f"{folder}: tensor {theirs} is missing")
             check_shape(folder, theirs, tensors[theirs], *parameter.shape)
+            check_type(folder, theirs, tensors[theirs])
             parameter.copy_(tensors[theirs])

@@ -20,6 +20,7 @@ from tagi.data.types import Task
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import lane_cross_entropy, lane_tokens
 from tagi.model import bank as banks
+from tagi.model import checkpoint
 from tagi.model.backbone import Factors, Modules, Site
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.lora import select, stack
@@ -279,8 +280,10 @@ def _entries(plan: Plan, wave: Sequence[str], losses: torch.Tensor) -> list[Teac
 def _manifest(plan: Plan, entries: Sequence[TeacherEntry]) -> BankManifest:
     config = plan.config
     source = config.start_from or (config.backbone.path if config.backbone is not None else None)
+    base, seen = checkpoint.placed(str(source), Path(config.output) / FINAL)
     return BankManifest(
-        base=str(source),
+        base=base,
+        base_from_here=seen,
         base_fingerprint=plan.fingerprint,
         reads=config.method,
         rank=config.teachers.rank,
