@@ -84,6 +84,13 @@ def test_languages_on_the_command_line(tagi: Run, checkpoint: Path, tmp_path: Pa
     )
 
 
+def test_categories_of_one_look_are_one(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    one = task(("dog", "dog"))
+    sni(tmp_path, {"a": one | {"Categories": ["Text  Copying"]}, "b": one | {"Categories": ["Text Copying\u00a0"]}})
+    found = tagi("eval", "sni", "--checkpoint", checkpoint, "--data", tmp_path, "--json").json["by_category"]
+    assert {name: value["n"] for name, value in found.items()} == {"Text Copying": 2}
+
+
 def test_a_task_named_twice_is_scored_once(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     sni(tmp_path, {"a": task(("dog", "dog"), ("cat", "cat")), "b": task(("bus", "bus"))})
     asked = ("eval", "sni", "--checkpoint", checkpoint, "--data", tmp_path, "--task", "a")

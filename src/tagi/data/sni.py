@@ -29,6 +29,11 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _shown(names: list[str]) -> list[str]:
+    """Names as tables show them, so that no two of one look count apart."""
+    return [" ".join(name.split()) for name in names]
+
+
 def _first_is_written(definitions: list[str]) -> list[str]:
     return [_is_written(definitions[0]), *definitions[1:]]
 
@@ -72,7 +77,7 @@ Languages = Annotated[list[str] | None, BeforeValidator(_as_list)]
 class _TaskFile(Record):
     """The fields of the benchmark's task files that we read."""
 
-    categories: Annotated[list[str], Field(alias="Categories", min_length=1)]
+    categories: Annotated[list[str], Field(alias="Categories", min_length=1), AfterValidator(_shown)]
     definition: Annotated[
         list[str],
         Field(alias="Definition", min_length=1),
