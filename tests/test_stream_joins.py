@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from builders import model_config, small_t5, small_tagi
 from tagi import Decoding, Tagi

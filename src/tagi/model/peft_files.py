@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -149,8 +149,11 @@ def _tensor(site: Site, factor: str) -> str:
 
 
 def _check_base(file: Path, fingerprint: str) -> None:
-    with safe_open(file, framework="pt") as opened:
-        made_for = (opened.metadata() or {}).get(_BASE, fingerprint)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            made_for = (opened.metadata() or {}).get(_BASE, fingerprint)
+    except (SafetensorError, OSError, RuntimeError) as error:  # replaced since its tensors were read
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
     if made_for != fingerprint:
         raise CheckpointError(f"{file}: belongs to another language model (fingerprint {made_for}, not {fingerprint})")
 

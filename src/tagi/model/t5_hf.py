@@ -232,7 +232,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: is missing (weights are read from safetensors only)")
     try:
         tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: torch could not map the file
         raise CheckpointError(f"{file}: is damaged or half-written ({error})") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
