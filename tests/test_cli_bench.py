@@ -88,7 +88,7 @@ def test_bench_logits(tagi: Run, metatrained: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, objective={"lambda_kl": 1.0, "temperature": 2.0, "teacher": teacher})
     lines = tagi("bench", "logits", "--config", config, "--batches", 1, "--json").json["lines"]
     assert lines[-1]["error"] == 0.0 and lines[-1]["loss"] > 0
-    assert all(line["error"] <= 1e-6 for line in lines)
+    assert all(line["error"] < -1e-3 for line in lines[:-1])  # from -0.22 nats a token to -0.026 as k grows
     assert [line["k"] for line in lines] == sorted(line["k"] for line in lines)
 
 
@@ -100,7 +100,7 @@ def test_bench_flops(tagi: Run, shared_data: Path) -> None:
     assert (found["lengths"]["tasks"], found["lengths"]["shots"]) == (17, 2)
     assert systems["metatrain"]["ratio_of_sums"] == systems["metatrain"]["mean_of_ratios"] == 1.0
     assert systems["no_instruction"]["over_floor"] == 1.0
-    assert 1.0 < systems["tagi"]["over_floor"] < 1.2
+    assert 1.0 < systems["tagi"]["over_floor"] < 1.15  # counted: 1.110
     assert systems["tagi"]["ratio_of_sums"] < systems["tagi"]["mean_of_ratios"] + 0.2 < 1.0
     narrow = tagi("bench", "flops", *asked, "--positives", 2, "--width", 64, "--json").json
     assert {one["name"]: one for one in narrow["systems"]}["tagi"]["over_floor"] < systems["tagi"]["over_floor"]

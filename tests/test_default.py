@@ -51,11 +51,11 @@ def test_it_was_trained_by_the_committed_config() -> None:
 
 
 def test_it_follows_unseen_instructions_and_no_other(tagi: Tagi) -> None:
-    """40 tasks × 5; the slow test has the figures of 500 × 20."""
+    """40 tasks × 5: measured 94.5 %, and 0 with another's or no instruction; the slow test has 500 × 20."""
     tasks = unseen(trained_on(None, None), 40)
-    assert exact_match(tagi, tasks, 5) >= 0.8
-    assert exact_match(tagi, tasks, 5, "shuffled") <= 0.25
-    assert exact_match(tagi, tasks, 5, "empty") <= 0.1
+    assert exact_match(tagi, tasks, 5) >= 0.9
+    assert exact_match(tagi, tasks, 5, "shuffled") <= 0.05
+    assert exact_match(tagi, tasks, 5, "empty") <= 0.05
 
 
 @pytest.mark.slow

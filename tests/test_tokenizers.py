@@ -114,4 +114,4 @@ def test_unigram_on_real_text(shared_data: Path) -> None:
     tokenizer = unigram(texts, 1000)
     assert len(tokenizer) == 1000
     unknown = sum(len(unknown_words(tokenizer, text)) for text in texts)
-    assert unknown <= 0.0005 * sum(map(len, texts))
+    assert unknown <= 0.0003 * sum(map(len, texts))  # measured 0.00017
