@@ -22,7 +22,7 @@ from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
 from tagi.model.backbone import Backbone, Factors, Site
 from tagi.model.rows import Rows
-from tagi.model.t5_hf import check_finite, check_shape, read_safetensors
+from tagi.model.t5_hf import check_shape, check_type, read_safetensors
 from tagi.model.tagi import Output, TagiModel, neutral
 
 MANIFEST, START, TEACHERS = "bank.json", "a0.safetensors", "teachers"
@@ -202,5 +202,5 @@ def _take(tensors: Mapping[str, Tensor], name: str, file: Path, shape: tuple[int
     if name not in tensors:
         raise CheckpointError(f"{file}: tensor {name} is missing; the bank belongs to another language model")
     check_shape(file, name, tensors[name], *shape)
-    check_finite(file, name, tensors[name])
+    check_type(file, name, tensors[name])
     return tensors[name]

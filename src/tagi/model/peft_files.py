@@ -17,7 +17,7 @@ from tagi.errors import CheckpointError
 from tagi.files import atomic_folder, read_whole
 from tagi.model.backbone import Backbone, Factors, Modules, Site
 from tagi.model.cards import CARD, card
-from tagi.model.t5_hf import check_finite, check_shape, module_name, read_safetensors
+from tagi.model.t5_hf import check_shape, check_type, module_name, read_safetensors
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _BASE = "tagi_base_fingerprint"
@@ -139,8 +139,8 @@ def _factors(
     a, b = (_tensor(site, factor) for factor in "AB")
     check_shape(file, a, tensors[a], config.r, widths[0])
     check_shape(file, b, tensors[b], widths[1], config.r)
-    check_finite(file, a, tensors[a])
-    check_finite(file, b, tensors[b])
+    check_type(file, a, tensors[a])
+    check_type(file, b, tensors[b])
     return Factors(tensors[a][None], tensors[b][None], config.scale)
 
 
