@@ -10,18 +10,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tagi import methods
+from tagi.backbones.causal import CausalLM
+from tagi.backbones.language_model import LanguageModel
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors, Site
+from tagi.backbones.t5.model import T5, RMSNorm, initialise
 from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.data.collate import pad
 from tagi.infer.answers import at_hand
 from tagi.infer.decode import Request, decode
 from tagi.infer.search import Limits
 from tagi.model import tagi
-from tagi.model.backbone import Factors, Site
-from tagi.model.causal import CausalLM
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
-from tagi.model.language_model import LanguageModel
-from tagi.model.rows import Rows
-from tagi.model.t5 import T5, RMSNorm, initialise
 from tagi.model.tagi import Prepared, TagiModel
 
 VOCABULARY = 48

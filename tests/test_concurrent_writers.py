@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_engine import make
 
 from builders import random_lora, small_t5
 from tagi import Tagi, files
@@ -19,7 +20,6 @@ from tagi.files import DiskError, atomic_folder, read_whole
 from tagi.model.adapter import Origin, TaskAdapter
 from tagi.model.checkpoint import fingerprint
 from tagi.model.peft_files import load_peft, save_peft
-from test_engine import make
 
 Write = Callable[[Path], None]
 Read = Callable[[Path], bool]

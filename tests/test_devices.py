@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
+from test_teachers import GROUPS, settings, student
 
 from builders import worst
 from elsewhere import DEVICE, Elsewhere, second_device
@@ -16,7 +17,6 @@ from tagi.cli import train as train_command
 from tagi.train.build import build_stage
 from tagi.train.datasets import Datasets
 from tagi.train.teachers import bank_stage, lane_losses, plan_teachers, train_teachers
-from test_teachers import GROUPS, settings, student
 from training_runs import config, run
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from test_engine import INPUTS, INSTRUCTIONS, make
 
 from fake_hub import FakeHub, fake_hub
 from tagi import Tagi, TaskAdapter
+from tagi.backbones.files import locate
+from tagi.backbones.t5.weights import read_shape
 from tagi.errors import CheckpointError
-from tagi.model.t5_hf import locate, read_shape
-from test_engine import INPUTS, INSTRUCTIONS, make
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cli_runs import CONFIG, INSTRUCTION, Run, mistake
 from malformed import refusal
-from tagi.config_files import load
+from tagi.config.files import load
 from tagi.data.c4 import documents
 from tagi.data.p3 import P3Dataset
 from tagi.data.promptsource import read_templates

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
 
+from test_p3 import RTE, write
+
 from builders import seeded
+from tagi.backbones.language_model import save_language_model
+from tagi.backbones.t5.model import T5, initialise
 from tagi.config import T5Shape
 from tagi.data import tokenizers
 from tagi.data.microtasks import write_sni
 from tagi.data.types import Demonstration, Example, Instruction, Task
-from tagi.model.language_model import save_language_model
-from tagi.model.t5 import T5, initialise
 from tagi.repro.runs import C4, P3, P3_BATCHES, SNI, T0, TK_INSTRUCT, fid_icl, language_model
-from test_p3 import RTE, write
 
 _WORDS = """
 rain snow sun wind cloud storm river sea hill tree stone road house wolf dog plum

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tagi.config import RunConfig
-from tagi.config_files import parse
+from tagi.config.files import parse
 from tagi.train.build import build_stage
 from tagi.train.trainer import train
 

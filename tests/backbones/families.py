@@ -15,8 +15,8 @@ from builders import VOCABULARY, normal, seeded
 from tagi.backbones.base import Modules, Prepared, Site, Target
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.weights import load_decoder
-from tagi.model.lora import Factors
-from tagi.model.rows import Rows
+from tagi.backbones.lora import Factors
+from tagi.backbones.rows import Rows
 
 ROTARY: dict[str, Any] = {
     "vocab_size": VOCABULARY,

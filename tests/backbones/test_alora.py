@@ -13,9 +13,9 @@ from torch import Tensor
 from builders import normal, worst
 from tagi.backbones.base import Modules, Prepared, Read, Site, Target
 from tagi.backbones.decoder.weights import NAMES
+from tagi.backbones.lora import Factors
+from tagi.backbones.rows import Rows
 from tagi.errors import ConfigError, InputError
-from tagi.model.lora import Factors
-from tagi.model.rows import Rows
 
 # Each bound is a small multiple of the worst difference seen over all variants (fp32, CPU, logits up to about 40).
 PEFT = 5e-5  # worst 1.2e-5

@@ -1,7 +1,7 @@
 """The protocol that a language model fulfils, the only thing that the rest knows of one.
 
 Task adapters and encoded instructions arrive as arguments, caches leave as return values. Masks are bool, True for a
-token. Shapes: see `tagi.model.rows`; V is the vocabulary, E the width of the token embeddings.
+token. Shapes: see `tagi.backbones.rows`; V is the vocabulary, E the width of the token embeddings.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from tagi.backbones.cache import KeyValue
+from tagi.backbones.lora import Factors
+from tagi.backbones.rows import Rows
 from tagi.config import ModuleKind
-from tagi.model.cache import KeyValue
-from tagi.model.lora import Factors
-from tagi.model.rows import Rows
 
 SiteKind = Literal["encoder.self", "decoder.self", "decoder.cross", "encoder.feed_forward", "decoder.feed_forward"]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]

@@ -25,7 +25,7 @@ from tagi.backbones.decoder.shape import DecoderShape, Rotary
 from tagi.backbones.decoder.weights import save_decoder
 from tagi.backbones.files import check_finite, check_shape
 from tagi.backbones.splitting import SPLITS
-from tagi.config_files import parse
+from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained
 

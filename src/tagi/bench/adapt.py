@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tagi.backbones.cache import KeyValue
 from tagi.bench.inference import ENCODER, answering, prepared, preparing
 from tagi.bench.memory import Allocated, allocated
 from tagi.bench.models import Setup
@@ -18,7 +19,6 @@ from tagi.data.collate import pad
 from tagi.errors import ConfigError
 from tagi.methods import Method, get
 from tagi.model.adapter import to_bytes
-from tagi.model.cache import KeyValue
 from tagi.model.costs import TaskLengths, reading
 from tagi.model.tagi import Prepared, TagiModel
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from tagi.backbones.language_model import as_t5
+from tagi.backbones.t5.weights import save_t5
 from tagi.bench.inference import answer, ways
 from tagi.bench.models import Setup
 from tagi.bench.timing import Case, Comparison, Group, Progress, Series, alternate
@@ -19,9 +21,7 @@ from tagi.methods import get
 from tagi.model import adapter as adapters
 from tagi.model.adapter import TaskAdapter
 from tagi.model.costs import TaskLengths, reading
-from tagi.model.language_model import as_t5
 from tagi.model.peft_files import save_peft
-from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import TagiModel
 
 SAME, DIFFERENT, IN_TURN, LORA, PEFT = (

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from transformers import T5ForConditionalGeneration
 
+from tagi.backbones.language_model import build
+from tagi.backbones.t5 import model as t5
+from tagi.backbones.t5.model import T5
+from tagi.backbones.t5.weights import save_t5
 from tagi.config import FusionConfig, HypernetworkConfig, T5Shape
 from tagi.methods import Method
-from tagi.model import t5, tagi
+from tagi.model import tagi
 from tagi.model.costs import as_deep
-from tagi.model.language_model import build
-from tagi.model.t5 import T5
-from tagi.model.t5_hf import save_t5
 from tagi.model.tagi import TagiModel
 
 SEED = 0

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from tagi import methods
+from tagi.backbones.language_model import as_t5
+from tagi.backbones.t5.model import T5, initialise
 from tagi.bench.models import as_transformers
 from tagi.bench.timing import Comparison, Group, Progress, alternate
 from tagi.config import CorpusConfig, FusionConfig, HypernetworkConfig, T5Shape, TrainingConfig
@@ -25,8 +27,6 @@ from tagi.errors import ConfigError
 from tagi.losses import IGNORE
 from tagi.model import tagi as tagi_module
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
-from tagi.model.language_model import as_t5
-from tagi.model.t5 import T5, initialise
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.align import alignment_term

@@ -119,9 +119,9 @@ def _teacher(asked: _Asked) -> Export:
 
 
 def _adapter(asked: _Asked) -> Export:
+    from tagi.backbones.t5.weights import locate
     from tagi.infer.export import from_adapter
     from tagi.model.checkpoint import base_source
-    from tagi.model.t5_hf import locate
 
     chosen = asked.checkpoint or default_checkpoint()
     inputs = _inputs(asked.inputs)

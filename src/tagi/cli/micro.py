@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
+from tagi.backbones.files import locate
 from tagi.cli.common import default_checkpoint, note
 from tagi.config import DataConfig
-from tagi.config_files import RUN_FILE, load
+from tagi.config.files import RUN_FILE, load
 from tagi.data.micro_splits import shuffled_partner
 from tagi.data.microtasks import MicroTask
 from tagi.data.types import Task
 from tagi.errors import InputError
-from tagi.model.t5_hf import locate
 from tagi.train.finetune import micro_split
 
 

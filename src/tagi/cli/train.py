@@ -87,7 +87,7 @@ def _saying_what_was_kept() -> Iterator[None]:
 
 def _configs(stage: str, name: str, overrides: Sequence[str]) -> Mapping[str, RunConfig]:
     """The configs that a command speaks of: one file's, or a named run's with all of its stages."""
-    from tagi.config_files import load
+    from tagi.config.files import load
     from tagi.repro.runs import named
 
     file = Path(name)

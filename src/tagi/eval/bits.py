@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tagi.backbones.t5.model import T5
 from tagi.config import CorpusConfig
 from tagi.data.c4 import SEGMENTS, TokenStore
 from tagi.data.collate import Batch
@@ -16,7 +17,6 @@ from tagi.data.tokenizers import sentinels
 from tagi.errors import ConfigError, InputError
 from tagi.infer.engine import Tagi, teacher_forced
 from tagi.losses import IGNORE, cross_entropy
-from tagi.model.t5 import T5
 
 Kind = Literal["spans", "prefix"]
 _OBJECTIVES: dict[Kind, Callable[[CorpusConfig, PreTrainedTokenizerBase], Objective]] = {

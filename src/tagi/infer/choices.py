@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tagi.backbones.rows import Rows
 from tagi.config import RankNorm
 from tagi.data.collate import IGNORE, pad
 from tagi.data.types import Instruction
 from tagi.errors import InputError
 from tagi.infer.decode import averaged, score_answers
 from tagi.infer.engine import Tagi
-from tagi.model.rows import Rows
 from tagi.model.tagi import Prepared
 
 ROWS = 64

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagi.backbones.cache import Attended, DecoderContext, DecoderMemory, FixedPast, History, KeyValue
+from tagi.backbones.language_model import LanguageModel
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors, Modules, Site
+from tagi.backbones.t5.model import T5
 from tagi.errors import ConfigError
 from tagi.infer.steps import StepInput, Steps, begun, step
-from tagi.model.backbone import Factors, Modules, Site
-from tagi.model.cache import Attended, DecoderContext, DecoderMemory, FixedPast, History, KeyValue
-from tagi.model.language_model import LanguageModel
-from tagi.model.rows import Rows
-from tagi.model.t5 import T5
 
 Backend = str | Callable[..., Any]
 """Of `torch.compile`, by name or as a function."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tagi.backbones.rows import Rows
 from tagi.config import CausalShape
 from tagi.data.collate import pad
 from tagi.errors import InputError
@@ -19,7 +20,6 @@ from tagi.infer.compiled import Compiled
 from tagi.infer.search import GREEDY, Decoding, Limits, Reason, Search, Step, begin
 from tagi.infer.steps import Plain, StepInput, Steps
 from tagi.losses import valid_positions
-from tagi.model.rows import Rows
 from tagi.model.tagi import Prepared, TagiModel, shift_right
 
 CAPACITY = 64

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tagi import hub
+from tagi.backbones.files import locate
+from tagi.backbones.rows import Rows
 from tagi.config import Shape, T5Shape
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
@@ -24,13 +27,11 @@ from tagi.infer.compiled import Backend, Compiled
 from tagi.infer.decode import Request, Tokens, decode
 from tagi.infer.search import GREEDY, Decoding, Limits
 from tagi.model import adapter as adapters
-from tagi.model import checkpoint, hub
+from tagi.model import checkpoint
 from tagi.model.adapter import Origin, TaskAdapter
 from tagi.model.cards import CARD
 from tagi.model.checkpoint import ModelConfig
 from tagi.model.peft_files import is_peft, load_peft
-from tagi.model.rows import Rows
-from tagi.model.t5_hf import locate
 from tagi.model.tagi import Output, Prepared, TagiModel, neutral, shift_right
 
 Positives = Sequence[tuple[str, str]]
@@ -114,7 +115,7 @@ class Tagi:
             (draft / CARD).write_text(checkpoint_card(self.model.method, self.config.backbone), encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes, see `tagi.model.hub.push`."""
+        """Upload what `save_pretrained` writes, see `tagi.hub.push`."""
         return hub.push(self.save_pretrained, repo_id, **options)
 
     @torch.inference_mode()

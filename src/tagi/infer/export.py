@@ -8,6 +8,12 @@ from random import Random
 import torch
 from torch import Tensor
 
+from tagi.backbones.files import locate
+from tagi.backbones.language_model import as_t5
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Modules
+from tagi.backbones.t5.model import T5
+from tagi.backbones.t5.weights import load_t5, save_t5
 from tagi.data import tokenizers
 from tagi.data.collate import assemble
 from tagi.errors import InputError
@@ -17,13 +23,8 @@ from tagi.losses import Loss, distillation, soften, valid_positions
 from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.adapter import TaskAdapter, merge
-from tagi.model.backbone import Modules
 from tagi.model.cards import CARD, card
-from tagi.model.language_model import as_t5
 from tagi.model.peft_files import save_peft
-from tagi.model.rows import Rows
-from tagi.model.t5 import T5
-from tagi.model.t5_hf import load_t5, locate, save_t5
 from tagi.model.tagi import shift_right
 
 SAMPLES, LONGEST, SEED = 64, 8, 0

@@ -5,10 +5,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tagi.model.backbone import Modules
-from tagi.model.cache import DecoderContext, History, Past
-from tagi.model.language_model import LanguageModel
-from tagi.model.rows import Rows
+from tagi.backbones.cache import DecoderContext, History, Past
+from tagi.backbones.language_model import LanguageModel
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Modules
 
 
 @dataclass(frozen=True, slots=True)

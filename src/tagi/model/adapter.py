@@ -21,16 +21,16 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagi import hub
+from tagi.backbones import lora as lora_ops
+from tagi.backbones.files import check_finite, check_shape, locate
+from tagi.backbones.sites import Backbone, Factors, Modules, Site
+from tagi.backbones.t5.model import T5
 from tagi.config import Frozen, ModuleKind
-from tagi.config_files import parse
+from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, check_replaceable, read_whole
-from tagi.model import hub
-from tagi.model import lora as lora_ops
-from tagi.model.backbone import Backbone, Factors, Modules, Site
 from tagi.model.cards import CARD, card
-from tagi.model.t5 import T5
-from tagi.model.t5_hf import check_finite, check_shape, locate
 
 WEIGHTS, KIND = "adapter.safetensors", "task adapter"
 _SAID, _APART = "adapter", "adapter.json"
@@ -158,7 +158,7 @@ class TaskAdapter:
         return cls(adapter.modules, adapter.memory, adapter.mask, adapter.origins)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes, see `tagi.model.hub.push`."""
+        """Upload what `save_pretrained` writes, see `tagi.hub.push`."""
         return hub.push(self.save_pretrained, repo_id, **options)
 
 

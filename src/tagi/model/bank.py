@@ -16,13 +16,13 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tagi.backbones.files import check_shape, check_type, read_safetensors
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Backbone, Factors, Site
 from tagi.config import Frozen, Positive
-from tagi.config_files import read_json
+from tagi.config.files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
-from tagi.model.backbone import Backbone, Factors, Site
-from tagi.model.rows import Rows
-from tagi.model.t5_hf import check_shape, check_type, read_safetensors
 from tagi.model.tagi import Output, TagiModel, neutral
 
 MANIFEST, START, TEACHERS = "bank.json", "a0.safetensors", "teachers"

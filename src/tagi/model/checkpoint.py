@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tagi import methods
+from tagi.backbones.files import check_type, locate, read_safetensors
+from tagi.backbones.language_model import load_language_model, save_language_model
 from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig
-from tagi.config_files import read_json
+from tagi.config.files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
-from tagi.model.language_model import load_language_model, save_language_model
-from tagi.model.t5_hf import check_type, locate, read_safetensors
 from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"

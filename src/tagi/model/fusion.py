@@ -7,12 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tagi.backbones.attention import attend_shared, join_heads, padding_bias, split_heads
+from tagi.backbones.cache import KeyValue, beside
+from tagi.backbones.rows import Rows
+from tagi.backbones.t5.model import RMSNorm
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError
-from tagi.model.attention import attend_shared, join_heads, padding_bias, split_heads
-from tagi.model.cache import KeyValue, beside
-from tagi.model.rows import Rows
-from tagi.model.t5 import RMSNorm
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tagi.backbones.attention import softmax
+from tagi.backbones.sites import Factors, Site
 from tagi.config import HypernetworkConfig, ModuleKind
 from tagi.errors import CheckpointError
-from tagi.model.attention import softmax
-from tagi.model.backbone import Factors, Site
 
 
 class Hypernetwork(nn.Module):

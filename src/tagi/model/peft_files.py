@@ -11,13 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tagi.backbones.files import check_shape, check_type, read_safetensors
+from tagi.backbones.sites import Backbone, Factors, Modules, Site
+from tagi.backbones.t5.weights import module_name
 from tagi.config import Frozen, Positive
-from tagi.config_files import read_json
+from tagi.config.files import read_json
 from tagi.errors import CheckpointError
 from tagi.files import atomic_folder, read_whole
-from tagi.model.backbone import Backbone, Factors, Modules, Site
 from tagi.model.cards import CARD, card
-from tagi.model.t5_hf import check_shape, check_type, module_name, read_safetensors
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _BASE = "tagi_base_fingerprint"

@@ -6,6 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tagi.backbones.cache import DecoderContext, DecoderMemory
+from tagi.backbones.causal import CausalLM
+from tagi.backbones.language_model import LanguageModel, as_t5
+from tagi.backbones.lora import folded
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors, Site
+from tagi.backbones.t5.model import T5
 from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
 from tagi.errors import ConfigError
 from tagi.methods import Method
@@ -13,15 +20,8 @@ from tagi.model import adapter as adapters
 from tagi.model import fusion as fusion_module
 from tagi.model import hypernetwork as hypernetwork_module
 from tagi.model.adapter import TaskAdapter
-from tagi.model.backbone import Factors, Site
-from tagi.model.cache import DecoderContext, DecoderMemory
-from tagi.model.causal import CausalLM
 from tagi.model.fusion import Fusion, FusionMemory
 from tagi.model.hypernetwork import Hypernetwork
-from tagi.model.language_model import LanguageModel, as_t5
-from tagi.model.lora import folded
-from tagi.model.rows import Rows
-from tagi.model.t5 import T5
 
 
 @dataclass(frozen=True, slots=True)

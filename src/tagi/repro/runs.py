@@ -23,7 +23,7 @@ from tagi.config import (
     TeacherConfig,
     TrainingConfig,
 )
-from tagi.config_files import override, parse
+from tagi.config.files import override, parse
 from tagi.errors import ConfigError
 
 Run = Mapping[str, RunConfig]

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tagi.backbones.sites import Factors
 from tagi.data.collate import Batch
 from tagi.losses import Loss, factor_distance, product_distance
-from tagi.model.backbone import Factors
 from tagi.model.bank import Bank
 from tagi.model.tagi import Output
 from tagi.train.stage import Term

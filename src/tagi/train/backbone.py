@@ -12,8 +12,9 @@ from filelock import FileLock
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
+from tagi.backbones.files import read_safetensors
 from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig
-from tagi.config_files import read_json
+from tagi.config.files import read_json
 from tagi.data import corpus as corpora
 from tagi.data import tokenizers
 from tagi.data.c4 import TokenStore
@@ -23,7 +24,6 @@ from tagi.data.packing import PackedText, prefix_lm, span_corruption
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained
 from tagi.infer.engine import load_tokenizer
-from tagi.model.t5_hf import read_safetensors
 
 TEXT, TOKENS, ABOUT, DROPPED = "text", "tokens.safetensors", "corpus.json", "dropped.jsonl"
 _WHAT = ("max_instances", "overlap")

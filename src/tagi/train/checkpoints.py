@@ -16,11 +16,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tagi.backbones.files import read_safetensors
 from tagi.config import Frozen
-from tagi.config_files import read_json
+from tagi.config.files import read_json
 from tagi.errors import CheckpointError
 from tagi.files import atomic_folder, check_folder, sweep, write_text
-from tagi.model.t5_hf import read_safetensors
 
 LOG, OPTIMIZER, STATE, FINAL, BEST = "log.jsonl", "optimizer.safetensors", "trainer.json", "final", "best"
 _STEP = "step-"

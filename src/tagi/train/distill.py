@@ -8,17 +8,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tagi import methods
+from tagi.backbones.files import locate
+from tagi.backbones.language_model import LanguageModel, load_language_model
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, RunConfig, TeacherKind
 from tagi.data.collate import Batch
 from tagi.errors import CheckpointError, ConfigError
 from tagi.infer.engine import load_tokenizer, teacher_forced
 from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_positions
 from tagi.model import checkpoint
-from tagi.model.backbone import Factors
 from tagi.model.bank import Bank
-from tagi.model.language_model import LanguageModel, load_language_model
-from tagi.model.rows import Rows
-from tagi.model.t5_hf import locate
 from tagi.model.tagi import Output, TagiModel, neutral, shift_right
 from tagi.train.align import lane_of
 from tagi.train.stage import Term

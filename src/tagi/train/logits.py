@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tagi.backbones.files import read_safetensors
 from tagi.config import Frozen, Positive
-from tagi.config_files import parse
+from tagi.config.files import parse
 from tagi.data.collate import Batch
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_file, write_text
 from tagi.losses import TokenDistribution, truncate, valid_positions
-from tagi.model.t5_hf import read_safetensors
 from tagi.train.distill import TaskIdentity, Teacher, same_for_all
 
 MANIFEST = "cache.json"

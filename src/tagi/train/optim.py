@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.optimization import Adafactor
 
+from tagi.backbones.language_model import LanguageModel
 from tagi.config import TrainingConfig
-from tagi.model.language_model import LanguageModel
 from tagi.model.tagi import TagiModel
 from tagi.train.stage import Parts
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tagi import methods
+from tagi.backbones.language_model import build, read_language_model_shape
 from tagi.config import (
     BackboneConfig,
     CausalShape,
@@ -27,7 +28,6 @@ from tagi.config import (
 from tagi.errors import CheckpointError, ConfigError
 from tagi.model import checkpoint, flops
 from tagi.model.hypernetwork import parameter_count
-from tagi.model.language_model import build, read_language_model_shape
 from tagi.model.tagi import TagiModel
 from tagi.train import measure, memory, optim
 from tagi.train.datasets import Datasets

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tagi.config import DataConfig, Frozen, RunConfig
-from tagi.config_files import RUN_FILE, dump, load, read_json
+from tagi.config.files import RUN_FILE, dump, load, read_json
 from tagi.data.c4 import list_files
 from tagi.errors import CheckpointError
 from tagi.train import checkpoints, optim

@@ -9,6 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tagi import methods
+from tagi.backbones.causal import CausalLM
+from tagi.backbones.files import locate
+from tagi.backbones.language_model import LanguageModel, build, load_language_model
+from tagi.backbones.t5.model import T5
+from tagi.backbones.t5.model import initialise as initialise_t5
 from tagi.config import BackboneConfig, DataConfig, RunConfig, Shape, T5Shape
 from tagi.data import microtasks, tokenizers
 from tagi.data.c4 import documents, list_files
@@ -16,12 +21,7 @@ from tagi.errors import ConfigError
 from tagi.infer.engine import load_tokenizer
 from tagi.model import bank as banks
 from tagi.model import checkpoint
-from tagi.model.causal import CausalLM
 from tagi.model.checkpoint import BACKBONE, ModelConfig
-from tagi.model.language_model import LanguageModel, build, load_language_model
-from tagi.model.t5 import T5
-from tagi.model.t5 import initialise as initialise_t5
-from tagi.model.t5_hf import locate
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
 from tagi.train.checkpoints import load_tensors, newest

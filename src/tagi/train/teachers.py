@@ -13,6 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tagi import methods
+from tagi.backbones.files import read_safetensors
+from tagi.backbones.lora import select, stack
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture, TaskSource
@@ -21,11 +25,7 @@ from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import lane_cross_entropy, lane_tokens
 from tagi.model import bank as banks
 from tagi.model import checkpoint
-from tagi.model.backbone import Factors, Modules, Site
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
-from tagi.model.lora import select, stack
-from tagi.model.rows import Rows
-from tagi.model.t5_hf import read_safetensors
 from tagi.model.tagi import TagiModel, shift_right
 from tagi.train import precision
 from tagi.train.checkpoints import load_tensors

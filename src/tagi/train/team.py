@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from tagi.backbones.t5.model import DecoderBlock, EncoderBlock
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
-from tagi.model.t5 import DecoderBlock, EncoderBlock
 from tagi.train import precision, zero
 from tagi.train.precision import PartNames, Weights
 from tagi.train.report import TRACKING, check_trackers

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tagi.backbones.t5.model import T5Encoder
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.errors import TagiError
 from tagi.files import atomic_folder, explained
 from tagi.losses import Loss
-from tagi.model.t5 import T5Encoder
 from tagi.train import checkpoints, optim, precision
 from tagi.train.checkpoints import FINAL, State, check_output
 from tagi.train.interrupt import Interrupted, interrupts

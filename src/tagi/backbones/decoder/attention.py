@@ -1,5 +1,5 @@
 """Causal attention with grouped heads, over a row's own tokens and what its task attends to. Shapes: see
-`tagi.model.rows`; G is the number of query heads that share one head of keys and values."""
+`tagi.backbones.rows`; G is the number of query heads that share one head of keys and values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagi.backbones.attention import softmax
 from tagi.backbones.base import Attended
-from tagi.model.attention import softmax
-from tagi.model.cache import KeyValue
-from tagi.model.rows import Rows
+from tagi.backbones.cache import KeyValue
+from tagi.backbones.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)

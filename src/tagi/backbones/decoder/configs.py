@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from tagi.backbones.decoder.shape import DecoderShape
 from tagi.backbones.files import read_hf_config
-from tagi.config_files import parse
+from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = {

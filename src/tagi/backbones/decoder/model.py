@@ -1,7 +1,7 @@
 """A decoder-only language model of any family, with adapters and encoded instructions as arguments.
 
 Llama, SmolLM, Mistral, Qwen2, Qwen3, GPT-2 and OPT are points in the space of `DecoderShape`; nothing here asks which.
-Shapes: see `tagi.model.rows`.
+Shapes: see `tagi.backbones.rows`.
 """
 
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tagi.backbones.attention import join_heads, split_heads
 from tagi.backbones.base import Attended, Modules, Prepared, Read, Site, Target
+from tagi.backbones.cache import History, KeyValue, Past, distances
 from tagi.backbones.decoder.attention import View, attend, right_aligned, view
 from tagi.backbones.decoder.rotary import Angles, angles, rotate
 from tagi.backbones.decoder.shape import DecoderShape
+from tagi.backbones.lora import bottleneck, project
+from tagi.backbones.rows import Rows
 from tagi.config import ModuleKind
 from tagi.errors import ConfigError, InputError
-from tagi.model.attention import join_heads, split_heads
-from tagi.model.cache import History, KeyValue, Past, distances
-from tagi.model.lora import bottleneck, project
-from tagi.model.rows import Rows
 
 ACTIVATIONS = {
     "silu": F.silu,

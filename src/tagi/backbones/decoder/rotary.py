@@ -1,4 +1,4 @@
-"""Rotary positions as pure functions. Shapes: see `tagi.model.rows`."""
+"""Rotary positions as pure functions. Shapes: see `tagi.backbones.rows`."""
 
 import math
 

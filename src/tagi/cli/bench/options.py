@@ -54,8 +54,8 @@ def named(name: str) -> T5Shape:
         ConfigError: unknown, names the nearest; a file without a shape.
     """
     from tagi.config import T5Shape
-    from tagi.config_files import load, parse
-    from tagi.shapes import named_shape
+    from tagi.config.files import load, parse
+    from tagi.config.shapes import named_shape
 
     if Path(name).suffix in (".yaml", ".yml"):
         backbone = load(Path(name)).backbone
@@ -101,9 +101,9 @@ def lengths_of_tasks(data: Path, positives: int, tokenizer: str | None) -> list[
 
 def _tokenizer(source: str | None, data: Path) -> PreTrainedTokenizerBase:
     """The tokenizer at hand, or one trained on the benchmark's training tasks."""
+    from tagi.backbones.t5.weights import locate
     from tagi.config import BackboneConfig, DataConfig
     from tagi.infer.engine import load_tokenizer
-    from tagi.model.t5_hf import locate
     from tagi.train.start import random_tokenizer
 
     if source is not None:

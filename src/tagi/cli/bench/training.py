@@ -74,7 +74,7 @@ def logits(
 ) -> None:
     """Cached teacher logits: error of the loss and size on disk against the number of tokens kept."""
     from tagi.bench.logits import against_k
-    from tagi.config_files import load
+    from tagi.config.files import load
 
     with bar("comparing") as report:
         lines = against_k(load(config_file, overrides or ()), batches, report)

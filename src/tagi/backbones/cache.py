@@ -1,0 +1,278 @@
+"""What attention reads again: the instruction's, the inputs' and the decoder's own keys and values.
+
+Values, not state: each comes back from the step that made it and goes into the next one. Shapes: see `rows.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagi.backbones.rows import Rows
+
+ROOM = 4096
+"""Tokens that room is made for at once, however many an answer may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """Keys and values of one attention, (rows or tasks, H, L, K) each."""
+
+    k: Tensor
+    v: Tensor
+
+    def select(self, index: Tensor) -> "KeyValue":
+        """Those of some rows, in the order of `index`."""
+        return KeyValue(self.k[index], self.v[index])
+
+    def span(self, start: int, end: int) -> "KeyValue":
+        """The places from `start` up to `end`, a view."""
+        return KeyValue(self.k[:, :, start:end], self.v[:, :, start:end])
+
+    def padded(self, before: int, after: int) -> "KeyValue":
+        """The same with empty places before and behind."""
+        return KeyValue(*(F.pad(x, (0, 0, before, after)) for x in (self.k, self.v)))
+
+    def beside(self, other: "KeyValue") -> "KeyValue":
+        """These rows, then as long ones of another batch."""
+        return KeyValue(torch.cat((self.k, other.k)), torch.cat((self.v, other.v)))
+
+    def then(self, other: "KeyValue") -> "KeyValue":
+        """These places, then the other's of the same rows."""
+        return KeyValue(torch.cat((self.k, other.k), dim=2), torch.cat((self.v, other.v), dim=2))
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderMemory:
+    """The encoded instruction as the decoder's cross-attention sees it: once per task, shared by its rows."""
+
+    layers: tuple[KeyValue, ...]  # (T, H, S, K)
+    bias: Tensor  # (T, 1, 1, S), 0 where a token is and the lowest float where padding is
+
+    def select(self, index: Tensor) -> "DecoderMemory":
+        """The memory of some tasks, in the order of `index`."""
+        return DecoderMemory(tuple(own.select(index) for own in self.layers), self.bias[index])
+
+    def beside(self, other: "DecoderMemory") -> "DecoderMemory":
+        """These tasks, then the other's; the shorter ones padded."""
+        return DecoderMemory(*beside((self.layers, self.bias), (other.layers, other.bias)))
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderContext:
+    """Everything the decoder attends to besides its own past."""
+
+    layers: tuple[KeyValue, ...]  # (R, H, N, K)
+    bias: Tensor  # (R, 1, 1, N)
+    memory: DecoderMemory | None
+
+    def select(self, index: Tensor) -> "DecoderContext":
+        """The context of some rows, in the order of `index`; the memory is shared as before."""
+        return DecoderContext(tuple(own.select(index) for own in self.layers), self.bias[index], self.memory)
+
+    def with_memory_inside(self, rows: Rows) -> "DecoderContext":
+        """The same with each row's instruction copied in front of its input, so that one attention reads both.
+
+        Worth its copy where no two rows share a memory, and for all rows of a batch if for one of them.
+        """
+        if self.memory is None:
+            return self
+        shared = (KeyValue(rows.pick(own.k), rows.pick(own.v)) for own in self.memory.layers)
+        layers = tuple(told.then(own) for told, own in zip(shared, self.layers, strict=True))
+        return DecoderContext(layers, torch.cat((rows.pick(self.memory.bias), self.bias), dim=-1), None)
+
+    def beside(self, other: "DecoderContext", memory: DecoderMemory | None) -> "DecoderContext":
+        """These rows, then the other's, the shorter ones padded, with the memory of all of them."""
+        return DecoderContext(*beside((self.layers, self.bias), (other.layers, other.bias)), memory)
+
+
+class History(Protocol):
+    """What a decoder has read so far, and how its next step reads and continues it."""
+
+    def append(self, layer: int, own: KeyValue) -> KeyValue:
+        """What a layer reads: what it holds, and its newest keys and values (R, H, O, K)."""
+        ...
+
+    def after(self, layers: tuple[KeyValue, ...]) -> Self:
+        """The history of the next step, from what `append` gave for every layer."""
+        ...
+
+    def distances(self, new: int) -> Tensor:
+        """Place of each key that `append` gives - that of each of `new` queries, (1 or R, new, L); hidden above 0."""
+        ...
+
+    def hidden(self, length: int) -> Tensor | None:
+        """Which of `length` places stand before each row's first, (R, 1, 1, length); None where none does."""
+        ...
+
+    def select(self, index: Tensor) -> Self:
+        """The history of some rows, in the order of `index`."""
+        ...
+
+    def reordered(self, index: Tensor) -> Self:
+        """Every row goes on from another one, (R,)."""
+        ...
+
+    def beside(self, other: Self, room: int) -> Self:
+        """These rows, then the other's, with room for so many tokens more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Keys and values of what a decoder has read so far, with room for more.
+
+    Rows that began at different steps share the places: the last place holds every row's newest token, and places
+    before a row's first are hidden from it. Decoding writes into the room, so a past is continued once only.
+    """
+
+    layers: tuple[KeyValue, ...]  # (R, H, at least length, K)
+    length: int
+    first: Tensor | None = None  # (R,) each row's first place; None where every row began at place 0
+
+    def append(self, layer: int, own: KeyValue) -> KeyValue:
+        """Everything that a layer has read, with its newest keys and values (R, H, O, K) at the end."""
+        held, end = self.layers[layer], self.length + own.k.shape[2]
+        if end > held.k.shape[2]:
+            return held.span(0, self.length).then(own)
+        held.k[:, :, self.length : end] = own.k
+        held.v[:, :, self.length : end] = own.v
+        return held.span(0, end)
+
+    def after(self, layers: tuple[KeyValue, ...]) -> "Past":
+        """The past of the next step, from what `append` gave for every layer."""
+        length = layers[0].k.shape[2]
+        fits = length <= self.layers[0].k.shape[2]
+        return Past(self.layers if fits else layers, length, self.first)
+
+    def with_room(self, tokens: int) -> "Past":
+        """The same with room for so many tokens more, of very many for the first; it grows when they are used up."""
+        layers = tuple(own.span(0, self.length).padded(0, min(tokens, ROOM)) for own in self.layers)
+        return Past(layers, self.length, self.first)
+
+    def select(self, index: Tensor) -> "Past":
+        """The past of some rows, in the order of `index`; places that none of them can see are dropped."""
+        first = None if self.first is None else self.first[index]
+        start = 0 if first is None or not first.numel() else int(first.min())
+        layers = tuple(own.span(start, own.k.shape[2]).select(index) for own in self.layers)
+        return Past(layers, self.length - start, None if first is None else first - start)
+
+    def reordered(self, index: Tensor) -> "Past":
+        """Every row goes on from another one, (R,)."""
+        return self.select(index)
+
+    def beside(self, other: "Past", room: int) -> "Past":
+        """These rows, then the other's, all ending at the same place, with room for so many tokens more."""
+        length = max(self.length, other.length)
+        pairs = zip(self._ending_at(length), other._ending_at(length), strict=True)
+        layers = tuple(a.beside(b).padded(0, min(room, ROOM)) for a, b in pairs)
+        return Past(layers, length, torch.cat((self._began(length), other._began(length))))
+
+    def distances(self, new: int) -> Tensor:
+        """Place of every key - place of each of the `new` last ones, (1, new, length + new)."""
+        return distances(new, self.length, self.layers[0].k.device)
+
+    def hidden(self, length: int) -> Tensor | None:
+        """Which of `length` places stand before each row's first, (R, 1, 1, length); None where none does."""
+        if self.first is None:
+            return None
+        return (torch.arange(length, device=self.first.device) < self.first[:, None])[:, None, None]
+
+    def _ending_at(self, length: int) -> list[KeyValue]:
+        return [own.span(0, self.length).padded(length - self.length, 0) for own in self.layers]
+
+    def _began(self, length: int) -> Tensor:
+        """Each row's first place in a past that ends at `length`."""
+        held = self.layers[0].k
+        first = held.new_zeros(held.shape[0], dtype=torch.long) if self.first is None else self.first
+        return first + length - self.length
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPast:
+    """A `Past` whose shapes never change: every row begins at place 0 and has a length of its own, as a tensor.
+
+    A step writes one token at each row's length and reads all places, those behind it hidden, so that one compiled
+    graph serves every step. It has room for the longest answer from the beginning.
+    """
+
+    layers: tuple[KeyValue, ...]  # (R, H, C, K)
+    length: Tensor  # (R,)
+
+    @staticmethod
+    def of(past: Past, capacity: int) -> "FixedPast":
+        """The past of rows that have all begun at place 0, with `capacity` places in all."""
+        layers = tuple(own.span(0, past.length).padded(0, capacity - past.length) for own in past.layers)
+        held = layers[0].k
+        return FixedPast(layers, torch.full(held.shape[:1], past.length, device=held.device))
+
+    @property
+    def capacity(self) -> int:
+        """Places of every row."""
+        return self.layers[0].k.shape[2]
+
+    def append(self, layer: int, own: KeyValue) -> KeyValue:
+        """All places of a layer, with its newest keys and values (R, H, 1, K) at each row's length."""
+        held, rows = self.layers[layer], torch.arange(len(self.length), device=self.length.device)
+        held.k[rows, :, self.length] = own.k[:, :, 0]
+        held.v[rows, :, self.length] = own.v[:, :, 0]
+        return held
+
+    def after(self, layers: tuple[KeyValue, ...]) -> "FixedPast":
+        """The past of the next step; rows whose answers are complete write to the last place over and over."""
+        return FixedPast(layers, (self.length + 1).clamp(max=self.capacity - 1))
+
+    def distances(self, new: int) -> Tensor:
+        """Place of every key - each row's length, (R, 1, C)."""
+        assert new == 1
+        places = torch.arange(self.capacity, device=self.length.device)
+        return (places - self.length[:, None])[:, None]
+
+    def hidden(self, length: int) -> None:
+        """None: no row begins later than at place 0."""
+        return
+
+    def select(self, index: Tensor) -> "FixedPast":
+        """The past of some rows, in the order of `index`."""
+        return FixedPast(tuple(own.select(index) for own in self.layers), self.length[index])
+
+    def reordered(self, index: Tensor) -> "FixedPast":
+        """Every row goes on from another one, (R,), where it is."""
+        for held, own in zip(self.layers, self.select(index).layers, strict=True):
+            held.k.copy_(own.k)
+            held.v.copy_(own.v)
+        return FixedPast(self.layers, self.length[index])
+
+    def beside(self, other: "FixedPast", room: int) -> "FixedPast":
+        """These rows, then the other's, with as many places as the longer ones; both have their room already."""
+        capacity = max(self.capacity, other.capacity)
+        ours, theirs = ([own.padded(0, capacity - one.capacity) for own in one.layers] for one in (self, other))
+        layers = tuple(a.beside(b) for a, b in zip(ours, theirs, strict=True))
+        return FixedPast(layers, torch.cat((self.length, other.length)))
+
+
+def distances(length: int, past: int, device: torch.device) -> Tensor:
+    """Place of every key - place of each of the `length` queries behind `past` keys, (1, length, past + length)."""
+    keys = torch.arange(past + length, device=device)
+    return (keys[None, :] - keys[past:, None])[None]
+
+
+Attended = tuple[tuple[KeyValue, ...], Tensor]
+"""Keys and values of every layer, and the bias (rows or tasks, 1, 1, L) that hides their padding."""
+
+
+def beside(one: Attended, other: Attended) -> Attended:
+    """Those of some rows or tasks, then the other's; the shorter ones padded."""
+    longest = max(one[1].shape[-1], other[1].shape[-1])
+    (ours, bias), (theirs, their_bias) = _padded(one, longest), _padded(other, longest)
+    return tuple(a.beside(b) for a, b in zip(ours, theirs, strict=True)), torch.cat((bias, their_bias))
+
+
+def _padded(attended: Attended, length: int) -> Attended:
+    layers, bias = attended
+    if not (more := length - bias.shape[-1]):
+        return attended
+    longer = F.pad(bias, (0, more), value=torch.finfo(bias.dtype).min)
+    return tuple(own.padded(0, more) for own in layers), longer

@@ -1,0 +1,366 @@
+"""T5 with adapters and instruction memory as arguments (Raffel et al., 2020).
+
+Three code paths cover the family: relu with tied embeddings (v1.0), gated-gelu untied (v1.1, LM-adapt, Flan)
+and, by its configuration, mT5. Shapes: see `rows.py`.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tagi.backbones import attention as att
+from tagi.backbones.attention import join_heads, padding_bias, split_heads
+from tagi.backbones.cache import DecoderContext, DecoderMemory, History, KeyValue, Past, distances
+from tagi.backbones.lora import bottleneck, prefixed, project
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import AfterSelfAttention, AttentionKind, FeedForwardKind, Modules, Site
+from tagi.config import ModuleKind, T5Shape
+
+POSITION_STD = 3.0
+"""Of the relative position biases at random initialisation. With T5's own d_model^-0.5 every head is nearly blind to
+order at first, and a small model trained from nothing names the right words in the wrong order for long."""
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, the mean square taken in fp32; no bias, no centring."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean_square = x.float().pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(mean_square + self.eps)).to(self.weight.dtype)
+
+
+class Attention(nn.Module):
+    """One attention module; `kind` and `layer` name the sites of its q and v projections."""
+
+    def __init__(self, shape: T5Shape, kind: AttentionKind, layer: int) -> None:
+        super().__init__()
+        self.heads = shape.num_heads
+        self.site_q, self.site_v = Site(kind, layer, "q"), Site(kind, layer, "v")
+        self.site_prefix = Site(kind, layer, "prefix") if kind != "decoder.cross" else None
+        self.layer = layer
+        self.norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.q = nn.Linear(shape.d_model, shape.inner_dim, bias=False)
+        self.k = nn.Linear(shape.d_model, shape.inner_dim, bias=False)
+        self.v = nn.Linear(shape.d_model, shape.inner_dim, bias=False)
+        self.o = nn.Linear(shape.inner_dim, shape.d_model, bias=False)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    @property
+    def weight_dropout(self) -> float:
+        """Probability that an attention weight is dropped; 0 outside training."""
+        return self.dropout.p if self.training else 0.0
+
+    def query(self, x_RLD: Tensor, modules: Modules, rows: Rows) -> Tensor:
+        """Normed hidden states to queries (R, H, L, K)."""
+        return split_heads(project(x_RLD, self.q.weight, modules.get(self.site_q), rows), self.heads)
+
+    def key_value(self, x_RLD: Tensor, modules: Modules, rows: Rows) -> KeyValue:
+        """Hidden states to keys and values (R, H, L, K)."""
+        v = project(x_RLD, self.v.weight, modules.get(self.site_v), rows)
+        return KeyValue(split_heads(self.k(x_RLD), self.heads), split_heads(v, self.heads))
+
+    def attend(self, q_RHOK: Tensor, own: KeyValue, bias: Tensor, modules: Modules, rows: Rows) -> Tensor:
+        """Attention to keys and values, and to the prefix that each row wears here, if any; (R, O, D)."""
+        dropout = self.weight_dropout
+        prefix = modules.get(self.site_prefix) if self.site_prefix else None
+        return self.output(prefixed(att.attend(q_RHOK, own, bias, dropout), q_RHOK, prefix, rows, dropout))
+
+    def output(self, x_RHLK: Tensor) -> Tensor:
+        """Heads back to the residual stream (R, L, D)."""
+        return self.dropout(self.o(join_heads(x_RHLK)))
+
+
+class FeedForward(nn.Module):
+    """wo(act(wi x)), or wo(act(wi x) · (wi_gate x)) when gated, with pre-norm, bottleneck adapter and residual."""
+
+    def __init__(self, shape: T5Shape, kind: FeedForwardKind, layer: int) -> None:
+        super().__init__()
+        self.site = Site(kind, layer, "bottleneck")
+        self.norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.wi = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.wi_gate = nn.Linear(shape.d_model, shape.d_ff, bias=False) if shape.gated else None
+        self.wo = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+        self.activation = ACTIVATIONS[shape.activation]
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def forward(self, x_RLD: Tensor, modules: Modules, rows: Rows) -> Tensor:
+        normed = self.norm(x_RLD)
+        inner = self.activation(self.wi(normed))
+        if self.wi_gate is not None:
+            inner = inner * self.wi_gate(normed)
+        adapted = bottleneck(self.wo(self.dropout(inner)), modules.get(self.site), rows)
+        return x_RLD + self.dropout(adapted)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, whatever the caller adds after it (Eq. 1), feed-forward."""
+
+    def __init__(self, shape: T5Shape, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(shape, "encoder.self", layer)
+        self.feed_forward = FeedForward(shape, "encoder.feed_forward", layer)
+
+    def forward(
+        self, x_RND: Tensor, bias: Tensor, modules: Modules, rows: Rows, after: AfterSelfAttention | None
+    ) -> Tensor:
+        normed = self.attention.norm(x_RND)
+        q = self.attention.query(normed, modules, rows)
+        own = self.attention.key_value(normed, modules, rows)
+        x_RND = x_RND + self.attention.attend(q, own, bias, modules, rows)
+        if after is not None:
+            x_RND = after(self.attention.layer, x_RND)
+        return self.feed_forward(x_RND, modules, rows)
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention over (I; F), feed-forward."""
+
+    def __init__(self, shape: T5Shape, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(shape, "decoder.self", layer)
+        self.cross = Attention(shape, "decoder.cross", layer)
+        self.feed_forward = FeedForward(shape, "decoder.feed_forward", layer)
+
+    def forward(
+        self,
+        x_ROD: Tensor,
+        bias: Tensor,
+        context: DecoderContext,
+        modules: Modules,
+        rows: Rows,
+        past: History | None,
+    ) -> tuple[Tensor, KeyValue]:
+        normed = self.attention.norm(x_ROD)
+        own = self.attention.key_value(normed, modules, rows)
+        own = past.append(self.attention.layer, own) if past else own
+        q = self.attention.query(normed, modules, rows)
+        x_ROD = x_ROD + self.attention.attend(q, own, bias, modules, rows)
+        x_ROD = x_ROD + self._cross(x_ROD, context, modules, rows)
+        return self.feed_forward(x_ROD, modules, rows), own
+
+    def _cross(self, x_ROD: Tensor, context: DecoderContext, modules: Modules, rows: Rows) -> Tensor:
+        layer, dropout = self.cross.layer, self.cross.weight_dropout
+        q = self.cross.query(self.cross.norm(x_ROD), modules, rows)
+        own = context.layers[layer]
+        if context.memory is None:
+            return self.cross.output(att.attend(q, own, context.bias, dropout))
+        mixed = att.attend_beside_memory(q, own, context.bias, context.memory, layer, rows, dropout)
+        return self.cross.output(mixed)
+
+
+class T5Encoder(nn.Module):
+    """The encoder with its embeddings: half of a language model, and by itself what reads instructions.
+
+    With `recompute`, training keeps each block's inputs only and computes the rest again in the backward pass.
+    """
+
+    def __init__(self, shape: T5Shape, *, recompute: bool = False) -> None:
+        super().__init__()
+        self.shape, self.recompute = shape, recompute
+        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.encoder = nn.ModuleList(EncoderBlock(shape, i) for i in range(shape.num_layers))
+        self.encoder_position = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
+        self.encoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def encode(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        modules: Modules,
+        rows: Rows,
+        after_self_attention: AfterSelfAttention | None = None,
+    ) -> Tensor:
+        """See `Backbone.encode`."""
+        x_RND = self.dropout(self.embedding(ids))
+        position = position_bias(self.encoder_position, distances(ids.shape[1], 0, ids.device), self.shape)
+        bias = position + padding_bias(mask, x_RND.dtype)
+        for block in self.encoder:
+            x_RND = self._through(block, x_RND, bias, modules, rows, after_self_attention)
+        return self.dropout(self.encoder_norm(x_RND))
+
+    def _through(self, block: nn.Module, *arguments: Any) -> Any:
+        """The block's output, its activations kept or, with `recompute`, forgotten until the backward pass."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+
+class T5(T5Encoder):
+    """The backbone. Implements `tagi.backbones.sites.Backbone`."""
+
+    def __init__(self, shape: T5Shape, *, recompute: bool = False) -> None:
+        super().__init__(shape, recompute=recompute)
+        self.decoder = nn.ModuleList(DecoderBlock(shape, i) for i in range(shape.num_decoder_layers))
+        self.decoder_position = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
+        self.decoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        for name in ("encoder_position", "decoder_position", "encoder_norm", "decoder_norm"):
+            self.register_module(name, self._modules.pop(name))  # parameters keep the order that runs were saved in
+        self.output = None if shape.tied else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+
+    @property
+    def d_model(self) -> int:
+        return self.shape.d_model
+
+    def encoder_alone(self) -> T5Encoder:
+        """A copy of the encoder with its embeddings, which shares no tensor with this model."""
+        weight = self.embedding.weight
+        with weight.device:
+            made = T5Encoder(self.shape, recompute=self.recompute).to(weight.dtype)
+        own = self.state_dict()
+        made.load_state_dict({name: own[name] for name in made.state_dict()})
+        return made.train(self.training)
+
+    def sites(self, kind: ModuleKind = "lora") -> tuple[Site, ...]:
+        if kind == "lora":
+            return tuple(site for module in self._attentions() for site in (module.site_q, module.site_v))
+        if kind == "prefix":
+            return tuple(module.site_prefix for module in self._attentions() if module.site_prefix is not None)
+        return tuple(module.site for module in self.modules() if isinstance(module, FeedForward))
+
+    def site_shape(self, site: Site) -> tuple[int, int]:
+        if site.place == "prefix":
+            return self.shape.inner_dim, self.shape.inner_dim
+        return self.shape.d_model, self.shape.d_model if site.place == "bottleneck" else self.shape.inner_dim
+
+    def site_weights(self) -> dict[Site, Tensor]:
+        """The projection matrix (out, in) of every site of LoRA."""
+        pairs = (
+            (module.site_q, module.q) if q else (module.site_v, module.v)
+            for module in self._attentions()
+            for q in (True, False)
+        )
+        return {site: linear.weight for site, linear in pairs}
+
+    def project_memory(self, hidden: Tensor, mask: Tensor, *, modules: Modules) -> DecoderMemory:
+        each = Rows(hidden.shape[0], hidden.shape[0])
+        return DecoderMemory(self._cross_key_values(hidden, modules, each), padding_bias(mask, hidden.dtype))
+
+    def context(
+        self, hidden: Tensor, mask: Tensor, *, modules: Modules, rows: Rows, memory: DecoderMemory | None
+    ) -> DecoderContext:
+        layers = self._cross_key_values(hidden, modules, rows)
+        return DecoderContext(layers, padding_bias(mask, hidden.dtype), memory)
+
+    def decode(
+        self,
+        ids: Tensor,
+        context: DecoderContext,
+        *,
+        modules: Modules,
+        rows: Rows,
+        past: History | None = None,
+        seen: Tensor | None = None,
+    ) -> tuple[Tensor, History]:
+        """See `Backbone.decode`; `seen` (R, O, O) says which tokens each one sees of those before it, if not all."""
+        x_ROD = self.dropout(self.embedding(ids))
+        bias = self._decoder_bias(ids.shape[1], past)
+        if seen is not None:
+            bias = bias + padding_bias(seen, bias.dtype)
+        read: list[KeyValue] = []
+        for block in self.decoder:
+            x_ROD, own = self._through(block, x_ROD, bias, context, modules, rows, past)
+            read.append(own)
+        layers = tuple(read)
+        longer = Past(layers, layers[0].k.shape[2]) if past is None else past.after(layers)
+        return self.logits(self.dropout(self.decoder_norm(x_ROD))), longer
+
+    def packed(self, ids: Tensor, owner_RN: Tensor, decoder_ids: Tensor, decoder_owner_RO: Tensor) -> Tensor:
+        """Logits (R, O, V) of rows that hold several texts each, as if every text were a row of its own.
+
+        Args:
+            ids: (R, N), as `owner_RN`, the text of its row that each token belongs to.
+            decoder_ids: (R, O), as `decoder_owner_RO`; every text begins with the start token.
+        """
+        rows = Rows(len(ids), len(ids))
+        hidden = self.encode(ids, _same(owner_RN, owner_RN), modules={}, rows=rows)
+        context = self.context(hidden, _same(decoder_owner_RO, owner_RN), modules={}, rows=rows, memory=None)
+        seen = _same(decoder_owner_RO, decoder_owner_RO)
+        return self.decode(decoder_ids, context, modules={}, rows=rows, seen=seen)[0]
+
+    def logits(self, x_ROD: Tensor) -> Tensor:
+        """Decoder outputs to scores over the vocabulary (R, O, V)."""
+        if self.shape.scale_outputs:
+            x_ROD = x_ROD * self.shape.d_model**-0.5
+        return F.linear(x_ROD, self.embedding.weight if self.output is None else self.output.weight)
+
+    def _attentions(self) -> Iterator[Attention]:
+        return (module for module in self.modules() if isinstance(module, Attention))
+
+    def _cross_key_values(self, hidden: Tensor, modules: Modules, rows: Rows) -> tuple[KeyValue, ...]:
+        """Laid out head by head once, for every step of decoding reads them."""
+        blocks = cast(Iterable[DecoderBlock], self.decoder)
+        each = (block.cross.key_value(hidden, modules, rows) for block in blocks)
+        return tuple(KeyValue(own.k.contiguous(), own.v.contiguous()) for own in each)
+
+    def _decoder_bias(self, length: int, past: History | None) -> Tensor:
+        """Positions, the future and what a row cannot see of a shared past, (1 or R, H, length, read places)."""
+        if past is None:
+            distance, hidden = distances(length, 0, self.decoder_position.weight.device), None
+        else:
+            distance = past.distances(length)
+            hidden = past.hidden(distance.shape[-1])
+        future = (distance > 0)[:, None]
+        bias = position_bias(self.decoder_position, distance, self.shape, bidirectional=False)
+        return bias.masked_fill(future if hidden is None else future | hidden, torch.finfo(bias.dtype).min)
+
+
+def position_bias(table: nn.Embedding, distance: Tensor, shape: T5Shape, *, bidirectional: bool = True) -> Tensor:
+    """Relative position bias (1 or R, H, queries, keys) of key places - query places (1 or R, queries, keys)."""
+    bucket = att.relative_bucket(
+        distance,
+        bidirectional=bidirectional,
+        buckets=shape.relative_attention_num_buckets,
+        max_distance=shape.relative_attention_max_distance,
+    )
+    return table(bucket).permute(0, 3, 1, 2)
+
+
+def _same(owner_RO: Tensor, owner_RL: Tensor) -> Tensor:
+    """Whether a query and a key belong to the same text, (R, O, L)."""
+    return owner_RO[:, :, None] == owner_RL[:, None, :]
+
+
+def initialise(model: T5, generator: torch.Generator) -> None:
+    """T5's random initialisation, in place: every matrix by its fan-in, queries also by 1/sqrt(d_kv)."""
+    shape = model.shape
+    width = shape.d_model**-0.5
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Attention):
+            _normal(module.q, (shape.d_model * shape.d_kv) ** -0.5, generator)
+            _normal(module.k, width, generator)
+            _normal(module.v, width, generator)
+            _normal(module.o, shape.inner_dim**-0.5, generator)
+        elif isinstance(module, FeedForward):
+            for matrix in (module.wi, module.wi_gate):
+                if matrix is not None:
+                    _normal(matrix, width, generator)
+            _normal(module.wo, shape.d_ff**-0.5, generator)
+    for table in (model.encoder_position, model.decoder_position):
+        _normal(table, POSITION_STD, generator)
+    _normal(model.embedding, 1.0, generator)
+    if model.output is not None:
+        _normal(model.output, width, generator)
+
+
+def _normal(module: nn.Linear | nn.Embedding, std: float, generator: torch.Generator) -> None:
+    nn.init.normal_(module.weight, 0.0, std, generator=generator)

@@ -1,0 +1,72 @@
+"""The whole config tree: frozen and documented. `files` reads and writes it.
+
+A config describes one run. Every field has a default or is required, and unknown keys are refused.
+"""
+
+from tagi.config.base import (
+    Frozen,
+    ModuleKind,
+    P3Instruction,
+    Part,
+    Place,
+    Positive,
+    PromptStyle,
+    RankNorm,
+    Rate,
+    Seed,
+    TeacherKind,
+)
+from tagi.config.data import (
+    CorpusConfig,
+    DataConfig,
+    DataPart,
+)
+from tagi.config.model import (
+    BackboneConfig,
+    CausalShape,
+    FusionConfig,
+    HypernetworkConfig,
+    NamedShape,
+    PromptConfig,
+    Shape,
+    T5Shape,
+)
+from tagi.config.run import (
+    RunConfig,
+)
+from tagi.config.training import (
+    BankConfig,
+    ObjectiveConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "BankConfig",
+    "CausalShape",
+    "CorpusConfig",
+    "DataConfig",
+    "DataPart",
+    "Frozen",
+    "FusionConfig",
+    "HypernetworkConfig",
+    "ModuleKind",
+    "NamedShape",
+    "ObjectiveConfig",
+    "P3Instruction",
+    "Part",
+    "Place",
+    "Positive",
+    "PromptConfig",
+    "PromptStyle",
+    "RankNorm",
+    "Rate",
+    "RunConfig",
+    "Seed",
+    "Shape",
+    "T5Shape",
+    "TeacherConfig",
+    "TeacherKind",
+    "TrainingConfig",
+]

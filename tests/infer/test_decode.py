@@ -1,0 +1,225 @@
+"""The decoding loop against `transformers`' generate, whatever joins and leaves the batch meanwhile."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import T5ForConditionalGeneration
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from builders import VOCABULARY, normal, small_causal, small_t5, small_tagi, trained
+from tagi.backbones.cache import ROOM, KeyValue, Past
+from tagi.backbones.t5.model import T5
+from tagi.backbones.t5.weights import save_t5
+from tagi.data.collate import pad
+from tagi.errors import InputError
+from tagi.infer.answers import at_hand
+from tagi.infer.decode import Request, Tokens, decode
+from tagi.infer.search import GREEDY, Decoding, Limits, sample
+from tagi.model.tagi import TagiModel, neutral
+
+END, MOST = 20, 14
+
+
+def lively(model: T5) -> T5:
+    """A random decoder that does not only repeat its last token."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("decoder.") and name.endswith((".o.weight", ".v.weight")):
+                parameter.mul_(4.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def plain() -> TagiModel:
+    return small_tagi("metatrain", backbone=lively(small_t5(5)))
+
+
+@pytest.fixture(scope="module")
+def theirs(plain: TagiModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("plain")
+    backbone = plain.backbone
+    assert isinstance(backbone, T5)
+    save_t5(backbone, folder)
+    return T5ForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def prompts(count: int, seed: int) -> list[list[int]]:
+    rng = Random(seed)
+    return [[rng.randrange(8, VOCABULARY) for _ in range(rng.randint(1, 20))] for _ in range(count)]
+
+
+def requests(model: TagiModel, texts: Sequence[Sequence[int]], decoding: Decoding, most: int = MOST) -> list[Request]:
+    prepared = model.prepare(neutral(model.backbone, 1))
+    limits = Limits(END, most, decoding.min_tokens)
+    return [Request(i, [text], prepared, 0, f"{i}", limits, decoding) for i, text in enumerate(texts)]
+
+
+def collected(steps: Any, count: int) -> list[list[int]]:
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    step: Tokens
+    for step in steps:
+        tokens[step.number] += step.new
+    return tokens
+
+
+def generated(model: Any, texts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
+    """Theirs, in batches in the order of the requests."""
+    found: list[list[int]] = []
+    for start in range(0, len(texts), 25):
+        ids, mask = pad(texts[start : start + 25])
+        tokens = model.generate(
+            ids, attention_mask=mask, max_new_tokens=MOST, eos_token_id=END, pad_token_id=0, do_sample=False, **how
+        )
+        found += [row[: row.index(END) + 1] if END in row else row[:MOST] for row in tokens[:, 1:].tolist()]
+    return found
+
+
+HOW = [
+    (GREEDY, {}),
+    (Decoding(beams=2), {"num_beams": 2}),
+    (Decoding(beams=4), {"num_beams": 4}),
+    (Decoding(beams=3, length_penalty=2.0), {"num_beams": 3, "length_penalty": 2.0}),
+    (Decoding(beams=3, length_penalty=-1.0), {"num_beams": 3, "length_penalty": -1.0}),
+    (Decoding(min_tokens=6), {"min_new_tokens": 6}),
+    (Decoding(beams=3, min_tokens=5), {"num_beams": 3, "min_new_tokens": 5}),
+]
+
+
+@pytest.mark.parametrize(("decoding", "how"), HOW, ids=lambda value: str(value)[:40])
+def test_500_random_requests_in_random_batches_equal_generate(
+    plain: TagiModel, theirs: Any, decoding: Decoding, how: dict[str, Any]
+) -> None:
+    """Each alone in theirs; here in batches of random size, where others join as some finish."""
+    count = 500 if decoding in (GREEDY, Decoding(beams=4)) else 60
+    texts, rng = prompts(count, seed=1), Random(2)
+    left = iter(requests(plain, texts, decoding))
+
+    def waiting(free: int, idle: bool) -> list[Request]:
+        return [one for _, one in zip(range(rng.randint(int(idle), free)), left, strict=False)]
+
+    found = collected(decode(plain, waiting, 24), count)
+    assert found == generated(theirs, texts, **how)
+    lengths = {len(tokens) for tokens in found}
+    assert len(lengths) > 3 and len({tuple(tokens) for tokens in found}) > 10
+
+
+def worn(model: TagiModel, tasks: int, seed: int) -> Any:
+    """So many tasks prepared together, their instructions of different lengths."""
+    rng = Random(seed)
+    told, mask = pad([[rng.randrange(8, VOCABULARY) for _ in range(rng.randint(2, 9))] for _ in range(tasks)])
+    return model.prepare(model.adapt(told, mask))
+
+
+def by_method(name: str) -> TagiModel:
+    if name == "decoder_only":
+        return small_tagi(name, backbone=small_causal(1, architecture="opt"))
+    return trained(small_tagi(name, backbone=lively(small_t5(5))))
+
+
+@pytest.mark.parametrize("name", ["tagi", "hint", "hypertuning_prefix", "lora_only", "decoder_only", "metatrain"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_answers_do_not_depend_on_who_joins_and_leaves(name: str, beams: int) -> None:
+    """Tasks prepared together and apart, in batches that others join, against every request alone."""
+    model, rng = by_method(name), Random(3)
+    prepared = [worn(model, count, seed) for seed, count in enumerate((5, 1, 1, 3))]
+    limits = [Limits(END, most) for most in (3, 6, MOST)]
+    wanted = []
+    for number, text in enumerate(prompts(40, seed=4)):
+        tasks = rng.choice(prepared)
+        task = rng.randrange(tasks.adapter.tasks)
+        decoding = Decoding(beams=beams)
+        wanted.append(Request(number, [text], tasks, task, "", rng.choice(limits), decoding))
+    left = iter(wanted)
+
+    def waiting(free: int, idle: bool) -> list[Request]:
+        return [one for _, one in zip(range(rng.randint(int(idle), free)), left, strict=False)]
+
+    together = collected(decode(model, waiting, 8), len(wanted))
+    alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
+    assert together == alone
+    assert len({tuple(tokens) for tokens in alone}) > 10
+
+
+def test_averaged_prompts_and_beams_share_a_batch() -> None:
+    model = by_method("metatrain")
+    prepared, texts = worn(model, 1, 0), prompts(30, seed=5)
+    limits, decoding = Limits(END, MOST), Decoding(beams=2)
+    wanted = [Request(i, texts[3 * i : 3 * i + 3], prepared, 0, "", limits, decoding) for i in range(10)]
+    together = collected(decode(model, at_hand(wanted), 4), 10)
+    alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
+    same = [replace(one, prompts=[one.prompts[0]] * 3) for one in wanted]
+    single = [replace(one, prompts=[one.prompts[0]]) for one in wanted]
+    assert together == alone
+    assert collected(decode(model, at_hand(same)), 10) == collected(decode(model, at_hand(single)), 10) != together
+
+
+@given(st.integers(0, 10_000), st.floats(0.2, 2.0), st.floats(0.05, 1.0))
+def test_the_nucleus_is_that_of_transformers(seed: int, temperature: float, top_p: float) -> None:
+    """What can be drawn, and how likely, from the same scores, counted on a grid of 2,000 numbers.
+
+    A grid tells a share to one part in 2,000 (5.0e-4); worst measured 4.9e-4.
+    """
+    scores = torch.randn(1, 12, generator=torch.Generator().manual_seed(seed)) * 2
+    warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, scores))  # type: ignore[arg-type]
+    expected = warped.softmax(-1)[0]
+    grid = (torch.arange(2000) + 0.5) / 2000
+    drawn = torch.tensor([sample(scores[0], temperature, top_p, float(u)) for u in grid])
+    found = drawn.bincount(minlength=12) / 2000
+    assert float((found - expected).abs().max()) <= 1 / 2000 + 1e-6  # fp32 rounds the ends of a share by 2.4e-7
+
+
+def test_draws_depend_on_seed_and_input_alone() -> None:
+    model = by_method("metatrain")
+    sampled = Decoding(temperature=1.5)
+    wanted = requests(model, prompts(20, seed=6), sampled)
+    together = collected(decode(model, at_hand(wanted), 7), 20)
+    alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
+    assert together == alone
+    other = [replace(one, seed=f"other {one.seed}") for one in wanted]
+    assert sum(a != b for a, b in zip(together, collected(decode(model, at_hand(other)), 20), strict=True)) > 10
+    cold = [replace(one, decoding=Decoding(temperature=1e-4)) for one in wanted]
+    greedy = [replace(one, decoding=GREEDY) for one in wanted]
+    assert collected(decode(model, at_hand(cold)), 20) == collected(decode(model, at_hand(greedy)), 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"beams": 0}, "beams: 0"),
+        ({"temperature": -1.0}, "temperature: -1.0"),
+        ({"top_p": 0.0}, "top_p: 0.0"),
+        ({"top_p": 1.5}, "top_p: 1.5"),
+        ({"beams": 2, "temperature": 1.0}, "does not sample"),
+        ({"max_tokens": 0}, "max_tokens: 0"),
+        ({"max_tokens": 3, "min_tokens": 4}, "max_tokens: 3 is not at least 4"),
+        ({"stop": ("a", "")}, "stop string is empty"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Decoding(**values)
+
+
+def test_a_past_has_room_grows_and_drops_what_nobody_sees() -> None:
+    layer = KeyValue(normal(2, 1, 3, 4, seed=0), normal(2, 1, 3, 4, seed=1))
+    new = KeyValue(normal(2, 1, 1, 4, seed=2), normal(2, 1, 1, 4, seed=3))
+    roomy, full = Past((layer,), 3).with_room(2), Past((layer,), 3)
+    for past in (roomy, full):
+        read = past.append(0, new)
+        assert torch.equal(read.k, torch.cat((layer.k, new.k), dim=2)) and past.after((read,)).length == 4
+    assert roomy.after((roomy.append(0, new),)).layers is roomy.layers  # in place
+    assert full.with_room(10**20).layers[0].k.shape[2] == 3 + ROOM  # of a limit beyond all memory
+    short = Past((new,), 1)
+    both = full.beside(short, room=1)
+    assert both.length == 3 and both.first is not None and both.first.tolist() == [0, 0, 2, 2]
+    hidden = both.hidden(4)
+    assert hidden is not None and hidden[2, 0, 0].tolist() == [True, True, False, False]
+    left = both.select(torch.tensor([3, 2]))
+    assert left.length == 1 and left.first is not None and left.first.tolist() == [0, 0]
+    assert torch.equal(left.layers[0].k[:, :, :1], new.k[[1, 0]])
