@@ -10,19 +10,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tagi import methods
-from tagi.backbones.causal import CausalLM
+from tagi.backbones.base import Prepared
+from tagi.backbones.decoder.model import Decoder
+from tagi.backbones.decoder.model import initialise as initialise_decoder
 from tagi.backbones.language_model import LanguageModel
+from tagi.backbones.norms import RMSNorm
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Site
-from tagi.backbones.t5.model import T5, RMSNorm, initialise
-from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
+from tagi.backbones.t5.model import T5, initialise
+from tagi.config import DecoderShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.data.collate import pad
-from tagi.infer.answers import at_hand
-from tagi.infer.decode import Request, decode
+from tagi.infer.running import Request
+from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import Limits
 from tagi.model import tagi
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
-from tagi.model.tagi import Prepared, TagiModel
+from tagi.model.tagi import TagiModel
 
 VOCABULARY = 48
 SMALL_HYPERNETWORK = HypernetworkConfig(rank=3, alpha=6.0, prefix=2, bottleneck=5, hidden=8)
@@ -67,11 +70,23 @@ def small_t5(seed: int = 0, **overrides: Any) -> T5:
     return model.eval()
 
 
-def small_causal(seed: int = 0, architecture: str = "gpt2", **overrides: Any) -> CausalLM:
-    """A random decoder-only model of a few thousand parameters, ready for inference."""
-    values: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 24, "d_ff": 40, "num_layers": 2, "max_positions": 64}
-    shape = CausalShape.model_validate(values | {"architecture": architecture} | overrides)
-    return CausalLM.of_shape(shape, seed).eval()
+def small_decoder(seed: int = 0, **overrides: Any) -> Decoder:
+    """A random decoder-only model of a few thousand parameters, its heads grouped, ready for inference."""
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_ff": 40,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 6,
+        "max_positions": 128,
+        "rotary": {},
+        "eos_token_ids": (1,),
+    }
+    model = Decoder(DecoderShape.model_validate(values | overrides))
+    initialise_decoder(model, seeded(seed))
+    return model.eval()
 
 
 def small_tagi(
@@ -83,9 +98,7 @@ def small_tagi(
     backbone: LanguageModel | None = None,
 ) -> TagiModel:
     """An untrained model: its LoRA and its fusion change nothing yet."""
-    found = methods.get(method)
-    base = backbone or (small_causal(seed) if found.decoder_only else small_t5(seed))
-    model = TagiModel(base, found, hypernetwork, fusion)
+    model = TagiModel(backbone or small_t5(seed), methods.get(method), hypernetwork, fusion)
     tagi.initialise(model, seeded(seed + 1))
     return model.eval()
 
@@ -95,7 +108,9 @@ def trained(model: TagiModel, seed: int = 0) -> TagiModel:
     generator = seeded(seed + 2)
     with torch.no_grad():
         for written in model.generators:
-            written.head_b.normal_(0.0, 0.1, generator=generator)
+            for name, parameter in written.named_parameters():
+                if ".head_b." in name:
+                    parameter.normal_(0.0, 0.1, generator=generator)
         if model.fusion is not None:
             for name, parameter in model.fusion.named_parameters():
                 if name.endswith("gate"):
@@ -115,7 +130,9 @@ def model_config(model: TagiModel, backbone: str = BACKBONE) -> ModelConfig:
     )
 
 
-def random_lora(model: T5, tasks: int, *, seed: int, rank: int = 3, scale: float = 2.0) -> dict[Site, Factors]:
+def random_lora(
+    model: LanguageModel, tasks: int, *, seed: int, rank: int = 3, scale: float = 2.0
+) -> dict[Site, Factors]:
     """Random LoRA at every site, large enough to move the logits."""
     lora: dict[Site, Factors] = {}
     for number, site in enumerate(model.sites()):
@@ -137,19 +154,19 @@ def greedy(
     model: TagiModel, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, most: int, members: int = 1
 ) -> Tensor:
     """Greedy tokens (R / members, at most `most`) of the decoding loop, padded after a row's end."""
-    shape = model.backbone.shape
+    backbone = model.backbone
     prompts = [row[:length].tolist() for row, length in zip(ids, mask.sum(1).tolist(), strict=True)]
     owner = rows.pick(torch.arange(rows.tasks)).tolist()
-    limits = Limits(shape.eos_token_id, most)
+    limits = Limits(backbone.end_ids, most)
     requests = [
         Request(number, prompts[start : start + members], prepared, owner[start], "", limits)
         for number, start in enumerate(range(0, len(prompts), members))
     ]
     tokens: list[list[int]] = [[] for _ in requests]
-    for step in decode(model, at_hand(requests), len(requests)):
+    for step in Scheduler(backbone, len(requests) * members).run(requests):
         tokens[step.number] += step.new
     padded, real = pad(tokens)
-    return padded.masked_fill(real == 0, shape.pad_token_id)
+    return padded.masked_fill(~real, backbone.shape.pad_token_id)
 
 
 @contextmanager

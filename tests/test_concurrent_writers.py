@@ -37,7 +37,7 @@ def adapter_writer(number: int) -> Write:
 
 def read_adapter(folder: Path) -> bool:
     adapter = TaskAdapter.from_pretrained(folder)
-    return bool((adapter.memory == float(adapter.origins[0].definition)).all())
+    return bool((adapter.instruction.hidden == float(adapter.origins[0].definition)).all())
 
 
 def peft_writer(number: int) -> Write:

@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Decoding", "Tagi", "TaskAdapter", "__version__"]
+__all__ = ["GenerationConfig", "Tagi", "TaskAdapter", "__version__"]
 
 if TYPE_CHECKING:
     from tagi.infer.engine import Tagi
-    from tagi.infer.search import Decoding
+    from tagi.infer.search import GenerationConfig
     from tagi.model.adapter import TaskAdapter
 
 
-_HOMES = {"Decoding": "tagi.infer.search", "Tagi": "tagi.infer.engine", "TaskAdapter": "tagi.model.adapter"}
+_HOMES = {"GenerationConfig": "tagi.infer.search", "Tagi": "tagi.infer.engine", "TaskAdapter": "tagi.model.adapter"}
 
 
 def __getattr__(name: str) -> Any:

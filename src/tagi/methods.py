@@ -35,8 +35,6 @@ class Method:
     """Learns from teachers that were trained on instances: their logits and their weights (Eqs. 4 and 5)."""
     on_target: bool = False
     """Trained on the target task itself, not on other tasks."""
-    decoder_only: bool = False
-    """The language model has no encoder."""
     trainable: tuple[Part, ...] = ()
     """What its finetuning trains in the paper's setting; a run's config may say otherwise."""
 
@@ -99,7 +97,6 @@ METHODS = (
     Method("full_ft", "Full FT", prompt=True, on_target=True, trainable=("backbone",)),
     Method("metatrain", "Tk-Instruct / T0 (metatraining)", prompt=True, trainable=("backbone",)),
     Method("no_instruction", "No instruction (control)", trainable=("backbone",)),
-    Method("decoder_only", "GPT-2 / OPT", prompt=True, decoder_only=True, trainable=("backbone",)),
     Method("concat_icl", "Concat-ICL", prompt=True, demonstrations="together", trainable=("backbone",)),
     Method("fid_icl", "FiD-ICL", prompt=True, fuses_decoder=True, demonstrations="fused", trainable=("backbone",)),
     Method("ensemble_icl", "Ensemble-ICL", prompt=True, demonstrations="averaged", trainable=("backbone",)),

@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from builders import VOCABULARY, normal, seeded
-from tagi.backbones.base import Modules, Prepared, Site, Target
+from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.weights import load_decoder
-from tagi.backbones.lora import Factors
 from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors, Modules, Site
+from tagi.config import Target
 
 ROTARY: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -155,4 +156,9 @@ def alone(count: int) -> Rows:
 
 def bare(modules: Modules | None = None) -> Prepared:
     """A task with nothing to attend to."""
-    return Prepared(modules or {})
+    return Prepared(1, modules or {})
+
+
+def untold(model: Decoder, tasks: int = 1) -> EncodedInstruction:
+    """Tasks without an instruction."""
+    return model.read(torch.zeros(tasks, 0, dtype=torch.long), torch.zeros(tasks, 0, dtype=torch.bool))

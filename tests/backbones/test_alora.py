@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import ONE_EACH, TARGETS, VARIANTS, Pair, alone, bare, batch, pair, random_lora, their_logits
+from families import ONE_EACH, TARGETS, VARIANTS, Pair, alone, bare, batch, pair, random_lora, their_logits, untold
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from builders import normal, worst
-from tagi.backbones.base import Modules, Prepared, Read, Site, Target
-from tagi.backbones.decoder.weights import NAMES
-from tagi.backbones.lora import Factors
+from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors, Modules, Site
+from tagi.config import Target
 from tagi.errors import ConfigError, InputError
 
 # Each bound is a small multiple of the worst difference seen over all variants (fp32, CPU, logits up to about 40).
@@ -38,16 +38,16 @@ def one_task(modules: Modules, task: int) -> dict[Site, Factors]:
     return {site: Factors(f.a[task : task + 1], f.b[task : task + 1], f.scale) for site, f in modules.items()}
 
 
-def one_read(read: Read, ids: Tensor, mask: Tensor, both: Pair, modules: Modules | None) -> Read:
+def one_read(
+    read: EncodedInstruction, ids: Tensor, mask: Tensor, both: Pair, modules: Modules | None
+) -> EncodedInstruction:
     """The same instruction, read by itself without padding."""
     return both.ours.read(ids[mask][None], mask[mask][None], modules=modules)
 
 
 def peft_of(both: Pair, lora: Modules, invocation: list[int] | None = None) -> Any:
     """`transformers`' model with one task's LoRA in `peft`, plain or activated by tokens."""
-    names, blocks = NAMES[both.variant.family], NAMES[both.variant.family]["blocks"]
-    own = {"decoder.self": "attention", "decoder.feed_forward": "feed_forward"}
-    wanted = {f"{blocks}.{s.layer}.{names[f'{own[s.kind]}.{s.place}']}": f for s, f in lora.items()}
+    wanted = {both.ours.site_name(site): factors for site, factors in lora.items()}
     first = next(iter(lora.values()))
     rank = first.a.shape[1]
     config = LoraConfig(
@@ -169,7 +169,7 @@ def test_alora_generated_prefix_and_bottleneck_change_the_answer(both: Pair) -> 
     modules = random_modules(both, 1)
     for place in ("prefix", "bottleneck"):
         chosen = {site: factors for site, factors in modules.items() if site.place == place}
-        found = scores(both, both.ours.prepare(None, chosen), alone(2), ids, mask, targets)
+        found = scores(both, both.ours.prepare(untold(both.ours), chosen), alone(2), ids, mask, targets)
         assert worst(found, plain) > 0.05
 
 
@@ -180,7 +180,7 @@ def test_alora_merged_equals_unmerged(both: Pair) -> None:
     with torch.no_grad():
         for site, factors in lora.items():
             weights[site] += factors.scale * factors.b[0] @ factors.a[0]
-    whole = {s: replace(f, whole=w) for (s, f), w in ((one, weights[one[0]]) for one in lora.items())}
+    whole = {s: replace(f, merged=w) for (s, f), w in ((one, weights[one[0]]) for one in lora.items())}
     ids, mask = batch([12, 3, 8], seed=2)
     targets, _ = batch([6] * 3, seed=3)
     expected = scores(both, bare(lora), alone(3), ids, mask, targets)

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from tagi.backbones.decoder.configs import read_decoder_shape
-from tagi.backbones.decoder.shape import DecoderShape, Learned, Rotary
 from tagi.backbones.decoder.weights import load_decoder
+from tagi.config import DecoderShape, Learned, Rotary
 from tagi.errors import CheckpointError
 
 BARE: dict[str, Any] = {

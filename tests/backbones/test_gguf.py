@@ -17,8 +17,8 @@ from builders import worst
 from tagi.backbones import gguf as ours
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.rotary import frequencies
-from tagi.backbones.decoder.shape import Rotary
 from tagi.backbones.decoder.weights import load_decoder
+from tagi.config import Rotary
 from tagi.errors import CheckpointError
 
 NAMED = {variant.name: variant for variant in VARIANTS}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli_runs import INSTRUCTION, Run, mistake
-from tagi import Decoding, Tagi
+from tagi import GenerationConfig, Tagi
 from tagi.cli import common
 from tagi.data.types import Demonstration, Instruction
 from tagi.model.adapter import TaskAdapter
@@ -93,11 +93,11 @@ def test_run_searches_as_told(tagi: Run, checkpoint: Path) -> None:
     adapter = model.adapt(INSTRUCTION)
     inputs = ["red wolf saw dog plum", "cat dog"]
     options = ["--input", inputs[0], "--input", inputs[1], "--checkpoint", checkpoint]
-    drawn = Decoding(temperature=3.0, top_p=0.9, seed=5, max_tokens=6)
-    expected = model.generate(inputs, adapter, decoding=drawn)
+    drawn = GenerationConfig(temperature=3.0, top_p=0.9, seed=5, max_new_tokens=6)
+    expected = model.generate(inputs, adapter, generation=drawn)
     how = ["--temperature", "3", "--top-p", "0.9", "--seed", "5", "--max-tokens", "6"]
     assert tagi("run", INSTRUCTION, *options, *how) == (0, "\n".join([*expected, ""]), "")
-    expected = model.generate(inputs, adapter, decoding=Decoding(beams=3))
+    expected = model.generate(inputs, adapter, generation=GenerationConfig(beams=3))
     assert tagi("run", INSTRUCTION, *options, "--beams", "3").out == "\n".join([*expected, ""])
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from test_engine import INPUTS, INSTRUCTIONS, make
 
-from tagi import Decoding, Tagi
+from tagi import GenerationConfig, Tagi
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
 from tagi.infer.store import AdapterStore
@@ -75,16 +75,16 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     "a task is a string": (lambda t: t.generate(["a"], stacked(t), tasks="0"), r"tasks must be a list; write \['0'\]"),
     "tasks are a number": (lambda t: t.generate(["a"], stacked(t), tasks=0), "tasks: 0 is no list"),
     "decoding is a dict": (
-        lambda t: t.generate(["a"], t.adapt("a ."), decoding={}),
-        "decoding: {} is no tagi.Decoding",
+        lambda t: t.generate(["a"], t.adapt("a ."), generation={}),
+        "decoding: {} is no tagi.GenerationConfig",
     ),
-    "an empty stop string": (lambda t: Decoding(stop=""), "stop: a stop string is empty"),
-    "a stop that is none": (lambda t: Decoding(stop=cast(Any, [3])), "stop: 3 is no string"),
+    "an empty stop string": (lambda t: GenerationConfig(stop=""), "stop: a stop string is empty"),
+    "a stop that is none": (lambda t: GenerationConfig(stop=cast(Any, [3])), "stop: 3 is no string"),
     "a temperature that is none": (
-        lambda t: Decoding(temperature=float("nan")),
+        lambda t: GenerationConfig(temperature=float("nan")),
         "temperature: nan is no finite number",
     ),
-    "half a beam": (lambda t: Decoding(beams=cast(Any, 1.5)), "beams: 1.5 is no whole number"),
+    "half a beam": (lambda t: GenerationConfig(beams=cast(Any, 1.5)), "beams: 1.5 is no whole number"),
 }
 
 
@@ -109,8 +109,8 @@ def test_a_newcomer_s_strings_are_instructions(tagi: Tagi) -> None:
 
 
 def test_a_newcomer_s_stop_string_is_one_stop_string(tagi: Tagi) -> None:
-    assert Decoding(stop="plum") == Decoding(stop=("plum",)) == Decoding(stop=["plum"])
-    assert hash(Decoding(stop="plum")) == hash(Decoding(stop=("plum",)))
+    assert GenerationConfig(stop="plum") == GenerationConfig(stop=("plum",)) == GenerationConfig(stop=["plum"])
+    assert hash(GenerationConfig(stop="plum")) == hash(GenerationConfig(stop=("plum",)))
 
 
 def test_a_newcomer_s_store_reads_no_letters(tagi: Tagi, tmp_path: Any) -> None:

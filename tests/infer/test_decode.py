@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tagi.infer.decode import Request, Tokens, decode
 from transformers import T5ForConditionalGeneration
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
@@ -19,8 +20,7 @@ from tagi.backbones.t5.weights import save_t5
 from tagi.data.collate import pad
 from tagi.errors import InputError
 from tagi.infer.answers import at_hand
-from tagi.infer.decode import Request, Tokens, decode
-from tagi.infer.search import GREEDY, Decoding, Limits, sample
+from tagi.infer.search import GREEDY, GenerationConfig, Limits, sample
 from tagi.model.tagi import TagiModel, neutral
 
 END, MOST = 20, 14
@@ -54,7 +54,9 @@ def prompts(count: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(8, VOCABULARY) for _ in range(rng.randint(1, 20))] for _ in range(count)]
 
 
-def requests(model: TagiModel, texts: Sequence[Sequence[int]], decoding: Decoding, most: int = MOST) -> list[Request]:
+def requests(
+    model: TagiModel, texts: Sequence[Sequence[int]], decoding: GenerationConfig, most: int = MOST
+) -> list[Request]:
     prepared = model.prepare(neutral(model.backbone, 1))
     limits = Limits(END, most, decoding.min_tokens)
     return [Request(i, [text], prepared, 0, f"{i}", limits, decoding) for i, text in enumerate(texts)]
@@ -82,21 +84,21 @@ def generated(model: Any, texts: Sequence[Sequence[int]], **how: Any) -> list[li
 
 HOW = [
     (GREEDY, {}),
-    (Decoding(beams=2), {"num_beams": 2}),
-    (Decoding(beams=4), {"num_beams": 4}),
-    (Decoding(beams=3, length_penalty=2.0), {"num_beams": 3, "length_penalty": 2.0}),
-    (Decoding(beams=3, length_penalty=-1.0), {"num_beams": 3, "length_penalty": -1.0}),
-    (Decoding(min_tokens=6), {"min_new_tokens": 6}),
-    (Decoding(beams=3, min_tokens=5), {"num_beams": 3, "min_new_tokens": 5}),
+    (GenerationConfig(beams=2), {"num_beams": 2}),
+    (GenerationConfig(beams=4), {"num_beams": 4}),
+    (GenerationConfig(beams=3, length_penalty=2.0), {"num_beams": 3, "length_penalty": 2.0}),
+    (GenerationConfig(beams=3, length_penalty=-1.0), {"num_beams": 3, "length_penalty": -1.0}),
+    (GenerationConfig(min_new_tokens=6), {"min_new_tokens": 6}),
+    (GenerationConfig(beams=3, min_new_tokens=5), {"num_beams": 3, "min_new_tokens": 5}),
 ]
 
 
 @pytest.mark.parametrize(("decoding", "how"), HOW, ids=lambda value: str(value)[:40])
 def test_500_random_requests_in_random_batches_equal_generate(
-    plain: TagiModel, theirs: Any, decoding: Decoding, how: dict[str, Any]
+    plain: TagiModel, theirs: Any, decoding: GenerationConfig, how: dict[str, Any]
 ) -> None:
     """Each alone in theirs; here in batches of random size, where others join as some finish."""
-    count = 500 if decoding in (GREEDY, Decoding(beams=4)) else 60
+    count = 500 if decoding in (GREEDY, GenerationConfig(beams=4)) else 60
     texts, rng = prompts(count, seed=1), Random(2)
     left = iter(requests(plain, texts, decoding))
 
@@ -133,7 +135,7 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(name: str, beams: int) ->
     for number, text in enumerate(prompts(40, seed=4)):
         tasks = rng.choice(prepared)
         task = rng.randrange(tasks.adapter.tasks)
-        decoding = Decoding(beams=beams)
+        decoding = GenerationConfig(beams=beams)
         wanted.append(Request(number, [text], tasks, task, "", rng.choice(limits), decoding))
     left = iter(wanted)
 
@@ -149,7 +151,7 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(name: str, beams: int) ->
 def test_averaged_prompts_and_beams_share_a_batch() -> None:
     model = by_method("metatrain")
     prepared, texts = worn(model, 1, 0), prompts(30, seed=5)
-    limits, decoding = Limits(END, MOST), Decoding(beams=2)
+    limits, decoding = Limits(END, MOST), GenerationConfig(beams=2)
     wanted = [Request(i, texts[3 * i : 3 * i + 3], prepared, 0, "", limits, decoding) for i in range(10)]
     together = collected(decode(model, at_hand(wanted), 4), 10)
     alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
@@ -176,15 +178,15 @@ def test_the_nucleus_is_that_of_transformers(seed: int, temperature: float, top_
 
 def test_draws_depend_on_seed_and_input_alone() -> None:
     model = by_method("metatrain")
-    sampled = Decoding(temperature=1.5)
+    sampled = GenerationConfig(temperature=1.5)
     wanted = requests(model, prompts(20, seed=6), sampled)
     together = collected(decode(model, at_hand(wanted), 7), 20)
     alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
     assert together == alone
     other = [replace(one, seed=f"other {one.seed}") for one in wanted]
     assert sum(a != b for a, b in zip(together, collected(decode(model, at_hand(other)), 20), strict=True)) > 10
-    cold = [replace(one, decoding=Decoding(temperature=1e-4)) for one in wanted]
-    greedy = [replace(one, decoding=GREEDY) for one in wanted]
+    cold = [replace(one, generation=GenerationConfig(temperature=1e-4)) for one in wanted]
+    greedy = [replace(one, generation=GREEDY) for one in wanted]
     assert collected(decode(model, at_hand(cold)), 20) == collected(decode(model, at_hand(greedy)), 20)
 
 
@@ -203,7 +205,7 @@ def test_draws_depend_on_seed_and_input_alone() -> None:
 )
 def test_a_search_that_makes_no_sense_is_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        Decoding(**values)
+        GenerationConfig(**values)
 
 
 def test_a_past_has_room_grows_and_drops_what_nobody_sees() -> None:

@@ -15,7 +15,7 @@ from tagi.data.tokenizers import word_level
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import DiskError
-from tagi.infer.search import Decoding
+from tagi.infer.search import GenerationConfig
 from tagi.model import adapter as adapters
 from tagi.model.adapter import Origin, TaskAdapter
 
@@ -114,7 +114,7 @@ def test_an_adapter_of_another_checkpoint_is_neither_opened_nor_worn(tmp_path: P
     fingerprints = f"fingerprint {tagi.fingerprint()}, not {other.fingerprint()}"
     with pytest.raises(CheckpointError, match=f"{tmp_path}: another checkpoint wrote it .{fingerprints}"):
         other.load_adapter(tmp_path)
-    for foreign in (adapter, TaskAdapter.from_pretrained(tmp_path), adapter.without_memory()):
+    for foreign in (adapter, TaskAdapter.from_pretrained(tmp_path), adapter.without_instruction()):
         with pytest.raises(CheckpointError, match=f"another checkpoint wrote it .{fingerprints}"):
             other.generate(INPUTS, foreign)
     mixed = adapters.stack([other.adapt(INSTRUCTIONS[1]), adapter])
@@ -148,7 +148,7 @@ def test_an_adapter_is_worn_at_another_precision(tmp_path: Path) -> None:
     tagi.adapt(INSTRUCTIONS[0]).save_pretrained(tmp_path / "adapter")
     half = Tagi.from_pretrained(tmp_path / "checkpoint", dtype=torch.bfloat16)
     adapter = half.load_adapter(tmp_path / "adapter")
-    assert adapter.memory.dtype == torch.bfloat16
+    assert adapter.instruction.hidden.dtype == torch.bfloat16
     batch = token_batch([9, 4], seed=0)
     exact, bare, found = (
         model.model.respond(worn, *batch, batch[0], Rows(1, 2)).logits.float()
@@ -186,24 +186,24 @@ def test_empty_text_is_refused(instruction: str, text: str, sentence: str) -> No
 def test_beams_and_draws_reach_the_search() -> None:
     tagi = make()
     adapter = tagi.adapt(INSTRUCTIONS[2])
-    drawn = Decoding(temperature=2.0, seed=3)
-    many = tagi.generate([INPUTS[1]] * 20, adapter, decoding=drawn)
-    assert len(set(many)) > 10 and many == tagi.generate([INPUTS[1]] * 20, adapter, decoding=drawn)
-    assert tagi.generate([INPUTS[1]], adapter, decoding=drawn) == many[:1]
-    assert tagi.generate([INPUTS[1]] * 20, adapter, decoding=replace(drawn, seed=4)) != many
-    assert tagi.generate(INPUTS, adapter, decoding=Decoding(beams=4)) != tagi.generate(INPUTS, adapter)
+    drawn = GenerationConfig(temperature=2.0, seed=3)
+    many = tagi.generate([INPUTS[1]] * 20, adapter, generation=drawn)
+    assert len(set(many)) > 10 and many == tagi.generate([INPUTS[1]] * 20, adapter, generation=drawn)
+    assert tagi.generate([INPUTS[1]], adapter, generation=drawn) == many[:1]
+    assert tagi.generate([INPUTS[1]] * 20, adapter, generation=replace(drawn, seed=4)) != many
+    assert tagi.generate(INPUTS, adapter, generation=GenerationConfig(beams=4)) != tagi.generate(INPUTS, adapter)
 
 
 def test_an_answer_ends_before_a_stop_string_or_says_that_it_was_cut() -> None:
-    tagi, drawn = make(), Decoding(temperature=2.0)
+    tagi, drawn = make(), GenerationConfig(temperature=2.0)
     adapter = tagi.adapt(INSTRUCTIONS[2])
-    (whole,) = tagi.answer(adapter, [INPUTS[1]], decoding=drawn)
+    (whole,) = tagi.answer(adapter, [INPUTS[1]], generation=drawn)
     words = whole.text.split()
     stop = next(word for word in words[1:] if word != words[0])
-    (ended,) = tagi.answer(adapter, [INPUTS[1]], decoding=replace(drawn, stop=("zzz", stop)))
+    (ended,) = tagi.answer(adapter, [INPUTS[1]], generation=replace(drawn, stop=("zzz", stop)))
     assert ended.text == whole.text[: whole.text.index(stop)].strip() != ""
     assert ended.reason == "stop" and ended.tokens < whole.tokens
-    (never,) = tagi.answer(adapter, [INPUTS[1]], decoding=replace(drawn, stop=("zzz",), max_tokens=3))
+    (never,) = tagi.answer(adapter, [INPUTS[1]], generation=replace(drawn, stop=("zzz",), max_new_tokens=3))
     assert (never.reason, never.tokens) == ("length", 3) and whole.text.startswith(never.text) and never.text
 
 
@@ -211,9 +211,13 @@ def test_a_stream_is_the_answer_in_pieces() -> None:
     tagi = make()
     adapter = tagi.adapt(INSTRUCTIONS[2])
     for text in INPUTS:
-        for decoding in (Decoding(temperature=2.0), Decoding(temperature=2.0, stop=("b c", "d")), Decoding(beams=2)):
-            (answer,) = tagi.answer(adapter, [text], decoding=decoding)
-            pieces = list(tagi.stream(adapter, text, decoding=decoding))
+        for decoding in (
+            GenerationConfig(temperature=2.0),
+            GenerationConfig(temperature=2.0, stop=("b c", "d")),
+            GenerationConfig(beams=2),
+        ):
+            (answer,) = tagi.answer(adapter, [text], generation=decoding)
+            pieces = list(tagi.stream(adapter, text, generation=decoding))
             assert "".join(pieces) == answer.text and all(pieces)
     pieces = list(tagi.stream(adapter, INPUTS[1]))
     assert len(pieces) > 3

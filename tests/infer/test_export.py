@@ -100,7 +100,7 @@ def test_our_export_is_worn_again(tagi: Run, checkpoint: Path, lora_only: Path, 
     assert tagi("export", "peft", adapter, "-o", tmp_path / "peft", "--checkpoint", checkpoint).code == 0
     model = Tagi.from_pretrained(checkpoint)
     ids, mask = token_batch([9, 4], seed=0)
-    alone = model.load_adapter(adapter).without_memory()
+    alone = model.load_adapter(adapter).without_instruction()
     assert torch.equal(ours(model, model.load_adapter(tmp_path / "peft"), ids, mask), ours(model, alone, ids, mask))
     again = tagi("export", "merged", tmp_path / "peft", "-o", tmp_path / "t5", "--checkpoint", checkpoint, "--json")
     assert again.json["kl"] is None, "what has no memory loses none"

@@ -6,17 +6,18 @@ from random import Random
 
 import pytest
 import torch
+from tagi.infer.decode import Request, Tokens, decode
 from test_decode import END, MOST, collected, lively, prompts
 from test_engine import INPUTS, INSTRUCTIONS, make
 
 from builders import random_lora, small_causal, small_t5, small_tagi
+from tagi.backbones.base import Prepared
 from tagi.backbones.language_model import as_t5
 from tagi.backbones.sites import Factors
 from tagi.errors import InputError
 from tagi.infer.answers import at_hand
-from tagi.infer.decode import Request, Tokens, decode
-from tagi.infer.search import GREEDY, Decoding, Limits
-from tagi.model.tagi import Prepared, TagiModel, neutral
+from tagi.infer.search import GREEDY, GenerationConfig, Limits
+from tagi.model.tagi import TagiModel, neutral
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def lora(model: TagiModel, *, rank: int = 3, scale: float = 2.0) -> Prepared:
     )
 
 
-def plain(model: TagiModel, texts: Sequence[Sequence[int]], decoding: Decoding = GREEDY) -> list[Request]:
+def plain(model: TagiModel, texts: Sequence[Sequence[int]], decoding: GenerationConfig = GREEDY) -> list[Request]:
     prepared = model.prepare(neutral(model.backbone, 1))
     return [Request(i, [text], prepared, 0, "", Limits(END, MOST), decoding) for i, text in enumerate(texts)]
 
@@ -54,7 +55,7 @@ def raising(tokens: Sequence[int]) -> bool:
 def test_a_failing_request_ends_alone(model: TagiModel, beams: int) -> None:
     """A stop function that raises, prompts that no model can read, an adapter that is no numbers; six others answer."""
     texts = prompts(10, seed=7)
-    each = plain(model, texts, Decoding(beams=beams))
+    each = plain(model, texts, GenerationConfig(beams=beams))
     spoilt = lora(model).adapter
     site, factors = next(iter(spoilt.modules.items()))
     modules = {**spoilt.modules, site: Factors(factors.a * torch.nan, factors.b, factors.scale)}
@@ -111,7 +112,7 @@ def test_beams_of_different_width_and_adapters_of_different_sizes_share_a_loop(m
             0,
             "",
             Limits(END, rng.choice((3, MOST))),
-            Decoding(beams=rng.randint(1, 4)),
+            GenerationConfig(beams=rng.randint(1, 4)),
         )
         for number in range(24)
     ]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from builders import model_config, small_t5, small_tagi
-from tagi import Decoding, Tagi
+from tagi import GenerationConfig, Tagi
 from tagi.config import PromptConfig
 from tagi.infer.answers import AnswerTexts
 from tagi.model.tagi import neutral
@@ -163,11 +163,11 @@ def test_stream_joins_in_the_engine(name: str) -> None:
     tagi = Tagi(model, tokenizer, model_config(model).model_copy(update={"prompt": settings}))
     bare, found = neutral(model.backbone, 1), set()
     for seed in range(8):
-        for how in (Decoding(temperature=2.0, seed=seed), Decoding(), Decoding(beams=3)):
+        for how in (GenerationConfig(temperature=2.0, seed=seed), GenerationConfig(), GenerationConfig(beams=3)):
             for stop in ((), ("t", "停"), ("\n", " ")):
-                decoding = Decoding(how.beams, temperature=how.temperature, seed=seed, stop=stop)
-                (answer,) = tagi.answer(bare, ["x"], decoding=decoding)
-                parts = list(tagi.stream(bare, "x", decoding=decoding))
+                decoding = GenerationConfig(how.beams, temperature=how.temperature, seed=seed, stop=stop)
+                (answer,) = tagi.answer(bare, ["x"], generation=decoding)
+                parts = list(tagi.stream(bare, "x", generation=decoding))
                 assert "".join(parts) == answer.text and all(parts)
                 found.add((answer.text, len(parts) > 1))
     assert len(found) > 5 and any(several for _, several in found)

@@ -80,7 +80,7 @@ def test_neutral_adapter_changes_no_bit(method: Method, tasks: int) -> None:
 def test_untrained_lora_with_empty_memory_changes_no_bit(generator: str) -> None:
     config = HypernetworkConfig.model_validate({"generator": generator, "rank": 3, "hidden": 8})
     model = small_tagi(hypernetwork=config)
-    adapter = model.adapt(*token_batch([4, 2, 6], seed=0)).without_memory()
+    adapter = model.adapt(*token_batch([4, 2, 6], seed=0)).without_instruction()
     assert all(factors.a.any() for factors in adapter.modules.values()), "A is not zero"
     batch = inputs()
     for index in ([0, 1, 2], [2, 0, 0]):
@@ -153,7 +153,7 @@ def test_other_tasks_and_rows_change_no_bit(owner: list[int]) -> None:
 def test_stacked_adapters_equal_each_alone() -> None:
     model = trained(small_tagi())
     each = [model.adapt(*token_batch([length], seed=length)) for length in (2, 8, 5)]
-    each.append(each[0].without_memory())
+    each.append(each[0].without_instruction())
     stacked = adapters.stack(each)
     assert stacked.tasks == 4
     assert stacked.mask.sum(1).tolist() == [2, 8, 5, 0]
@@ -182,7 +182,7 @@ def test_instruction_matters_exactly_where_the_method_says(method: Method) -> No
     one, other = (model.adapt(*token_batch([5], seed=seed)) for seed in (0, 1))
     batch, rows = inputs(), Rows(1, 3)
     parts = {
-        "modules": (one.without_memory(), other.without_memory()),
+        "modules": (one.without_instruction(), other.without_instruction()),
         "memory": (one.without_modules(), other.without_modules()),
     }
     found = {
@@ -273,9 +273,9 @@ def test_controls_take_one_part_away_and_leave_the_rest() -> None:
     one, other = random_adapter(t5, seed=0), random_adapter(t5, seed=500)
     assert one.without_modules().modules == {}
     assert one.without_modules().memory is one.memory
-    assert one.without_memory().memory.shape == (2, 0, 32)
-    assert one.without_memory().mask.shape == (2, 0)
-    assert one.without_memory().modules is one.modules
+    assert one.without_instruction().memory.shape == (2, 0, 32)
+    assert one.without_instruction().mask.shape == (2, 0)
+    assert one.without_instruction().modules is one.modules
     mixed = one.with_modules_of(other)
     assert mixed.memory is one.memory
     assert mixed.mask is one.mask
@@ -308,7 +308,7 @@ def read(folder: Path, t5: T5) -> TaskAdapter:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda a: a, TaskAdapter.without_modules, TaskAdapter.without_memory],
+    [lambda a: a, TaskAdapter.without_modules, TaskAdapter.without_instruction],
     ids=["whole", "without lora", "without memory"],
 )
 def test_saved_adapter_loads_exactly(change: Callable[[TaskAdapter], TaskAdapter], tmp_path: Path) -> None:
@@ -533,9 +533,9 @@ def test_adapters_are_equal_by_value_and_have_no_hash(tmp_path: Path) -> None:
     others: list[object] = [
         random_adapter(t5, seed=0, tasks=1),
         replace(adapter, origins=()),
-        replace(adapter, memory=adapter.memory + 1),
-        replace(adapter, mask=1 - adapter.mask),
-        adapter.without_memory(),
+        replace(adapter, memory=adapter.instruction.hidden + 1),
+        replace(adapter, mask=1 - adapter.instruction.mask),
+        adapter.without_instruction(),
         adapter.without_modules(),
         adapter.to(torch.device("cpu"), torch.bfloat16),
         replace(adapter, modules={**adapter.modules, site: replace(factors, scale=factors.scale * 2)}),

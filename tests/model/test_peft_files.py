@@ -226,7 +226,7 @@ def test_run_wears_a_lora_of_peft(tagi: Run, checkpoint: Path, trained_elsewhere
     """On a method with fusion, beside an empty memory."""
     model = Tagi.from_pretrained(checkpoint)
     adapter = model.load_adapter(trained_elsewhere)
-    assert adapter.memory.shape == (1, 0, 16) and len(adapter.modules) == 6
+    assert adapter.instruction.hidden.shape == (1, 0, 16) and len(adapter.modules) == 6
     expected = model.generate(["cat dog xyzzy"], adapter)[0]
     assert expected != model.generate(["cat dog xyzzy"], model.neutral())[0]
     result = tagi("run", "--adapter", trained_elsewhere, "--input", "cat dog xyzzy", "--checkpoint", checkpoint)

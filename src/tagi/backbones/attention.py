@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagi.backbones.cache import DecoderMemory, KeyValue
+from tagi.backbones.cache import KeyValue
 from tagi.backbones.rows import Rows
 
 
@@ -58,28 +58,19 @@ def attend_shared(q_RHOK: Tensor, own: KeyValue, bias: Tensor, rows: Rows) -> Te
     return attend(q_RHOK, own.select(index), bias[index])
 
 
-def attend_beside_memory(
-    q_RHOK: Tensor,
-    own: KeyValue,
-    bias: Tensor,
-    memory: DecoderMemory,
-    layer: int,
-    rows: Rows,
-    dropout: float = 0.0,
+def attend_beside(
+    q_RHOK: Tensor, own: KeyValue, bias: Tensor, told: KeyValue, told_bias: Tensor, rows: Rows, dropout: float = 0.0
 ) -> Tensor:
     """Attention over the concatenation (I; F) along length, without ever copying I per row (§3.2.1).
 
-    The scores of the instruction memory and of the row's own input share one softmax; each task's keys and
-    values are read once for all of its rows.
+    The scores of the encoded instruction, (T, H, S, K) with a bias (T, 1, 1, S), and of the row's own input share one
+    softmax; each task's keys and values are read once for all of its rows.
     """
-    instruction = memory.layers[layer]
-    if not instruction.k.shape[-2]:
-        return attend(q_RHOK, own, bias, dropout)
-    scores_I = rows.matmul(q_RHOK, instruction.k.transpose(-1, -2)) + rows.pick(memory.bias)
+    scores_I = rows.matmul(q_RHOK, told.k.transpose(-1, -2)) + rows.pick(told_bias)
     scores_F = q_RHOK @ own.k.transpose(-1, -2) + bias
     length = scores_I.shape[-1]
     weights = F.dropout(softmax(torch.cat((scores_I, scores_F), dim=-1)), dropout)
-    return rows.matmul(weights[..., :length], instruction.v) + weights[..., length:] @ own.v
+    return rows.matmul(weights[..., :length], told.v) + weights[..., length:] @ own.v
 
 
 def relative_bucket(distance: Tensor, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:

@@ -4,86 +4,183 @@ Task adapters and encoded instructions arrive as arguments, caches leave as retu
 token. Shapes: see `tagi.backbones.rows`; V is the vocabulary, E the width of the token embeddings.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from tagi.backbones import lora
 from tagi.backbones.cache import KeyValue
-from tagi.backbones.lora import Factors
 from tagi.backbones.rows import Rows
-from tagi.config import ModuleKind
-
-SiteKind = Literal["encoder.self", "decoder.self", "decoder.cross", "encoder.feed_forward", "decoder.feed_forward"]
-Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
-"""A projection that LoRA can adapt."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Site:
-    """One place for a generated module: LoRA at a projection, a prefix before a self-attention's keys and values, or a
-    bottleneck adapter behind a feed-forward layer."""
-
-    kind: SiteKind
-    layer: int
-    place: Target | Literal["prefix", "bottleneck"]
-
-    def __str__(self) -> str:
-        return f"{self.kind}.{self.layer}.{self.place}"
-
-
-Modules = Mapping[Site, Factors]
+from tagi.backbones.sites import Modules, Site
+from tagi.config import ModuleKind, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Attended:
     """What all rows of a task attend to besides their own tokens: per block, keys and values that are never copied
-    into a cache. A generated prefix stands in front of the encoded instruction."""
+    into a cache. A generated prefix of a decoder-only model stands in front of the encoded instruction."""
 
     layers: tuple[KeyValue, ...]  # (T, H, S, K)
     mask: Tensor  # (T, S)
     positions: Tensor  # (T, S)
     start: Tensor  # (T,), the position of an input's first token
 
+    @staticmethod
+    def of(layers: tuple[KeyValue, ...], mask: Tensor) -> "Attended":
+        """Keys and values of an instruction, an input's positions going on where it ends."""
+        return Attended(layers, mask, (mask.long().cumsum(1) - 1).clamp(min=0), mask.sum(1))
+
     def select(self, index: Tensor) -> "Attended":
         """That of some tasks, in the order of `index`."""
         layers = tuple(own.select(index) for own in self.layers)
         return Attended(layers, self.mask[index], self.positions[index], self.start[index])
 
-    def beside(self, other: "Attended") -> "Attended":
-        """These tasks, then the other's; the shorter ones padded."""
-        longest = max(self.mask.shape[1], other.mask.shape[1])
-        ours, theirs = self.padded(longest), other.padded(longest)
-        layers = tuple(a.beside(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
-        pairs = ((ours.mask, theirs.mask), (ours.positions, theirs.positions), (ours.start, theirs.start))
-        return Attended(layers, *(torch.cat(pair) for pair in pairs))
-
     def padded(self, length: int) -> "Attended":
         """The same with empty places behind, `length` in all."""
-        more = length - self.mask.shape[1]
+        if not (more := length - self.mask.shape[1]):
+            return self
         layers = tuple(own.padded(0, more) for own in self.layers)
-        mask, positions = (nn.functional.pad(x, (0, more)) for x in (self.mask, self.positions))
+        mask, positions = (F.pad(x, (0, more)) for x in (self.mask, self.positions))
         return Attended(layers, mask, positions, self.start)
+
+    def cut(self, length: int) -> "Attended":
+        """The first `length` places."""
+        layers = tuple(own.span(0, length) for own in self.layers)
+        return Attended(layers, self.mask[:, :length], self.positions[:, :length], self.start)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Attended":
+        """The same on another device, its numbers of another type if one is given."""
+        layers = tuple(KeyValue(own.k.to(device, dtype), own.v.to(device, dtype)) for own in self.layers)
+        return Attended(layers, *(x.to(device) for x in (self.mask, self.positions, self.start)))
+
+
+def stack_attended(each: Sequence[Attended]) -> Attended:
+    """What several batches of tasks attend to, one after another; the shorter ones padded."""
+    longest = max(one.mask.shape[1] for one in each)
+    padded = [one.padded(longest) for one in each]
+    layers = tuple(
+        KeyValue(torch.cat([own.k for own in same]), torch.cat([own.v for own in same]))
+        for same in zip(*(one.layers for one in padded), strict=True)
+    )
+    mask, positions, start = (
+        torch.cat([getattr(one, name) for one in padded]) for name in ("mask", "positions", "start")
+    )
+    return Attended(layers, mask, positions, start)
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """An instruction that a language model has read."""
+class EncodedInstruction:
+    """The instructions of T tasks that a language model has read."""
 
-    hidden: Tensor  # (T, S, D), for the adapter generator
+    hidden: Tensor  # (T, S, D), for the hypernetwork, and what an encoder-decoder's inputs attend to
     mask: Tensor  # (T, S)
-    attended: Attended | None
-    """What inputs attend to later; None where that is made of `hidden` and the task's modules, or of no tokens."""
+    attended: Attended | None = None
+    """What a decoder-only model's inputs attend to; None for an encoder-decoder and where there are no tokens."""
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return self.mask.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it."""
+        layers = () if self.attended is None else self.attended.layers
+        return (self.hidden, self.mask, *(x for own in layers for x in (own.k, own.v)))
+
+    def select(self, index: Tensor) -> "EncodedInstruction":
+        """That of some tasks, in the order of `index`."""
+        attended = None if self.attended is None else self.attended.select(index)
+        return EncodedInstruction(self.hidden[index], self.mask[index], attended)
+
+    def cut(self, length: int) -> "EncodedInstruction":
+        """The first `length` places."""
+        attended = None if self.attended is None or not length else self.attended.cut(length)
+        return EncodedInstruction(self.hidden[:, :length], self.mask[:, :length], attended)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "EncodedInstruction":
+        """The same on another device, its numbers of another type if one is given."""
+        attended = None if self.attended is None else self.attended.to(device, dtype)
+        return EncodedInstruction(self.hidden.to(device, dtype), self.mask.to(device), attended)
+
+
+def stack_encoded(each: Sequence[EncodedInstruction]) -> EncodedInstruction:
+    """Several batches of tasks as one, the shorter instructions padded; one without tokens attends to nothing."""
+    longest = max(one.mask.shape[1] for one in each)
+    hidden = torch.cat([F.pad(one.hidden, (0, 0, 0, longest - one.mask.shape[1])) for one in each])
+    mask = torch.cat([F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in each])
+    filled = next((one.attended for one in each if one.attended is not None), None)
+    if filled is None:
+        return EncodedInstruction(hidden, mask)
+    attended = [_nothing(filled, one.tasks) if one.attended is None else one.attended for one in each]
+    return EncodedInstruction(hidden, mask, stack_attended(attended))
+
+
+def _nothing(like: Attended, tasks: int) -> Attended:
+    """What so many tasks without an instruction attend to."""
+    layers = tuple(KeyValue(own.k.new_zeros(tasks, *x), own.v.new_zeros(tasks, *x)) for own, x in _empty(like))
+    return Attended.of(layers, like.mask.new_zeros(tasks, 0))
+
+
+def _empty(like: Attended) -> Iterable[tuple[KeyValue, tuple[int, int, int]]]:
+    return ((own, (own.k.shape[1], 0, own.k.shape[3])) for own in like.layers)
+
+
+class Fuse(Protocol):
+    """What an encoder adds after the self-attention of its blocks (Eq. 1), ready for T tasks."""
+
+    def __call__(self, block: int, x_RND: Tensor, rows: Rows) -> Tensor:
+        """The hidden states of a block, fused with each row's instruction."""
+        ...
+
+    def select(self, index: Tensor) -> "Fuse":
+        """That of some tasks, in the order of `index`."""
+        ...
+
+    def beside(self, other: Any) -> "Fuse":
+        """These tasks, then the other's."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """T tasks ready for inputs: the modules that their rows run with, and what they attend to."""
+    """T tasks ready for inputs: the modules that their rows run with, what they attend to, what the encoder fuses."""
 
-    modules: Modules = field(default_factory=dict[Site, Factors])
+    tasks: int
+    modules: Modules
     attended: Attended | None = None
+    fuse: Fuse | None = None
+
+    def select(self, index: Tensor) -> "Prepared":
+        """Some tasks, in the order of `index`."""
+        attended = None if self.attended is None else self.attended.select(index)
+        fuse = None if self.fuse is None else self.fuse.select(index)
+        return Prepared(index.numel(), lora.select(self.modules, index), attended, fuse)
+
+    def beside(self, other: "Prepared") -> "Prepared":
+        """These tasks, then the other's.
+
+        Raises:
+            ValueError: adapters of different sites or scales.
+        """
+        attended, fuse = self.attended, self.fuse
+        if attended is not None and other.attended is not None:
+            attended = stack_attended([attended, other.attended])
+        elif attended is not None:
+            attended = stack_attended([attended, _nothing(attended, other.tasks)])
+        elif other.attended is not None:
+            attended = stack_attended([_nothing(other.attended, self.tasks), other.attended])
+        if fuse is not None and other.fuse is not None:
+            fuse = fuse.beside(other.fuse)
+        return Prepared(self.tasks + other.tasks, lora.stack([self.modules, other.modules]), attended, fuse)
+
+    def encoder_done(self) -> "Prepared":
+        """Without what only the reading of inputs needs."""
+        return replace(self, fuse=None)
 
 
 class Cache(Protocol):
@@ -95,11 +192,27 @@ class Cache(Protocol):
         ...
 
     def select(self, index: Tensor) -> Self:
-        """Some rows (C,), in that order, some perhaps more than once: rows that go on, and beams."""
+        """Some rows (C,), in that order, some perhaps more than once."""
         ...
 
-    def beside(self, other: Self, prepared: Prepared, rows: Rows, room: int) -> Self:
+    def reordered(self, index: Tensor) -> Self:
+        """Every row goes on from another one of the same input, (R,), as beams do."""
+        ...
+
+    def beside(self, other: Any, prepared: Prepared, rows: Rows, room: int) -> Self:
         """These rows, then the other's, which run on with `prepared`, with room for so many tokens more."""
+        ...
+
+    def given(self, prepared: Prepared, rows: Rows) -> Self:
+        """The same rows, which run on with the same tasks laid out otherwise."""
+        ...
+
+
+class Reader(Protocol):
+    """What reads instructions."""
+
+    def read(self, ids: Tensor, mask: Tensor, *, recompute: bool = False) -> EncodedInstruction:
+        """One pass over instructions, ids and mask (T, S)."""
         ...
 
 
@@ -112,8 +225,28 @@ class Backbone(Protocol):
         ...
 
     @property
+    def family(self) -> str:
+        """What a person calls it."""
+        ...
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether inputs and instructions are encoded apart from the answer, each as a text of its own."""
+        ...
+
+    @property
     def d_model(self) -> int:
         """Width D of the residual stream."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of instruction, input and answer together, at most; None where there is no such bound."""
+        ...
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens any of which ends an answer."""
         ...
 
     @property
@@ -121,8 +254,17 @@ class Backbone(Protocol):
         """Token embeddings (V, E)."""
         ...
 
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Modules of its layers that run whole, one after another: what processes share one by one."""
+        ...
+
     def sites(self, kind: ModuleKind = "lora", targets: tuple[Target, ...] = ("q", "v")) -> tuple[Site, ...]:
-        """Every place for a module of that kind, in a fixed order; `targets` are the projections that LoRA adapts."""
+        """Every place for a module of that kind, in a fixed order; `targets` are the projections that LoRA adapts.
+
+        Raises:
+            ConfigError: a target module that this model has not.
+        """
         ...
 
     def site_shape(self, site: Site) -> tuple[int, int]:
@@ -133,12 +275,24 @@ class Backbone(Protocol):
         """The projection matrix (out, in) of every site of LoRA."""
         ...
 
-    def read(self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None) -> Read:
+    def site_name(self, site: Site) -> str:
+        """What `transformers` calls the module of a site."""
+        ...
+
+    def reader(self) -> nn.Module:
+        """A `Reader` of its own that starts as a copy of this model and shares no tensor with it."""
+        ...
+
+    def read(
+        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, recompute: bool = False
+    ) -> EncodedInstruction:
         """One pass over instructions, ids and mask (T, S): without adapters, or every task with its own."""
         ...
 
-    def prepare(self, read: Read | None, modules: Modules) -> Prepared:
-        """Tasks with their modules and, if any, the instructions that their inputs attend to."""
+    def prepare(
+        self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
+    ) -> Prepared:
+        """Tasks with their modules and, where inputs attend to them, their instructions."""
         ...
 
     def begin(
@@ -163,6 +317,7 @@ class Backbone(Protocol):
         *,
         prepared: Prepared,
         rows: Rows,
+        owner: Tensor | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """Logits (R, O, V) of every target token in one teacher-forced pass without a cache.
@@ -170,6 +325,7 @@ class Backbone(Protocol):
         Args:
             input_ids: (R, N), padded on either side.
             target_ids: (R, O), padded on the right; the logits of padding mean nothing.
+            owner: (C,) the input of each of C targets (C, O), where an input has several or none; gives (C, O, V).
             recompute: keep each block's inputs only and compute the rest again in the backward pass.
         """
         ...

@@ -1,4 +1,4 @@
-"""What attention reads again: the instruction's, the inputs' and the decoder's own keys and values.
+"""What attention reads again: keys and values.
 
 Values, not state: each comes back from the step that made it and goes into the next one. Shapes: see `rows.py`.
 """
@@ -9,8 +9,6 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from tagi.backbones.rows import Rows
 
 ROOM = 4096
 """Tokens that room is made for at once, however many an answer may have."""
@@ -42,50 +40,6 @@ class KeyValue:
     def then(self, other: "KeyValue") -> "KeyValue":
         """These places, then the other's of the same rows."""
         return KeyValue(torch.cat((self.k, other.k), dim=2), torch.cat((self.v, other.v), dim=2))
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderMemory:
-    """The encoded instruction as the decoder's cross-attention sees it: once per task, shared by its rows."""
-
-    layers: tuple[KeyValue, ...]  # (T, H, S, K)
-    bias: Tensor  # (T, 1, 1, S), 0 where a token is and the lowest float where padding is
-
-    def select(self, index: Tensor) -> "DecoderMemory":
-        """The memory of some tasks, in the order of `index`."""
-        return DecoderMemory(tuple(own.select(index) for own in self.layers), self.bias[index])
-
-    def beside(self, other: "DecoderMemory") -> "DecoderMemory":
-        """These tasks, then the other's; the shorter ones padded."""
-        return DecoderMemory(*beside((self.layers, self.bias), (other.layers, other.bias)))
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderContext:
-    """Everything the decoder attends to besides its own past."""
-
-    layers: tuple[KeyValue, ...]  # (R, H, N, K)
-    bias: Tensor  # (R, 1, 1, N)
-    memory: DecoderMemory | None
-
-    def select(self, index: Tensor) -> "DecoderContext":
-        """The context of some rows, in the order of `index`; the memory is shared as before."""
-        return DecoderContext(tuple(own.select(index) for own in self.layers), self.bias[index], self.memory)
-
-    def with_memory_inside(self, rows: Rows) -> "DecoderContext":
-        """The same with each row's instruction copied in front of its input, so that one attention reads both.
-
-        Worth its copy where no two rows share a memory, and for all rows of a batch if for one of them.
-        """
-        if self.memory is None:
-            return self
-        shared = (KeyValue(rows.pick(own.k), rows.pick(own.v)) for own in self.memory.layers)
-        layers = tuple(told.then(own) for told, own in zip(shared, self.layers, strict=True))
-        return DecoderContext(layers, torch.cat((rows.pick(self.memory.bias), self.bias), dim=-1), None)
-
-    def beside(self, other: "DecoderContext", memory: DecoderMemory | None) -> "DecoderContext":
-        """These rows, then the other's, the shorter ones padded, with the memory of all of them."""
-        return DecoderContext(*beside((self.layers, self.bias), (other.layers, other.bias)), memory)
 
 
 class History(Protocol):
@@ -257,22 +211,3 @@ def distances(length: int, past: int, device: torch.device) -> Tensor:
     """Place of every key - place of each of the `length` queries behind `past` keys, (1, length, past + length)."""
     keys = torch.arange(past + length, device=device)
     return (keys[None, :] - keys[past:, None])[None]
-
-
-Attended = tuple[tuple[KeyValue, ...], Tensor]
-"""Keys and values of every layer, and the bias (rows or tasks, 1, 1, L) that hides their padding."""
-
-
-def beside(one: Attended, other: Attended) -> Attended:
-    """Those of some rows or tasks, then the other's; the shorter ones padded."""
-    longest = max(one[1].shape[-1], other[1].shape[-1])
-    (ours, bias), (theirs, their_bias) = _padded(one, longest), _padded(other, longest)
-    return tuple(a.beside(b) for a, b in zip(ours, theirs, strict=True)), torch.cat((bias, their_bias))
-
-
-def _padded(attended: Attended, length: int) -> Attended:
-    layers, bias = attended
-    if not (more := length - bias.shape[-1]):
-        return attended
-    longer = F.pad(bias, (0, more), value=torch.finfo(bias.dtype).min)
-    return tuple(own.padded(0, more) for own in layers), longer

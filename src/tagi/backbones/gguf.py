@@ -21,10 +21,10 @@ from transformers import AutoTokenizer
 
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.rotary import frequencies
-from tagi.backbones.decoder.shape import DecoderShape, Rotary
 from tagi.backbones.decoder.weights import save_decoder
 from tagi.backbones.files import check_finite, check_shape
 from tagi.backbones.splitting import SPLITS
+from tagi.config import DecoderShape, Rotary
 from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained

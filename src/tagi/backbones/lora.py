@@ -16,8 +16,8 @@ def project(
     x_RLI: Tensor, weight_JI: Tensor, factors: Factors | None, rows: Rows, bias_J: Tensor | None = None
 ) -> Tensor:
     """x Wᵀ + bias + scale · (x Aᵀ) Bᵀ with each row's own task: (R, L, in) -> (R, L, out)."""
-    if factors is not None and factors.whole is not None:
-        return F.linear(x_RLI, factors.whole, bias_J)
+    if factors is not None and factors.merged is not None:
+        return F.linear(x_RLI, factors.merged, bias_J)
     plain = F.linear(x_RLI, weight_JI, bias_J)
     if factors is None:
         return plain
@@ -52,16 +52,16 @@ def delta(factors: Factors) -> Tensor:
     return factors.scale * (factors.b @ factors.a)
 
 
-def folded(modules: Modules, weights: Mapping[Site, Tensor]) -> dict[Site, Factors]:
+def merged(modules: Modules, weights: Mapping[Site, Tensor]) -> dict[Site, Factors]:
     """One task's modules with the LoRA among them added into copies of its weights; other modules as they are.
 
     Raises:
         ValueError: `modules` holds more than one task.
     """
     if any(factors.a.shape[0] != 1 for factors in modules.values()):
-        raise ValueError("only one task's adapter can be folded into the weights")
+        raise ValueError("only one task's adapter can be merged into the weights")
     return {
-        site: replace(f, whole=torch.addmm(weights[site], f.b[0], f.a[0], alpha=f.scale)) if site in weights else f
+        site: replace(f, merged=torch.addmm(weights[site], f.b[0], f.a[0], alpha=f.scale)) if site in weights else f
         for site, f in modules.items()
     }
 

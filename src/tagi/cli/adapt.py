@@ -42,7 +42,7 @@ def adapt(
     if as_json:
         print_json({"adapter": str(output), "bytes": size, "adapt_seconds": seconds, "notes": notes})
         return
-    typer.echo(f"{output}: {size / 1e3:,.0f} kB, written from {adapter.memory.shape[1]} tokens")
+    typer.echo(f"{output}: {size / 1e3:,.0f} kB, written from {adapter.instruction.mask.shape[1]} tokens")
     model = f" --checkpoint {shlex.quote(checkpoint)}" if checkpoint else ""
     typer.echo(f'use it: tagi run --adapter {shlex.quote(str(output))}{model} --input "..."')
 

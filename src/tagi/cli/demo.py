@@ -116,7 +116,7 @@ def _show(tagi: Tagi, task: Task, stranger: Instruction) -> Shown:
     began = time.perf_counter()
     adapter = tagi.adapt(task.instruction)
     seconds = time.perf_counter() - began
-    size = adapter.memory.numel() + sum(f.a.numel() + f.b.numel() for f in adapter.modules.values())
+    size = adapter.instruction.hidden.numel() + sum(f.a.numel() + f.b.numel() for f in adapter.modules.values())
     worn = {"aligned": adapter, "empty": tagi.neutral(), "shuffled": tagi.adapt(stranger)}
     examples = task.examples[:SHOWN_INPUTS]
     answers = {name: tagi.generate([one.input for one in examples], each) for name, each in worn.items()}

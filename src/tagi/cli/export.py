@@ -119,7 +119,7 @@ def _teacher(asked: _Asked) -> Export:
 
 
 def _adapter(asked: _Asked) -> Export:
-    from tagi.backbones.t5.weights import locate
+    from tagi.backbones.files import locate
     from tagi.infer.export import from_adapter
     from tagi.model.checkpoint import base_source
 

@@ -14,7 +14,7 @@ from tagi.errors import InputError
 if TYPE_CHECKING:
     from tagi.cli.solving import Asked
     from tagi.infer.answers import Answer
-    from tagi.infer.search import Decoding
+    from tagi.infer.search import GenerationConfig
 
 EXAMPLE = 'Example: tagi run "Keep only the animals, then reverse the list." --input "red wolf saw dog plum"'
 
@@ -59,10 +59,10 @@ def run(
     A line of --inputs may bring an instruction of its own; --json gives the answers as they are.
     """
     from tagi.cli.solving import Solver
-    from tagi.infer.search import Decoding
+    from tagi.infer.search import GenerationConfig
 
-    decoding = Decoding(
-        beams=beams, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens, stop=tuple(stop or ())
+    decoding = GenerationConfig(
+        beams=beams, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_tokens, stop=tuple(stop or ())
     )
     asked = _asked(instruction, positives, adapter, texts or (), file)
     if stream and (as_json or len(asked) > 1):
@@ -70,7 +70,7 @@ def run(
     tagi = open_tagi(checkpoint, backbone, compiled=compiled)
     solver = Solver(tagi, tagi.load_adapter(adapter) if adapter is not None else None, decoding)
     if stream:
-        for piece in tagi.stream(solver.told(asked[0].instruction), asked[0].text, decoding=decoding):
+        for piece in tagi.stream(solver.told(asked[0].instruction), asked[0].text, generation=decoding):
             typer.echo(one_line(piece), nl=False)
         typer.echo()
     answers: list[Answer] = []
@@ -134,7 +134,7 @@ def _asked(
     return asked
 
 
-def _unstopped(answers: Sequence[Answer], decoding: Decoding) -> list[str]:
+def _unstopped(answers: Sequence[Answer], decoding: GenerationConfig) -> list[str]:
     """A remark where stop strings were given and did not come."""
     cut = sum(answer.reason == "length" for answer in answers) if decoding.stop else 0
     return [f"{cut} of {len(answers)} answers were cut at their last token before a stop string came"] if cut else []

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from tagi.data.types import Demonstration, Instruction
 from tagi.infer.answers import Answer
-from tagi.infer.decode import CAPACITY
 from tagi.infer.engine import Tagi
-from tagi.infer.search import Decoding
+from tagi.infer.scheduler import CAPACITY
+from tagi.infer.search import GenerationConfig
 from tagi.model.adapter import TaskAdapter, stack
 
 TOGETHER = 4 * CAPACITY
@@ -30,8 +30,8 @@ class Solver:
         adapter: what inputs without an instruction wear.
     """
 
-    def __init__(self, tagi: Tagi, adapter: TaskAdapter | None, decoding: Decoding) -> None:
-        self.tagi, self.adapter, self.decoding = tagi, adapter, decoding
+    def __init__(self, tagi: Tagi, adapter: TaskAdapter | None, generation: GenerationConfig) -> None:
+        self.tagi, self.adapter, self.generation = tagi, adapter, generation
         self.adapt_seconds = self.generate_seconds = 0.0
         self._known: dict[Instruction | None, Instruction | TaskAdapter] = {}
 
@@ -65,7 +65,7 @@ class Solver:
     def _parts(self, asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
         """Where equal inputs are drawn for, all at once: how many came before decides what each draws."""
         texts = {one.text for one in asked}
-        size = len(asked) if self.decoding.temperature and len(texts) < len(asked) else TOGETHER
+        size = len(asked) if self.generation.temperature and len(texts) < len(asked) else TOGETHER
         return (asked[first : first + size] for first in range(0, len(asked), size))
 
     def _answers(self, asked: Sequence[Asked], progress: Callable[[int, int], None]) -> list[Answer]:
@@ -84,7 +84,7 @@ class Solver:
         adapters = [one for one in self._known.values() if isinstance(one, TaskAdapter)]
         texts, owners = [one.text for one in asked], [wanted.index(one.instruction) for one in asked]
         if adapters and len(wanted) > 1:
-            return self.tagi.answer(stack(adapters), texts, tasks=owners, decoding=self.decoding, progress=progress)
+            return self.tagi.answer(stack(adapters), texts, tasks=owners, generation=self.generation, progress=progress)
         found: dict[int, Answer] = {}
         for task, one in enumerate(wanted):
             places = [place for place, owner in enumerate(owners) if owner == task]
@@ -92,7 +92,7 @@ class Solver:
             answers = self.tagi.answer(
                 self._known[one],
                 [texts[place] for place in places],
-                decoding=self.decoding,
+                generation=self.generation,
                 progress=lambda done, _, before=before: progress(before + done, len(asked)),
             )
             found |= dict(zip(places, answers, strict=True))

@@ -14,6 +14,7 @@ from tagi.config.base import (
     RankNorm,
     Rate,
     Seed,
+    Target,
     TeacherKind,
 )
 from tagi.config.data import (
@@ -23,17 +24,14 @@ from tagi.config.data import (
 )
 from tagi.config.model import (
     BackboneConfig,
-    CausalShape,
     FusionConfig,
     HypernetworkConfig,
-    NamedShape,
     PromptConfig,
-    Shape,
-    T5Shape,
 )
 from tagi.config.run import (
     RunConfig,
 )
+from tagi.config.shapes import DecoderShape, Learned, NamedShape, Rotary, Shape, T5Shape
 from tagi.config.training import (
     BankConfig,
     ObjectiveConfig,
@@ -44,13 +42,14 @@ from tagi.config.training import (
 __all__ = [
     "BackboneConfig",
     "BankConfig",
-    "CausalShape",
     "CorpusConfig",
     "DataConfig",
     "DataPart",
+    "DecoderShape",
     "Frozen",
     "FusionConfig",
     "HypernetworkConfig",
+    "Learned",
     "ModuleKind",
     "NamedShape",
     "ObjectiveConfig",
@@ -62,10 +61,12 @@ __all__ = [
     "PromptStyle",
     "RankNorm",
     "Rate",
+    "Rotary",
     "RunConfig",
     "Seed",
     "Shape",
     "T5Shape",
+    "Target",
     "TeacherConfig",
     "TeacherKind",
     "TrainingConfig",

@@ -21,9 +21,11 @@ Place = Annotated[str, AfterValidator(_written)]
 Part = Literal["backbone", "hypernetwork", "fusion"]
 ModuleKind = Literal["lora", "prefix", "bottleneck"]
 """What a hypernetwork can write into a language model."""
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+"""A projection that LoRA can adapt."""
 P3Instruction = Literal["template", "full"]
 """What a hypernetwork reads of P3: the template by itself, or a row's whole prompt, which makes every row a task."""
-PromptStyle = Literal["tk", "plain", "t0"]
+PromptStyle = Literal["tk", "plain", "t0", "chat"]
 TeacherKind = Literal["instruct", "lora", "fid"]
 """A model trained with the instruction in the prompt; the bank's LM + Δ_i; FiD-ICL over demonstrations."""
 RankNorm = Literal["mean", "sum"]

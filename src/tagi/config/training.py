@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tagi.config.base import Frozen, Part, Place, Positive, Rate, Seed, TeacherKind
+from tagi.config.base import Frozen, Part, Place, Positive, Rate, Seed, Target, TeacherKind
 
 
 class TrainingConfig(Frozen):
@@ -104,6 +104,8 @@ class BankConfig(Frozen):
     group: Literal["category", "task"] = "category"
     """One teacher for each task category, or for each task."""
     rank: Positive = 32
+    target_modules: Annotated[tuple[Target, ...], Field(min_length=1)] = ("q", "v")
+    """The projections that are adapted."""
     alpha: Annotated[float, Field(gt=0.0)] | None = None
     wave: Positive = 32
     """Teachers that train in lock-step at a time."""

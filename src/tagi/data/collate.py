@@ -1,6 +1,6 @@
 """From text to tensors: one batch of T tasks and R rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tagi.config import PromptConfig
 from tagi.data.mixture import TaskGroup
 from tagi.data.prompts import render_demonstration, render_input, render_instruction, render_prompt
-from tagi.data.tokenizers import encode
+from tagi.data.tokenizers import chat_turn, encode, surrounding
 from tagi.data.types import Instruction
 from tagi.methods import Method
 
@@ -51,6 +51,11 @@ class Batch:
         return int(self.instruction_mask.sum() + self.input_mask.sum()) + self.targets
 
     @property
+    def target_ids(self) -> Tensor:
+        """Target tokens (R, O), 0 where padded."""
+        return self.labels.clamp(min=0)
+
+    @property
     def targets(self) -> int:
         """Target tokens, the count that losses are normalised by."""
         return int((self.labels != IGNORE).sum())
@@ -81,11 +86,26 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A text as a model is to read it: rendered, its tokens limited, with so many demonstrations in it."""
+    """A text as a model is to read it: rendered, its tokens limited, with so many demonstrations in it.
 
-    text: str
-    limit: int
+    Its parts are tokenized apart, each cut to its own limit; None is not cut.
+    """
+
+    parts: tuple[tuple[str, int | None], ...]
     demonstrations: int = 0
+    opens: bool = True
+    """Whether the tokens stand before it that its tokenizer puts before a text, and `closes` those behind one."""
+    closes: bool = True
+
+    @property
+    def limit(self) -> int:
+        """Tokens that are read at most."""
+        return sum(limit or 0 for _, limit in self.parts)
+
+    def then(self, other: "Reading") -> "Reading":
+        """Both, one after the other."""
+        shown = self.demonstrations + other.demonstrations
+        return Reading(self.parts + other.parts, shown, self.opens, other.closes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +115,8 @@ class Collator:
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptConfig
     method: Method
+    joined: bool = False
+    """Whether instruction, input and answer make one text, as for a decoder-only model, and are not encoded apart."""
     prompts: bool = False
     """Whether every row is also rendered with its instruction in the prompt, for a teacher."""
     shots: int = 0
@@ -132,9 +154,13 @@ class Collator:
         """Token ids of what the hypernetwork reads."""
         return self._cut(self._instruction(instruction))
 
-    def input(self, instruction: Instruction | None, text: str) -> list[int]:
-        """Token ids of what the language model reads for one input; without an instruction, the input alone."""
-        return self._cut(self._input(instruction, text))
+    def input(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> list[int]:
+        """Token ids of what the language model reads for one input; without an instruction, the input alone.
+
+        Args:
+            follows: an adapter that is given holds an instruction, which the input goes on from.
+        """
+        return self._cut(self._input(instruction, text, follows=follows))
 
     def members(self, instruction: Instruction, text: str) -> list[list[int]]:
         """Token ids of one prompt for each demonstration, their predictions to be averaged."""
@@ -154,23 +180,38 @@ class Collator:
 
     def length(self, reading: Reading) -> int:
         """Tokens of a text before any is dropped; as many are read as its limit lets through."""
-        return len(self._ids(reading.text))
+        return len(self._cut(replace(reading, parts=tuple((text, None) for text, _ in reading.parts))))
 
     def _pieces(self, instruction: Instruction, count: int) -> list[Reading]:
         texts = (render_demonstration(item, style=self.prompt.style) for item in instruction.positives[:count])
-        return [Reading(text, self.prompt.max_input, 1) for text in texts]
+        return [Reading(((text, self.prompt.max_input),), 1) for text in texts]
 
     def _instruction(self, instruction: Instruction) -> Reading:
-        limit = self.prompt.max_instruction
-        rendered = render_instruction(
-            instruction, style=self.prompt.style, positives=self.prompt.positives, fits=self._fits(limit)
-        )
-        return Reading(rendered.text, limit, rendered.positives)
+        limit, style, shown = self.prompt.max_instruction, self.prompt.style, self.prompt.positives
+        head, _ = self._around()
+        bare = style != "chat"
 
-    def _input(self, instruction: Instruction | None, text: str) -> Reading:
-        if not self.method.prompt or instruction is None:
-            return Reading(render_input(text, style=self.prompt.style), self.prompt.max_input)
-        return self._prompted(replace(instruction, positives=()) if self.method.apart else instruction, text)
+        def reading(text: str) -> Reading:
+            return Reading(((head + text, limit),), 0, bare, bare and not self.joined)
+
+        rendered = render_instruction(
+            instruction, style=style, positives=shown, fits=lambda text: self.length(reading(text)) <= limit
+        )
+        return replace(reading(rendered.text), demonstrations=rendered.positives)
+
+    def _input(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> Reading:
+        if self.method.prompt and instruction is not None:
+            return self._prompted(replace(instruction, positives=()) if self.method.apart else instruction, text)
+        told = follows or (self.method.fuses_decoder and instruction is not None)
+        return self._alone(text, follows=self.joined and told)
+
+    def _alone(self, text: str, *, follows: bool) -> Reading:
+        """An input; where it follows an instruction, nothing is put between the two."""
+        head, tail = self._around()
+        bare, rendered = self.prompt.style != "chat", render_input(text, style=self.prompt.style)
+        whole = rendered if follows else head + rendered
+        ending = ((tail, None),) if tail else ()
+        return Reading(((whole, self.prompt.max_input), *ending), 0, bare and not follows, bare)
 
     def _members(self, instruction: Instruction, text: str) -> list[Reading]:
         shown = instruction.positives[: self.prompt.positives]
@@ -178,10 +219,20 @@ class Collator:
         return [self._prompted(one, text) for one in alone]
 
     def _prompted(self, instruction: Instruction, text: str) -> Reading:
-        limit = self.prompt.longest_prompt
-        shown = self.prompt.positives
-        whole = render_prompt(instruction, text, style=self.prompt.style, positives=shown, fits=self._fits(limit))
-        return Reading(whole.text, limit, whole.positives)
+        if self.joined:
+            return self._instruction(instruction).then(self._alone(text, follows=True))
+        limit, style, shown = self.prompt.longest_prompt, self.prompt.style, self.prompt.positives
+        whole = render_prompt(
+            instruction,
+            text,
+            style=style,
+            positives=shown,
+            fits=lambda one: self.length(Reading(((one, limit),))) <= limit,
+        )
+        return Reading(((whole.text, limit),), whole.positives)
+
+    def _around(self) -> tuple[str, str]:
+        return chat_turn(self.tokenizer) if self.prompt.style == "chat" else ("", "")
 
     def _trained_on(self, row: int, instruction: Instruction, text: str) -> list[int]:
         """What the language model reads of a training row; of prompts to be averaged, one in turn."""
@@ -196,18 +247,19 @@ class Collator:
 
     def target(self, text: str) -> list[int]:
         """Token ids of a target, and the end of sequence where all of it is there."""
-        ids = encode(self.tokenizer, text, self.prompt.max_target, special=False)
+        ids = encode(self.tokenizer, text, self.prompt.max_target)
         whole = len(ids) < self.prompt.max_target  # what was cut, or fills all of the room, has not come to its end
         return [*ids, self.tokenizer.eos_token_id] if whole else ids  # type: ignore[list-item]
 
-    def _ids(self, text: str) -> list[int]:
-        return encode(self.tokenizer, text)
-
-    def _fits(self, limit: int) -> Callable[[str], bool]:
-        return lambda text: len(self._ids(text)) <= limit
-
     def _cut(self, reading: Reading) -> list[int]:
-        return encode(self.tokenizer, reading.text, reading.limit)
+        before, behind = surrounding(self.tokenizer)
+        first, last = before if reading.opens else [], behind if reading.closes else []
+        ids: list[int] = []
+        for number, (text, limit) in enumerate(reading.parts):
+            taken = (len(first) if number == 0 else 0) + (len(last) if number == len(reading.parts) - 1 else 0)
+            room = None if limit is None else max(limit - taken, 0)
+            ids += encode(self.tokenizer, text, room)
+        return [*first, *ids, *last]
 
 
 def assemble(
@@ -220,7 +272,7 @@ def assemble(
     instruction_ids, instruction_mask = pad(instructions)
     input_ids, input_mask = pad(inputs)
     labels, label_mask = pad(targets)
-    labels = labels.masked_fill(label_mask == 0, IGNORE)
+    labels = labels.masked_fill(~label_mask, IGNORE)
     return Batch(instruction_ids, instruction_mask, input_ids, input_mask, labels, task_index)
 
 
@@ -235,8 +287,8 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids (rows, longest), padded with 0 on the right, and the mask of real tokens."""
     longest = max((len(s) for s in sequences), default=0)
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
     for i, sequence in enumerate(sequences):
         ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        mask[i, : len(sequence)] = 1
+        mask[i, : len(sequence)] = True
     return ids, mask

@@ -8,7 +8,8 @@ Style `tk` is the wording of Tk-Instruct's data collator (Wang et al. 2022, `ni_
 positive examples without explanations). Style `plain` has no wording of its own: the definition, one
 `input => output` line per demonstration, and the input. Style `t0` is for P3 (Sanh et al. 2022), where a template is
 already around every input: the definition is the template by itself, a whole prompt is the rendered input, and what
-stands before it are demonstrations only.
+stands before it are demonstrations only. Style `chat` has no wording either; instruction and input are one turn of a
+user, around which the collator puts what the tokenizer's chat template does.
 """
 
 import string
@@ -98,6 +99,8 @@ def _definition(definition: str, style: PromptStyle) -> str:
     stripped = definition.strip()
     if not stripped:
         raise InputError("the instruction is empty")
+    if style == "chat":
+        return f"{stripped}\n\n"
     return f"{stripped}\n" if style != "tk" else _closed(f"Definition: {stripped}") + "\n\n"
 
 
@@ -105,6 +108,8 @@ def _demonstration(item: Demonstration, number: int, style: PromptStyle) -> str:
     source, target = item.input.strip(), item.output.strip()
     if style == "plain":
         return f"{source} => {target}\n"
+    if style == "chat":
+        return f"Input: {source}\nOutput: {target}\n\n"
     if style == "t0":
         return f"{source}\n{target}\n\n"
     lines = f" Positive Example {number} -", _closed(f"Input: {source}"), _closed(f" Output: {target}")

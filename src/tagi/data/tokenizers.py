@@ -5,6 +5,7 @@ Both keep T5's special tokens and their ids: `<pad>` 0, `</s>` 1 (appended to ev
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import accumulate, count, takewhile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ PAD, EOS, UNK = SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 CHARACTER_COVERAGE = 0.9995
 """Share of a text that its unigram alphabet covers (SentencePiece's default); the rest is unknown."""
 _SPACE = "▁"
+_SAMPLE = "sample"
+"""A text that any tokenizer can read and no template changes."""
 
 
 def word_level(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -81,10 +84,8 @@ def sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(vocabulary[name] for name in names)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None = None, *, special: bool = True
-) -> list[int]:
-    """Token ids of a text; `limit` of them at most, the special tokens around the text among them.
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None = None) -> list[int]:
+    """Token ids of a text, `limit` of them at most, without the tokens that stand around one.
 
     They are cut here, as the library would: its own truncation is a switch inside the tokenizer, and threads that
     share one would read each other's limits.
@@ -93,15 +94,39 @@ def encode(
         InputError: half a character, which no tokenizer can read.
     """
     check_text(text)
-    ids = _ids(tokenizer, text, special)
+    ids = _ids(tokenizer, text, special=False)
     if limit is None or len(ids) <= limit:
         return ids
-    content = _ids(tokenizer, text, special=False) if special else ids
-    around = _ids(tokenizer, "", special)
-    before = next(n for n in range(len(around) + 1) if ids == [*around[:n], *content, *around[n:]])
-    room = max(limit - len(around), 0)
-    kept = content[:room] if tokenizer.truncation_side == "right" else content[len(content) - room :]
-    return [*around[:before], *kept, *around[before:]]
+    return ids[:limit] if tokenizer.truncation_side == "right" else ids[len(ids) - limit :]
+
+
+@lru_cache(maxsize=16)
+def surrounding(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before a text, and behind it."""
+    content, whole = _ids(tokenizer, _SAMPLE, special=False), _ids(tokenizer, _SAMPLE, special=True)
+    size = len(content)
+    start = next(n for n in range(len(whole) - size + 1) if whole[n : n + size] == content)
+    return whole[:start], whole[start + size :]
+
+
+@lru_cache(maxsize=16)
+def chat_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What a tokenizer's chat template puts before the text of a user's turn, and behind it up to the answer.
+
+    Raises:
+        ConfigError: there is none, it raises, or it changes the text.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError("prompt.style: chat needs a tokenizer with a chat template, and this one has none")
+    try:
+        turn = [{"role": "user", "content": _SAMPLE}]
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # whatever a template of somebody else's raises; it runs in the library's sandbox
+        raise ConfigError(f"prompt.style: the tokenizer's chat template cannot be rendered ({error})") from error
+    before, found, behind = text.partition(_SAMPLE)
+    if not found or _SAMPLE in behind:
+        raise ConfigError("prompt.style: the tokenizer's chat template does not hold a user's text once, as it is")
+    return before, behind
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:

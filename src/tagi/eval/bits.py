@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tagi.backbones.t5.model import T5
+from tagi.backbones.t5.packed import PackedT5, packed
 from tagi.config import CorpusConfig
 from tagi.data.c4 import SEGMENTS, TokenStore
 from tagi.data.collate import Batch
 from tagi.data.packing import Objective, PackedText, prefix_lm, span_corruption
 from tagi.data.tokenizers import sentinels
 from tagi.errors import ConfigError, InputError
-from tagi.infer.engine import Tagi, teacher_forced
+from tagi.infer.engine import Tagi
 from tagi.losses import IGNORE, cross_entropy
 
 Kind = Literal["spans", "prefix"]
@@ -70,10 +71,10 @@ def _epoch(text: PackedText) -> Iterator[Batch]:
 
 @torch.inference_mode()
 def _bits(tagi: Tagi, batches: Iterable[Batch], sizes: Tensor) -> float:
-    nats, spelt = 0.0, 0
+    model, nats, spelt = PackedT5(cast(T5, tagi.model.backbone)), 0.0, 0
     for batch in batches:
         on_device = batch.to(tagi.device)
-        logits = teacher_forced(tagi.model, tagi.model.backbone.shape, on_device).logits
+        logits = packed(model, on_device)
         nats += float(cross_entropy(logits, on_device.labels).total)
         spelt += int(sizes[batch.labels[batch.labels != IGNORE]].sum())
     if not spelt or not math.isfinite(nats):

@@ -140,7 +140,7 @@ def _majority(task: Task) -> list[str]:
 def _worn(tagi: Tagi, control: AdapterControl, own: Instruction, other: Instruction) -> TaskAdapter:
     adapter = tagi.adapt(own)
     if control == "lora_only":
-        return adapter.without_memory()
+        return adapter.without_instruction()
     if control == "memory_only":
         return adapter.without_modules()
     return adapter.with_modules_of(tagi.adapt(other))

@@ -1,16 +1,14 @@
-"""Between texts and the decoding loop: which requests go together, and what of the tokens is the answer."""
+"""Between tokens and texts: what of an answer's tokens is the answer."""
 
 import re
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from tagi.errors import TagiError
-from tagi.infer.decode import CAPACITY, FREED, Request, Waiting
 from tagi.infer.search import Reason
 
 
@@ -23,41 +21,6 @@ class Answer:
     tokens: int
     error: Exception | None = None
     """What ended it before its end: a `TagiError`, or whatever a stop function of the caller's raised."""
-
-
-def grouped(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Requests of as many rows each, those of similar length side by side."""
-
-    def size(request: Request) -> tuple[int, int]:
-        return request.rows, max(map(len, request.prompts))
-
-    for _, alike in groupby(sorted(requests, key=size), key=lambda request: request.rows):
-        yield list(alike)
-
-
-def capacity(requests: Sequence[Request]) -> int:
-    """Requests of so many rows each that are decoded at a time."""
-    return max(CAPACITY // requests[0].rows, 1)
-
-
-def at_hand(requests: Sequence[Request]) -> Waiting:
-    """Requests that are all there from the beginning, and that nobody waits for one by one.
-
-    They take free places together once a quarter of all is free: each time that some join, the whole batch is copied.
-    (200 answers of a T5 of 4 + 4 layers took 1.7 times as long where each took its place at once.) Who hands over
-    requests as they come gets places at once.
-    """
-    left = deque(requests)
-    places = 0
-
-    def waiting(count: int, idle: bool) -> list[Request]:
-        nonlocal places
-        places = max(places, count)
-        if count < FREED * places and not idle:
-            return []
-        return [left.popleft() for _ in range(min(count, len(left)))]
-
-    return waiting
 
 
 def seeded(seed: int, inputs: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from tagi.data.tokenizers import check_text
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
-from tagi.infer.search import Decoding
+from tagi.infer.search import GenerationConfig
 from tagi.model.adapter import TaskAdapter
 
 
@@ -74,7 +74,7 @@ def instructions(values: Any) -> list[Instruction]:
 
 
 def adapter(value: Any) -> TaskAdapter:
-    """An adapter to wear.
+    """A task adapter.
 
     Raises:
         InputError: something else; says what is meant instead.
@@ -120,14 +120,14 @@ def owners(tasks: Any, held: int, count: int) -> list[int]:
     return [_owner(value, held, number) for number, value in enumerate(found, 1)]
 
 
-def decoding(value: Any) -> Decoding:
+def generation(value: Any) -> GenerationConfig:
     """How answers are searched for.
 
     Raises:
         InputError: something else.
     """
-    if not isinstance(value, Decoding):
-        raise InputError(f"decoding: {_shown(value)} is no tagi.Decoding")
+    if not isinstance(value, GenerationConfig):
+        raise InputError(f"generation: {_shown(value)} is no tagi.GenerationConfig")
     return value
 
 

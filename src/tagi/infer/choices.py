@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tagi.backbones.base import Prepared
 from tagi.backbones.rows import Rows
 from tagi.config import RankNorm
-from tagi.data.collate import IGNORE, pad
+from tagi.data.collate import pad
 from tagi.data.types import Instruction
 from tagi.errors import InputError
-from tagi.infer.decode import averaged, score_answers
 from tagi.infer.engine import Tagi
-from tagi.model.tagi import Prepared
+from tagi.infer.running import averaged
 
 ROWS = 64
 """Encoded inputs of a batch, at most, unless a single input has more prompts."""
@@ -74,12 +74,13 @@ def _score(
     pairs = [(member, answer) for each, its in zip(prompts, answers, strict=True) for member in each for answer in its]
     counts = torch.tensor([len(its) for each, its in zip(prompts, answers, strict=True) for _ in each])
     owner = torch.arange(len(counts)).repeat_interleave(counts)
-    labels, tokens = pad([answer for _, answer in pairs])
-    labels = labels.masked_fill(tokens == 0, IGNORE)
+    target_ids, real = pad([answer for _, answer in pairs])
+    ids, mask, target_ids, real, owner = (x.to(tagi.device) for x in (ids, mask, target_ids, real, owner))
     rows = Rows(1, len(ids))
-    moved = (x.to(tagi.device) for x in (ids, mask, labels, owner))
-    found = score_answers(tagi.model, *moved, prepared=prepared, rows=rows)
-    values = (found.total / found.tokens if norm == "mean" else found.total).cpu()
+    logits = tagi.model.backbone.score(ids, mask, target_ids, prepared=prepared, rows=rows, owner=owner)
+    likelihood = logits.float().log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
+    total, tokens = (likelihood * real).sum(1), real.sum(1)
+    values = (total / tokens if norm == "mean" else total).cpu()
     return _by_input(values, [len(each) for each in prompts], [len(its) for its in answers])
 
 

@@ -8,39 +8,40 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import hub
+from tagi.backbones.base import Backbone, EncodedInstruction, Prepared
 from tagi.backbones.files import locate
 from tagi.backbones.rows import Rows
-from tagi.config import Shape, T5Shape
+from tagi.config import Shape
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
 from tagi.data.types import Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer import asked, notes
-from tagi.infer.answers import Answer, AnswerTexts, at_hand, capacity, grouped, raised, seeded
+from tagi.infer.answers import Answer, AnswerTexts, raised, seeded
 from tagi.infer.cards import checkpoint_card
-from tagi.infer.compiled import Backend, Compiled
-from tagi.infer.decode import Request, Tokens, decode
-from tagi.infer.search import GREEDY, Decoding, Limits
+from tagi.infer.running import Request, Tokens
+from tagi.infer.scheduler import Scheduler
+from tagi.infer.search import GREEDY, GenerationConfig, Limits
 from tagi.model import adapter as adapters
 from tagi.model import checkpoint
 from tagi.model.adapter import Origin, TaskAdapter
 from tagi.model.cards import CARD
 from tagi.model.checkpoint import ModelConfig
 from tagi.model.peft_files import is_peft, load_peft
-from tagi.model.tagi import Output, Prepared, TagiModel, neutral, shift_right
+from tagi.model.tagi import Output, TagiModel, neutral
 
 Positives = Sequence[tuple[str, str]]
-FOLDED_FROM = 3
-"""Inputs of one task from which on folding its LoRA into the weights saves more than it costs."""
+MERGED_FROM = 3
+"""Inputs of one task from which on merging its LoRA into the weights saves more than it costs."""
 
 
 class Tagi:
-    """A model that reads an instruction once, writes a task adapter, and solves inputs wearing it.
+    """A model that reads an instruction once, writes a task adapter, and solves inputs with it.
 
     >>> tagi = Tagi.from_pretrained("checkpoint")
     >>> adapter = tagi.adapt("Keep only the animals, then reverse the list.")
@@ -50,9 +51,10 @@ class Tagi:
 
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
-        self.collator = Collator(tokenizer, config.prompt, model.method)
+        self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
         self._fingerprint: str | None = None
-        self._compiled: Compiled | None = None
+        self._decodes: Backbone = model.backbone
+        """What steps of decoding go through: the language model, or it compiled."""
 
     @classmethod
     def from_pretrained(
@@ -61,12 +63,13 @@ class Tagi:
         *,
         backbone: str | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """Open a TAGI checkpoint: a folder or a hub name.
 
         Args:
-            backbone: where the frozen backbone lies now, if not where the checkpoint says.
+            backbone: where the frozen language model lies now, if not where the checkpoint says.
+            dtype: of all weights; by default the one that the language model is kept in.
 
         Raises:
             CheckpointError: no checkpoint, half-written, damaged, of another backbone, or with a tokenizer that does
@@ -78,9 +81,10 @@ class Tagi:
             return cls(loaded.model, load_tokenizer(loaded.folder, loaded.model.backbone.shape), loaded.config)
 
         opened = read_whole(Path(source), read)
-        if dtype != torch.float32:
-            opened.fingerprint()  # of the values as they were written: adapters are worn at any precision
-        opened.model.to(device, dtype)
+        kept = opened.model.backbone.embedding.weight.dtype
+        if dtype not in (None, kept):
+            opened.fingerprint()  # of the values as they were written: adapters work at any precision
+        opened.model.to(device, dtype or kept)
         return opened
 
     def showing(self, positives: int) -> Self:
@@ -89,16 +93,6 @@ class Tagi:
         prompt = self.config.prompt.model_copy(update={"positives": positives})
         made.config = self.config.model_copy(update={"prompt": prompt})
         made.collator = replace(self.collator, prompt=prompt)
-        return made
-
-    def compiled(self, backend: Backend = "inductor") -> Self:
-        """The same model, its decoder's steps compiled where it lies now; a graph is made when new shapes first come.
-
-        Raises:
-            ConfigError: not a T5, or nothing can be compiled here.
-        """
-        made = copy.copy(self)
-        made._compiled = Compiled(self.model.backbone, backend)
         return made
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -145,21 +139,23 @@ class Tagi:
         adapter: TaskAdapter,
         *,
         tasks: Sequence[int] | None = None,
-        decoding: Decoding = GREEDY,
+        generation: GenerationConfig = GREEDY,
     ) -> list[str]:
-        """Solve inputs wearing an adapter; `tasks` names each input's own where several are stacked.
+        """Solve inputs with an adapter; `tasks` names each input's own where several are stacked.
 
         Raises:
             InputError: no list of inputs, an empty one among them, no adapter, tasks that do not fit; or, once all
                 others are answered, see `answer`.
         """
-        worn = asked.adapter(adapter)
-        return [answer.text for answer in self.answer(worn, inputs, tasks=tasks, decoding=decoding)]
+        checked = asked.adapter(adapter)
+        return [answer.text for answer in self.answer(checked, inputs, tasks=tasks, generation=generation)]
 
-    def solve(self, instruction: str | Instruction, inputs: Sequence[str], *, decoding: Decoding = GREEDY) -> list[str]:
+    def solve(
+        self, instruction: str | Instruction, inputs: Sequence[str], *, generation: GenerationConfig = GREEDY
+    ) -> list[str]:
         """Inputs of one task by whatever this method does with an instruction: adapter or prompt."""
         told = asked.instruction(instruction)
-        return [answer.text for answer in self.answer(told, inputs, decoding=decoding)]
+        return [answer.text for answer in self.answer(told, inputs, generation=generation)]
 
     def answer(
         self,
@@ -167,7 +163,7 @@ class Tagi:
         inputs: Sequence[str],
         *,
         tasks: Sequence[int] | None = None,
-        decoding: Decoding = GREEDY,
+        generation: GenerationConfig = GREEDY,
         progress: Callable[[int, int], None] | None = None,
         keep_errors: bool = False,
     ) -> list[Answer]:
@@ -182,33 +178,34 @@ class Tagi:
             InputError: see `generate`; an input is longer than the model can read, or the model's scores for it are
                 no numbers.
         """
-        requests = self._requests(told, inputs, tasks, decoding)
+        requests = self._requests(told, inputs, tasks, generation)
         tokens: list[list[int]] = [[] for _ in requests]
         ends: dict[int, Tokens] = {}
-        for alike in grouped(requests):
-            for step in decode(self.model, at_hand(alike), capacity(alike), self._compiled):
-                tokens[step.number] += step.new
-                if step.done:
-                    ends[step.number] = step
-                    if progress is not None:
-                        progress(len(ends), len(requests))
+        for step in Scheduler(self._decodes, eager=False).run(_sorted(requests)):
+            tokens[step.number] += step.new
+            if step.done:
+                ends[step.number] = step
+                if progress is not None:
+                    progress(len(ends), len(requests))
         answers = [
-            self._texts.answer(own, ends[i].reason, decoding.stop, ends[i].error) for i, own in enumerate(tokens)
+            self._texts.answer(own, ends[i].reason, generation.stop, ends[i].error) for i, own in enumerate(tokens)
         ]
         return answers if keep_errors else raised(answers)
 
-    def stream(self, told: str | Instruction | TaskAdapter, text: str, *, decoding: Decoding = GREEDY) -> Iterator[str]:
+    def stream(
+        self, told: str | Instruction | TaskAdapter, text: str, *, generation: GenerationConfig = GREEDY
+    ) -> Iterator[str]:
         """The answer to one input, piece by piece as it grows: together they are what `answer` gives.
 
         Beam search gives it as a whole. Errors as of `answer`.
         """
-        requests = self._requests(told, [asked.text(text, "the input")], None, decoding)
-        return self._streamed(requests, decoding.stop)
+        requests = self._requests(told, [asked.text(text, "the input")], None, generation)
+        return self._streamed(requests, generation.stop)
 
     def _streamed(self, requests: Sequence[Request], stop: Sequence[str]) -> Iterator[str]:
         tokens: list[int] = []
         shown = 0
-        for step in decode(self.model, at_hand(requests), 1, self._compiled):
+        for step in Scheduler(self._decodes).run(requests):
             if step.error is not None:
                 raise step.error
             tokens += step.new
@@ -225,25 +222,26 @@ class Tagi:
         told: str | Instruction | TaskAdapter,
         inputs: Sequence[str],
         tasks: Sequence[int] | None,
-        decoding: Decoding,
+        generation: GenerationConfig,
     ) -> list[Request]:
-        told, inputs, decoding = asked.told(told), asked.inputs(inputs), asked.decoding(decoding)
+        told, inputs, generation = asked.told(told), asked.inputs(inputs), asked.generation(generation)
         instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
         owners = asked.owners(tasks, adapter.tasks, len(inputs))
-        prompts = [self.prompts(instruction, text) for text in inputs]
-        prepared, limits = self.prepare(adapter, len(inputs)), self._limits(decoding)
-        seeds = seeded(decoding.seed, inputs)
+        told_of = adapter.instruction.mask.any(1).tolist()
+        prompts = [
+            self.prompts(instruction, text, follows=told_of[owner]) for text, owner in zip(inputs, owners, strict=True)
+        ]
+        prepared, limits = self.prepare(adapter, len(inputs)), self._limits(generation)
+        seeds = seeded(generation.seed, inputs)
         return [
-            Request(number, each, prepared, task, seed, limits, decoding)
+            Request(number, each, prepared, task, seed, limits, generation)
             for number, (each, task, seed) in enumerate(zip(prompts, owners, seeds, strict=True))
         ]
 
-    def _limits(self, decoding: Decoding) -> Limits:
-        most = decoding.max_tokens or self.config.prompt.max_target
-        stopped = partial(self._texts.stopped, stop=decoding.stop) if decoding.stop else None
-        shape = self.model.backbone.shape
-        further = shape.more_eos_token_ids if isinstance(shape, T5Shape) else ()
-        return Limits(shape.eos_token_id, most, decoding.min_tokens, stopped, further)
+    def _limits(self, generation: GenerationConfig) -> Limits:
+        most = generation.max_new_tokens or self.config.prompt.max_target
+        stopped = partial(self._texts.stopped, stop=generation.stop) if generation.stop else None
+        return Limits(self.model.backbone.end_ids, most, generation.min_new_tokens, stopped)
 
     @property
     def _texts(self) -> AnswerTexts:
@@ -266,12 +264,12 @@ class Tagi:
         self._check_own(adapter, "the adapter")
         return prepare(self.model, adapter, inputs)
 
-    def prompts(self, instruction: Instruction | None, text: str) -> list[list[int]]:
+    def prompts(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> list[list[int]]:
         """Token ids of everything that the language model reads to answer one input: one prompt, or one for each
         demonstration where predictions are averaged."""
         if instruction is not None and self.model.method.demonstrations == "averaged":
             return self.collator.members(instruction, text)
-        return [self.collator.input(instruction, text)]
+        return [self.collator.input(instruction, text, follows=follows)]
 
     def neutral(self) -> TaskAdapter:
         """The adapter that changes nothing: the bare model."""
@@ -279,7 +277,7 @@ class Tagi:
 
     def forward(self, batch: Batch) -> Output:
         """Teacher-forced logits of a collated batch, with gradients."""
-        return teacher_forced(self.model, self.model.backbone.shape, batch)
+        return teacher_forced(self.model, batch)
 
     @property
     def device(self) -> torch.device:
@@ -297,8 +295,8 @@ class Tagi:
         return notes.of(self.collator, instruction, inputs, numbers or range(1, len(inputs) + 1))
 
     def load_adapter(self, source: str | Path) -> TaskAdapter:
-        """What `TaskAdapter.save_pretrained` wrote with this same checkpoint, or a LoRA in PEFT's files, worn without
-        instruction memory; a folder or a hub name.
+        """What `TaskAdapter.save_pretrained` wrote with this same checkpoint, or a LoRA in PEFT's files, used without
+        an encoded instruction; a folder or a hub name.
 
         Raises:
             CheckpointError: no adapter, a damaged one, one that does not fit, or one that another checkpoint wrote.
@@ -337,22 +335,26 @@ class Tagi:
 
 
 def prepare(model: TagiModel, adapter: TaskAdapter, inputs: int) -> Prepared:
-    """What so many inputs share; the LoRA of a single task is folded into the weights where that pays."""
-    return model.prepare(adapter, fold=adapter.tasks == 1 and inputs >= FOLDED_FROM)
+    """What so many inputs share; the LoRA of a single task is merged into the weights where that pays."""
+    return model.prepare(adapter, merge=adapter.tasks == 1 and inputs >= MERGED_FROM)
 
 
-def teacher_forced(model: nn.Module, shape: Shape, batch: Batch, memory: Tensor | None = None) -> Output:
-    """A TagiModel's forward pass on a collated batch, the decoder reading the labels shifted right.
+def teacher_forced(
+    model: nn.Module, batch: Batch, encoded: EncodedInstruction | None = None, *, recompute: bool = False
+) -> Output:
+    """A TagiModel's forward pass on a collated batch.
 
-    `model` may be wrapped, as a trainer does where several processes share the work; `shape` is its backbone's,
-    `memory` the batch's instructions (T, S, D) where they are encoded already.
+    `model` may be wrapped, as a trainer does where several processes share the work; `encoded` are the batch's
+    instructions where they are read already.
     """
-    packing = batch.packing
-    owner = packing.target if packing is not None else None
-    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id, owner)
     rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
     instruction = (batch.instruction_ids, batch.instruction_mask)
-    return model(*instruction, batch.input_ids, batch.input_mask, decoder_ids, rows, memory, packing)
+    return model(*instruction, batch.input_ids, batch.input_mask, batch.target_ids, rows, encoded, recompute)
+
+
+def _sorted(requests: Sequence[Request]) -> list[Request]:
+    """Those of as many rows together, those of similar length side by side."""
+    return sorted(requests, key=lambda one: (one.rows, max(map(len, one.prompts))))
 
 
 def load_tokenizer(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:

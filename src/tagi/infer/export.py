@@ -1,19 +1,21 @@
 """A LoRA on its way out of this package: where it comes from, what it leaves behind, and the files it becomes."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from tagi.backbones.files import locate
-from tagi.backbones.language_model import as_t5
+from tagi.backbones.language_model import LanguageModel, load_language_model, save_language_model
+from tagi.backbones.lora import merged
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Modules
-from tagi.backbones.t5.model import T5
-from tagi.backbones.t5.weights import load_t5, save_t5
+from tagi.config import Target
 from tagi.data import tokenizers
 from tagi.data.collate import assemble
 from tagi.errors import InputError
@@ -22,10 +24,9 @@ from tagi.infer.engine import Tagi, load_tokenizer
 from tagi.losses import Loss, distillation, soften, valid_positions
 from tagi.model import bank as banks
 from tagi.model import checkpoint
-from tagi.model.adapter import TaskAdapter, merge
+from tagi.model.adapter import TaskAdapter
 from tagi.model.cards import CARD, card
 from tagi.model.peft_files import save_peft
-from tagi.model.tagi import shift_right
 
 SAMPLES, LONGEST, SEED = 64, 8, 0
 """Random inputs: how many, of how many tokens at most, and the seed that they are drawn from."""
@@ -64,7 +65,7 @@ class Export:
     """One task's LoRA, and the language model that it belongs to."""
 
     lora: Modules
-    backbone: T5
+    backbone: LanguageModel
     base: str
     """Folder or hub name of the language model."""
     tokenizer: Path
@@ -88,11 +89,11 @@ def from_adapter(tagi: Tagi, source: Path, base: str, tokenizer: Path, inputs: I
     """
     adapter = tagi.load_adapter(source)
     _check_lora(adapter, source)
-    backbone, lost = as_t5(tagi.model.backbone), None
+    backbone, lost = tagi.model.backbone, None
     about = f"A task adapter that {tagi.model.method.title} wrote from an instruction."
     if not adapter.origins[0].definition:
         about = "A LoRA that was trained elsewhere."
-    if (tagi.model.method.fuses_encoder or tagi.model.method.fuses_decoder) and adapter.memory.shape[1]:
+    if (tagi.model.method.fuses_encoder or tagi.model.method.fuses_decoder) and adapter.instruction.mask.shape[1]:
         lost = measure(tagi, adapter, inputs or random_inputs(tagi))
     return Export(adapter.modules, backbone, base, tokenizer, tagi.config.backbone_fingerprint, about, lost)
 
@@ -107,17 +108,17 @@ def from_bank(source: Path, group: str, backbone: str | None) -> Export:
     manifest = banks.read_manifest(source)
     place = backbone or checkpoint.found_again(manifest.base, manifest.base_from_here, source)
     base = checkpoint.base_source(place)
-    model = load_t5(base).eval()
+    model = load_language_model(base).eval()
     bank = banks.load(source, model)
     fingerprint = checkpoint.fingerprint(model)
-    banks.check(bank, source, fingerprint, manifest.rank)
+    banks.check(bank, source, fingerprint, manifest.rank, manifest.target_modules)
     about = f"The teacher LoRA of the group {group!r}, trained by gradient on its tasks."
     return Export(bank.teacher(group), model, base, locate(place), fingerprint, about)
 
 
 def write_peft(export: Export, folder: Path) -> None:
     """PEFT's files, whole or not at all, see `save_peft`."""
-    save_peft(export.lora, export.base, folder, export.description, fingerprint=export.fingerprint)
+    save_peft(export.lora, export.backbone, export.base, folder, export.description, fingerprint=export.fingerprint)
 
 
 def write_merged(export: Export, folder: Path) -> None:
@@ -127,17 +128,34 @@ def write_merged(export: Export, folder: Path) -> None:
         CheckpointError: the tokenizer's files are missing.
         DiskError: the disk is full or cannot be written.
     """
-    tokenizer, merged = load_tokenizer(export.tokenizer), merge(export.backbone, export.lora)
-    use = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    tokenizer, model = load_tokenizer(export.tokenizer), merge(export.backbone, export.lora)
+    auto = "AutoModelForSeq2SeqLM" if export.backbone.has_encoder else "AutoModelForCausalLM"
+    use = f"""from transformers import {auto}, AutoTokenizer
 
-model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)"""
+model, tokenizer = {auto}.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)"""
     about = f"{export.description}\n\nIt is added into the weights of {export.base}: W + scale · B A."
-    front = {"library_name": "transformers", "tags": ["text2text-generation", "tagi"]}
-    written = card("T5 with a LoRA merged in", about, use, base=export.base, **front)
+    front = {"library_name": "transformers", "tags": ["tagi"]}
+    written = card("A language model with a LoRA merged in", about, use, base=export.base, **front)
     with atomic_folder(folder) as draft:
-        save_t5(merged, draft)
+        save_language_model(model, draft)
         tokenizers.save(tokenizer, draft)
         (draft / CARD).write_text(written, encoding="utf-8")
+
+
+def merge(backbone: LanguageModel, lora: Modules) -> LanguageModel:
+    """A copy of a language model with one task's LoRA added into its weights: W + ΔW.
+
+    Raises:
+        ValueError: `lora` holds more than one task, or something else than LoRA.
+    """
+    copied = copy.deepcopy(backbone)
+    weights = copied.site_weights()
+    with torch.no_grad():
+        for site, factors in merged(lora, weights).items():
+            if factors.merged is None:
+                raise ValueError(f"{site.place}: only LoRA can be merged into the weights")
+            weights[site].copy_(factors.merged)
+    return copied
 
 
 def random_inputs(tagi: Tagi) -> Inputs:
@@ -150,8 +168,8 @@ def random_inputs(tagi: Tagi) -> Inputs:
 
 
 def measure(tagi: Tagi, adapter: TaskAdapter, inputs: Inputs) -> Lost:
-    """The LoRA worn alone, with an empty memory that changes nothing, against the whole adapter."""
-    alone = adapter.without_memory()
+    """The LoRA alone, without the encoded instruction, against the whole adapter."""
+    alone = adapter.without_instruction()
     answers, others = tagi.generate(inputs.texts, adapter), tagi.generate(inputs.texts, alone)
     same = sum(one == other for one, other in zip(answers, others, strict=True))
     pairs = list(zip(inputs.texts, answers, strict=True))
@@ -166,18 +184,16 @@ def _divergence(tagi: Tagi, whole: TaskAdapter, alone: TaskAdapter, pairs: Seque
     inputs = [tagi.collator.input(None, text) for text, _ in pairs]
     targets = [tagi.collator.target(answer) for _, answer in pairs]
     batch = assemble([], inputs, targets, torch.zeros(len(pairs), dtype=torch.long)).to(tagi.device)
-    shape = tagi.model.backbone.shape
-    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
 
     def logits(adapter: TaskAdapter) -> Tensor:
         rows = Rows(1, len(pairs))
-        return tagi.model.respond(adapter, batch.input_ids, batch.input_mask, decoder_ids, rows).logits
+        return tagi.model.respond(adapter, batch.input_ids, batch.input_mask, batch.target_ids, rows).logits
 
     return distillation(logits(alone), soften(logits(whole), 1.0), valid_positions(batch.labels), 1.0)
 
 
 def _check_lora(adapter: TaskAdapter, source: Path) -> None:
     found = sorted({site.place for site in adapter.modules})
-    if not set(found) <= {"q", "v"} or not found:
+    if not found or not set(found) <= set(get_args(Target)):
         held = " and ".join(found) or "no"
         raise InputError(f"{source}: has {held} modules; only LoRA fits into PEFT's files or a model's weights")

@@ -18,7 +18,7 @@ Stops = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class GenerationConfig:
     """How answers are searched for; the default is greedy.
 
     Raises:
@@ -33,9 +33,9 @@ class Decoding:
     top_p: float = 1.0
     """Tokens are drawn from the fewest that together have this probability (Holtzman et al., 2020)."""
     seed: int = 0
-    max_tokens: int | None = None
+    max_new_tokens: int | None = None
     """Of an answer; None means as many as the model was trained to write."""
-    min_tokens: int = 0
+    min_new_tokens: int = 0
     """Tokens before which an answer cannot end by itself."""
     stop: Sequence[str] = ()
     """An answer ends before the first of these; a string is one of them."""
@@ -51,13 +51,13 @@ class Decoding:
             raise InputError(f"top_p: {self.top_p} is not above 0 and at most 1")
         if self.beams > 1 and self.temperature:
             raise InputError("beams: beam search does not sample; leave temperature at 0")
-        if self.max_tokens is not None and self.max_tokens < max(self.min_tokens, 1):
-            raise InputError(f"max_tokens: {self.max_tokens} is not at least {max(self.min_tokens, 1)}")
+        if self.max_new_tokens is not None and self.max_new_tokens < max(self.min_new_tokens, 1):
+            raise InputError(f"max_new_tokens: {self.max_new_tokens} is not at least {max(self.min_new_tokens, 1)}")
 
     def _check_kinds(self) -> None:
-        for name in ("beams", "max_tokens", "min_tokens", "seed"):
+        for name in ("beams", "max_new_tokens", "min_new_tokens", "seed"):
             value = getattr(self, name)
-            if not isinstance(value, int) and not (name == "max_tokens" and value is None):
+            if not isinstance(value, int) and not (name == "max_new_tokens" and value is None):
                 raise InputError(f"{name}: {value!r} is no whole number")
         for name in ("length_penalty", "temperature", "top_p"):
             value = getattr(self, name)
@@ -70,35 +70,33 @@ class Decoding:
                 raise InputError("stop: a stop string is empty")
 
 
-GREEDY = Decoding()
+GREEDY = GenerationConfig()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where an answer ends, besides the end token."""
+    """Where an answer ends, besides the end tokens."""
 
-    end: int
-    """The end token."""
+    ends: tuple[int, ...]
+    """The end tokens."""
     most: int
     least: int = 0
     """Tokens before which it cannot end."""
     stops: Stops | None = None
-    ends: tuple[int, ...] = ()
-    """Further end tokens."""
 
     def reason(self, tokens: Sequence[int]) -> Reason | None:
         """Why the answer is complete, if it is."""
-        if tokens[-1] == self.end or tokens[-1] in self.ends:
+        if tokens[-1] in self.ends:
             return "end"
         if self.stops is not None and self.stops(tokens):
             return "stop"
         return "length" if len(tokens) >= self.most else None
 
     def allowed(self, scores: Tensor, produced: int) -> Tensor:
-        """Scores (..., V) without the end token while the answer is too short."""
+        """Scores (..., V) without the end tokens while the answer is too short."""
         if produced >= self.least:
             return scores
-        return scores.index_fill(-1, torch.tensor([self.end, *self.ends], device=scores.device), -torch.inf)
+        return scores.index_fill(-1, torch.tensor(self.ends, device=scores.device), -torch.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +121,19 @@ class Search(Protocol):
         ...
 
 
-def begin(decoding: Decoding, limits: Limits, seed: str) -> Search:
+def begin(generation: GenerationConfig, limits: Limits, seed: str) -> Search:
     """An answer of no tokens yet; `seed` decides what is drawn."""
-    if decoding.beams > 1:
-        beams = decoding.beams
-        return Beams(decoding, limits, ((),) * beams, (0.0,) + (-LARGE,) * (beams - 1), ())
-    return Line(decoding, limits, seed)
+    if generation.beams > 1:
+        beams = generation.beams
+        return Beams(generation, limits, ((),) * beams, (0.0,) + (-LARGE,) * (beams - 1), ())
+    return Line(generation, limits, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """A single answer, its tokens the most likely ones or drawn."""
 
-    decoding: Decoding
+    generation: GenerationConfig
     limits: Limits
     seed: str
     tokens: tuple[int, ...] = ()
@@ -147,15 +145,13 @@ class Line:
 
     def _choose(self, scores: Tensor, best: int) -> int:
         produced = len(self.tokens)
-        if not self.decoding.temperature and (
-            best not in (self.limits.end, *self.limits.ends) or produced >= self.limits.least
-        ):
+        if not self.generation.temperature and (best not in self.limits.ends or produced >= self.limits.least):
             return best
         scores = self.limits.allowed(scores, produced)
-        if not self.decoding.temperature:
+        if not self.generation.temperature:
             return int(scores.argmax())
         drawn = Random(f"{self.seed} {produced}").random()
-        return sample(scores, self.decoding.temperature, self.decoding.top_p, drawn)
+        return sample(scores, self.generation.temperature, self.generation.top_p, drawn)
 
 
 def sample(scores: Tensor, temperature: float, top_p: float, drawn: float) -> int:
@@ -184,14 +180,14 @@ class Finished:
 class Beams:
     """The likeliest unfinished answers and the best finished ones: `transformers`' search with early_stopping=False."""
 
-    decoding: Decoding
+    generation: GenerationConfig
     limits: Limits
     tokens: tuple[tuple[int, ...], ...]
     scores: tuple[float, ...]
     finished: tuple[Finished, ...]
 
     def step(self, scores: Tensor, best: Sequence[int]) -> Step:
-        count = self.decoding.beams
+        count = self.generation.beams
         likelihood = self.limits.allowed(scores.log_softmax(-1), len(self.tokens[0]))
         total = likelihood + torch.tensor(self.scores, device=scores.device)[:, None]
         values, places = total.flatten().topk(2 * count)
@@ -212,15 +208,15 @@ class Beams:
     ) -> tuple[Finished, ...]:
         """The best finished answers, with those among the likeliest that have just been finished."""
         new = [
-            Finished(value / len(tokens) ** self.decoding.length_penalty, tokens, reason)
+            Finished(value / len(tokens) ** self.generation.length_penalty, tokens, reason)
             for tokens, value, reason in zip(grown, values, reasons, strict=True)
             if reason is not None
         ]
         best = sorted((*self.finished, *new), key=lambda one: -one.score)
-        return tuple(best[: self.decoding.beams])
+        return tuple(best[: self.generation.beams])
 
     def _settled(self, best: float, length: int, finished: Sequence[Finished]) -> bool:
         """Whether no unfinished answer, at its present length, is better than the worst finished one."""
-        if len(finished) < self.decoding.beams:
+        if len(finished) < self.generation.beams:
             return False
-        return best / length**self.decoding.length_penalty <= finished[-1].score
+        return best / length**self.generation.length_penalty <= finished[-1].score

@@ -1,17 +1,16 @@
 """The task adapter: what one instruction becomes, as a value, and as a folder on disk.
 
 A folder holds `adapter.safetensors` and a model card. The one file says everything, so that no two can disagree: A and
-B of every module, the encoded instruction I, and in its metadata the scales and whose the adapter is. Keys and values
-of I are computed again on load.
+B of every module, the encoded instruction I (of a decoder-only model with its keys and values), and in its metadata the
+scales and whose the adapter is.
 """
 
-import copy
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import FiniteFloat, TypeAdapter
@@ -19,22 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
-from torch.nn import functional as F
 
 from tagi import hub
 from tagi.backbones import lora as lora_ops
+from tagi.backbones.base import Attended, Backbone, EncodedInstruction, stack_encoded
+from tagi.backbones.cache import KeyValue
 from tagi.backbones.files import check_finite, check_shape, locate
-from tagi.backbones.sites import Backbone, Factors, Modules, Site
-from tagi.backbones.t5.model import T5
-from tagi.config import Frozen, ModuleKind
+from tagi.backbones.sites import Factors, Modules, Site
+from tagi.config import Frozen
 from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.model.cards import CARD, card
 
 WEIGHTS, KIND = "adapter.safetensors", "task adapter"
-_SAID, _APART = "adapter", "adapter.json"
-"""What the file's metadata say of the adapter, and where that lay before, in a file of its own."""
+_SAID = "adapter"
+"""What the file's metadata say of the adapter."""
 _SHOWN = 60
 """Characters of an instruction that a printed adapter shows."""
 _SITE = TypeAdapter(Site)
@@ -44,7 +43,7 @@ class Origin(Frozen):
     """Whose the adapter of one task is, and what it was written from."""
 
     checkpoint: str
-    """Fingerprint of the model that wrote it, which alone can wear it."""
+    """Fingerprint of the model that wrote it, with which alone it works."""
     method: str
     definition: str = ""
     """Empty where no instruction was read: a LoRA that was trained elsewhere."""
@@ -55,7 +54,7 @@ class Origin(Frozen):
 class _Said(Frozen):
     """What the metadata of an adapter's file say."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     scales: dict[str, FiniteFloat]
     """By the name of a site."""
     origin: Origin | None = None
@@ -63,16 +62,15 @@ class _Said(Frozen):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TaskAdapter:
-    """Generated modules (LoRA, prefix, bottleneck) and instruction memory of T tasks (T = 1 for a single one).
+    """Generated modules (LoRA, prefix, bottleneck) and encoded instructions of T tasks (T = 1 for a single one).
 
-    No modules and a memory of length 0 are the neutral element: the model wearing it is the bare model.
+    No modules and an empty instruction are the neutral element: with it the model is the bare model.
 
     Adapters are equal if all their numbers and origins are, wherever they lie; like lists they have no hash.
     """
 
     modules: Modules
-    memory: Tensor  # (T, S, D)
-    mask: Tensor  # (T, S), 1 where a token is
+    instruction: EncodedInstruction
     origins: tuple[Origin, ...] = ()
     """Of each task; none where the caller keeps account of it himself, as training does."""
 
@@ -95,7 +93,7 @@ class TaskAdapter:
             "tasks": self.tasks,
             "rank": ranks[0] if len(ranks) == 1 else ranks or None,
             "sites": len(self.modules),
-            "tokens": self.mask.sum(1).tolist()[:3],
+            "tokens": self.instruction.mask.sum(1).tolist()[:3],
             "instruction": textwrap.shorten(self.origins[0].definition, _SHOWN) if self.origins else None,
         }
         return f"TaskAdapter({', '.join(f'{name}={value!r}' for name, value in said.items())})"
@@ -103,34 +101,34 @@ class TaskAdapter:
     @property
     def tasks(self) -> int:
         """How many tasks are stacked here."""
-        return self.memory.shape[0]
+        return self.instruction.tasks
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         factors = (x for f in self.modules.values() for x in (f.a, f.b))
-        return sum(x.numel() * x.element_size() for x in (self.memory, self.mask, *factors))
+        return sum(x.numel() * x.element_size() for x in (*self.instruction.tensors, *factors))
 
     def select(self, index: Tensor) -> "TaskAdapter":
         """The adapters of some tasks, in the order of `index`."""
         origins = tuple(self.origins[number] for number in index.tolist()) if self.origins else ()
-        return TaskAdapter(lora_ops.select(self.modules, index), self.memory[index], self.mask[index], origins)
+        return TaskAdapter(lora_ops.select(self.modules, index), self.instruction.select(index), origins)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "TaskAdapter":
         """The same adapter on another device, its numbers of another type if one is given."""
         moved = {site: replace(f, a=f.a.to(device, dtype), b=f.b.to(device, dtype)) for site, f in self.modules.items()}
-        return replace(self, modules=moved, memory=self.memory.to(device, dtype), mask=self.mask.to(device))
+        return replace(self, modules=moved, instruction=self.instruction.to(device, dtype))
 
     def without_modules(self) -> "TaskAdapter":
-        """Memory and fusion only."""
+        """The encoded instruction only."""
         return replace(self, modules={})
 
-    def without_memory(self) -> "TaskAdapter":
-        """LoRA only: the instruction memory is empty."""
-        return replace(self, memory=self.memory[:, :0], mask=self.mask[:, :0])
+    def without_instruction(self) -> "TaskAdapter":
+        """The modules only: the encoded instruction is empty."""
+        return replace(self, instruction=self.instruction.cut(0))
 
     def with_modules_of(self, other: "TaskAdapter") -> "TaskAdapter":
-        """Own memory with another task's LoRA."""
+        """The own instruction with another task's modules."""
         return replace(self, modules=other.modules)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -155,7 +153,7 @@ class TaskAdapter:
                 values that are no finite numbers.
         """
         adapter = read_whole(Path(source), lambda: _read(locate(source)))
-        return cls(adapter.modules, adapter.memory, adapter.mask, adapter.origins)
+        return cls(adapter.modules, adapter.instruction, adapter.origins)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes, see `tagi.hub.push`."""
@@ -163,39 +161,19 @@ class TaskAdapter:
 
 
 def stack(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
-    """Several adapters as one, so that every row of a batch can wear its own; memories are padded."""
-    longest = max(one.memory.shape[1] for one in adapters)
-    memory = [F.pad(one.memory, (0, 0, 0, longest - one.memory.shape[1])) for one in adapters]
-    mask = [F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in adapters]
+    """Several adapters as one, so that every row of a batch can have its own; instructions are padded."""
     modules = lora_ops.stack([one.modules for one in adapters])
     known = all(one.origins for one in adapters)
     origins = tuple(origin for one in adapters for origin in one.origins) if known else ()
-    return TaskAdapter(modules, torch.cat(memory), torch.cat(mask), origins)
+    return TaskAdapter(modules, stack_encoded([one.instruction for one in adapters]), origins)
 
 
 def unstack(adapter: TaskAdapter) -> list[TaskAdapter]:
-    """The adapters of single tasks, each memory as long as its own instruction."""
-    ends = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in adapter.mask]
-    each = [adapter.select(torch.tensor([number], device=adapter.mask.device)) for number in range(adapter.tasks)]
-    return [
-        replace(one, memory=one.memory[:, :end], mask=one.mask[:, :end]) for one, end in zip(each, ends, strict=True)
-    ]
-
-
-def merge(backbone: T5, lora: Modules) -> T5:
-    """A copy of the backbone with one task's LoRA added into its weights: W + ΔW.
-
-    Raises:
-        ValueError: `lora` holds more than one task.
-    """
-    merged = copy.deepcopy(backbone)
-    weights = merged.site_weights()
-    with torch.no_grad():
-        for site, factors in lora_ops.folded(lora, weights).items():
-            if factors.whole is None:
-                raise ValueError(f"{site.place}: only LoRA can be merged into the weights")
-            weights[site].copy_(factors.whole)
-    return merged
+    """The adapters of single tasks, each instruction as long as its own."""
+    mask = adapter.instruction.mask
+    ends = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in mask]
+    each = [adapter.select(torch.tensor([number], device=mask.device)) for number in range(adapter.tasks)]
+    return [replace(one, instruction=one.instruction.cut(end)) for one, end in zip(each, ends, strict=True)]
 
 
 def to_bytes(adapter: TaskAdapter) -> bytes:
@@ -213,14 +191,17 @@ def from_bytes(data: bytes, path: Path) -> TaskAdapter:
     try:
         tensors = load_bytes(data)
         metadata: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        values = json.loads(metadata[_SAID]) if _SAID in metadata else _said_apart(path)
+        if _SAID not in metadata:
+            raise CheckpointError(f"{path}: is no {KIND} (its metadata do not say whose it is)")
+        values = json.loads(metadata[_SAID])
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no {KIND}, or is damaged or half-written ({error})") from error
     try:
         said = parse(_Said, values, source=str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    return TaskAdapter(*_assembled(tensors, said.scales, path), (said.origin,) if said.origin is not None else ())
+    modules, instruction = _assembled(tensors, said.scales, path)
+    return TaskAdapter(modules, instruction, (said.origin,) if said.origin is not None else ())
 
 
 def _read(folder: Path) -> TaskAdapter:
@@ -233,39 +214,42 @@ def _read(folder: Path) -> TaskAdapter:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def _said_apart(file: Path) -> dict[str, Any]:
-    """Of an adapter that was written when a second file beside the tensors said whose it is.
-
-    Raises:
-        CheckpointError: there is none.
-        ValueError: it is no JSON object.
-    """
-    beside = file.parent / _APART
-    if not beside.is_file():
-        raise CheckpointError(f"{file}: is no {KIND} (its metadata do not say whose it is)")
-    origin = dict(json.loads(beside.read_text(encoding="utf-8")))
-    origin.pop("format", None)
-    return {"scales": origin.pop("scales", None), "origin": origin}
-
-
 def check_fits(adapter: TaskAdapter, backbone: Backbone, file: Path) -> None:
-    """Refuse an adapter, read from `file`, that a language model cannot wear.
+    """Refuse an adapter, read from `file`, that does not fit a language model.
 
     Raises:
         CheckpointError: a site that the model does not have, or a tensor of another width; names it.
     """
-    known = {site for kind in get_args(ModuleKind) for site in backbone.sites(kind)}
-    check_shape(file, "memory", adapter.memory, adapter.tasks, "tokens", backbone.d_model)
+    known = {*backbone.site_weights(), *backbone.sites("prefix"), *backbone.sites("bottleneck")}
+    check_shape(file, "instruction", adapter.instruction.hidden, adapter.tasks, "tokens", backbone.d_model)
     for site, factors in adapter.modules.items():
         if site not in known:
             raise CheckpointError(f"{file}: site {site} does not exist in this model")
         width_in, width_out = backbone.site_shape(site)
         check_shape(file, f"{site}.A", factors.a, adapter.tasks, "rank", width_in)
         check_shape(file, f"{site}.B", factors.b, adapter.tasks, width_out, "rank")
+    _check_attended(adapter.instruction, backbone, file)
+
+
+def _check_attended(instruction: EncodedInstruction, backbone: Backbone, file: Path) -> None:
+    """Whether keys and values are there for every block of a decoder-only model, of its widths."""
+    layers = () if instruction.attended is None else instruction.attended.layers
+    expected = 0 if backbone.has_encoder or not instruction.mask.shape[1] else backbone.shape.num_layers
+    if len(layers) != expected:
+        raise CheckpointError(
+            f"{file}: holds keys and values of {len(layers)} blocks, but this model needs them of {expected}"
+        )
+    for number, own in enumerate(layers):
+        tasks, tokens, shape = instruction.tasks, instruction.mask.shape[1], backbone.shape
+        for name, x in (("k", own.k), ("v", own.v)):
+            check_shape(file, f"instruction.{number}.{name}", x, tasks, shape.num_kv_heads, tokens, shape.head_dim)
 
 
 def _tensors(adapter: TaskAdapter) -> dict[str, Tensor]:
-    tensors = {"memory": adapter.memory, "mask": adapter.mask.to(torch.uint8)}
+    instruction = adapter.instruction
+    tensors = {"instruction": instruction.hidden, "mask": instruction.mask.to(torch.uint8)}
+    for number, own in enumerate(() if instruction.attended is None else instruction.attended.layers):
+        tensors |= {f"instruction.{number}.k": own.k, f"instruction.{number}.v": own.v}
     for site, factors in adapter.modules.items():
         tensors |= {f"{site}.A": factors.a, f"{site}.B": factors.b}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -283,7 +267,7 @@ def _check_saveable(adapter: TaskAdapter, folder: str | Path) -> None:
 
 
 def _card(origin: Origin) -> str:
-    about = f"Written by a {origin.method} model with the fingerprint {origin.checkpoint}, which alone can wear it."
+    about = f"Written by a {origin.method} model with the fingerprint {origin.checkpoint}, with which alone it works."
     if origin.definition:
         about += "\n\nInstruction:\n\n" + "\n".join(f"> {line}" for line in origin.definition.splitlines())
     use = "from tagi import Tagi\n\ntagi = Tagi.from_pretrained(CHECKPOINT)\nadapter = tagi.load_adapter(FOLDER)"
@@ -292,20 +276,34 @@ def _card(origin: Origin) -> str:
 
 def _assembled(
     tensors: Mapping[str, Tensor], scales: Mapping[str, float], file: Path
-) -> tuple[Modules, Tensor, Tensor]:
-    """Modules, memory and mask of one task, whose shapes belong together."""
-    needed = {"memory", "mask"} | {f"{name}.{factor}" for name in scales for factor in "AB"}
+) -> tuple[Modules, EncodedInstruction]:
+    """Modules and instruction of one task, whose shapes belong together."""
+    layers = [
+        f"instruction.{number}" for number in range(sum(name.startswith("instruction.") for name in tensors) // 2)
+    ]
+    needed = {"instruction", "mask"} | {f"{name}.{factor}" for name in scales for factor in "AB"}
+    needed |= {f"{name}.{half}" for name in layers for half in "kv"}
     if missing := sorted(needed - tensors.keys()):
         raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
     if unknown := sorted(tensors.keys() - needed):
         raise CheckpointError(f"{file}: tensor {unknown[0]} belongs to no site that has a scale")
-    memory, mask = tensors["memory"], tensors["mask"]
-    check_shape(file, "memory", memory, 1, "tokens", "width")
-    check_finite(file, "memory", memory)
-    check_shape(file, "mask", mask, 1, memory.shape[1])
+    hidden, mask = tensors["instruction"], tensors["mask"]
+    check_shape(file, "instruction", hidden, 1, "tokens", "width")
+    check_finite(file, "instruction", hidden)
+    check_shape(file, "mask", mask, 1, hidden.shape[1])
     if not ((mask == 0) | (mask == 1)).all():
         raise CheckpointError(f"{file}: tensor mask holds something else than 0 and 1")
-    return {_site(name, file): _factors(tensors, name, scales[name], file) for name in scales}, memory, mask.long()
+    read = tuple(_key_value(tensors, name, hidden.shape[1], file) for name in layers)
+    attended = Attended.of(read, mask.bool()) if read else None
+    modules = {_site(name, file): _factors(tensors, name, scales[name], file) for name in scales}
+    return modules, EncodedInstruction(hidden, mask.bool(), attended)
+
+
+def _key_value(tensors: Mapping[str, Tensor], name: str, tokens: int, file: Path) -> KeyValue:
+    for half in "kv":
+        check_shape(file, f"{name}.{half}", tensors[f"{name}.{half}"], 1, "heads", tokens, "width")
+        check_finite(file, f"{name}.{half}", tensors[f"{name}.{half}"])
+    return KeyValue(tensors[f"{name}.k"], tensors[f"{name}.v"])
 
 
 def _factors(tensors: Mapping[str, Tensor], name: str, scale: float, file: Path) -> Factors:

@@ -5,7 +5,7 @@ generator start from) and `teachers/GROUP.safetensors`, one file for each teache
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,11 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tagi.backbones.base import Backbone
 from tagi.backbones.files import check_shape, check_type, read_safetensors
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import Backbone, Factors, Site
-from tagi.config import Frozen, Positive
+from tagi.backbones.sites import Factors, Site
+from tagi.config import Frozen, Positive, Target
 from tagi.config.files import read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder
@@ -53,6 +54,7 @@ class BankManifest(Frozen):
     reads: str
     """The method by which that model read its rows: `no_instruction` (b) or a prompt method (a; b)."""
     rank: Positive
+    target_modules: tuple[Target, ...] = ("q", "v")
     scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     teachers: tuple[TeacherEntry, ...]
 
@@ -85,11 +87,13 @@ class Bank:
 class LoraBank(nn.Module):
     """N LoRAs of every site as trainable tensors: A starts at the shared A₀, B at zero."""
 
-    def __init__(self, a0: Mapping[Site, Tensor], width_out: int, lanes: int, scale: float) -> None:
+    def __init__(self, a0: Mapping[Site, Tensor], widths_out: Mapping[Site, int], lanes: int, scale: float) -> None:
         super().__init__()
         self.sites, self.scale = tuple(a0), scale
         self.a = nn.ParameterList(nn.Parameter(x.expand(lanes, *x.shape).clone()) for x in a0.values())
-        self.b = nn.ParameterList(nn.Parameter(x.new_zeros(lanes, width_out, x.shape[0])) for x in a0.values())
+        self.b = nn.ParameterList(
+            nn.Parameter(x.new_zeros(lanes, widths_out[site], x.shape[0])) for site, x in a0.items()
+        )
 
     def forward(self) -> dict[Site, Factors]:
         """The LoRA of all N lanes."""
@@ -98,21 +102,29 @@ class LoraBank(nn.Module):
 
 
 class BankModel(nn.Module):
-    """A language model under N LoRAs at once: each row wears the LoRA of its own lane."""
+    """A language model under N LoRAs at once: each row runs with the LoRA of its own lane."""
 
     def __init__(self, base: TagiModel, bank: LoraBank) -> None:
         super().__init__()
         self.base, self.bank = base, bank
 
-    def forward(self, input_ids: Tensor, input_mask: Tensor, decoder_ids: Tensor, rows: Rows) -> Output:
-        """Inputs (R, N) and shifted targets (R, O) to logits (R, O, V); `rows` assigns rows to lanes."""
+    def forward(
+        self, input_ids: Tensor, input_mask: Tensor, target_ids: Tensor, rows: Rows, recompute: bool = False
+    ) -> Output:
+        """Inputs (R, N) and targets (R, O) to logits (R, O, V); `rows` assigns rows to lanes."""
         adapter = replace(neutral(self.base.backbone, rows.tasks), modules=self.bank())
-        return self.base.respond(adapter, input_ids, input_mask, decoder_ids, rows)
+        return self.base.respond(adapter, input_ids, input_mask, target_ids, rows, recompute=recompute)
 
 
-def draw_a0(sites: Sequence[Site], rank: int, width_in: int, generator: torch.Generator) -> dict[Site, Tensor]:
+def draw_a0(
+    sites: Sequence[Site], rank: int, width_in: Callable[[Site], int], generator: torch.Generator
+) -> dict[Site, Tensor]:
     """A random A₀ for every site, with standard deviation in^-0.5."""
-    return {site: torch.randn(rank, width_in, generator=generator) * width_in**-0.5 for site in sites}
+    widths = [width_in(site) for site in sites]
+    return {
+        site: torch.randn(rank, width, generator=generator) * width**-0.5
+        for site, width in zip(sites, widths, strict=True)
+    }
 
 
 def save(bank: Bank, folder: Path) -> None:
@@ -147,7 +159,7 @@ def load(folder: Path, model: Backbone) -> Bank:
 
     a0: dict[Site, Tensor] = {}
     lora: dict[Site, Factors] = {}
-    for site in model.sites():
+    for site in model.sites("lora", manifest.target_modules):
         width_in, width_out = model.site_shape(site)
         a0[site] = _take(start, str(site), folder / START, (rank, width_in))
         lora[site] = Factors(
@@ -170,11 +182,11 @@ def read_manifest(folder: Path) -> BankManifest:
     return manifest
 
 
-def check(bank: Bank, source: Path, base_fingerprint: str, rank: int) -> None:
+def check(bank: Bank, source: Path, base_fingerprint: str, rank: int, targets: tuple[Target, ...]) -> None:
     """Refuse a bank that does not fit.
 
     Raises:
-        CheckpointError: it was trained on another language model, or has another rank.
+        CheckpointError: it was trained on another language model, or has another rank or other target modules.
     """
     manifest = bank.manifest
     if manifest.base_fingerprint != base_fingerprint:
@@ -184,6 +196,10 @@ def check(bank: Bank, source: Path, base_fingerprint: str, rank: int) -> None:
         )
     if manifest.rank != rank:
         raise CheckpointError(f"{source}: the bank has rank {manifest.rank}, but this run has rank {rank}")
+    if manifest.target_modules != targets:
+        raise CheckpointError(
+            f"{source}: the bank adapts {', '.join(manifest.target_modules)}, but this run {', '.join(targets)}"
+        )
 
 
 def file_name(group: str) -> str:

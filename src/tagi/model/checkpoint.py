@@ -29,7 +29,7 @@ from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
 KIND = "TAGI checkpoint"
-FORMAT = 1
+FORMAT = 2
 _HASHED_AT_A_TIME = 4
 
 

@@ -6,7 +6,7 @@ with cached keys and values. As in `flops.py`, matrix products only, and to the 
 
 from dataclasses import dataclass
 
-from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, Shape, T5Shape
+from tagi.config import FusionConfig, HypernetworkConfig, Shape, T5Shape
 from tagi.methods import Method
 from tagi.model import flops
 from tagi.model.flops import Lengths
@@ -86,19 +86,6 @@ def _saved(shape: Shape, lengths: Lengths) -> float:
     o = lengths.target
     later = o * o - o * (o + 1) // 2
     return flops.attention(lengths.rows, later, 1, shape.inner_dim).forward * shape.num_decoder_layers
-
-
-def as_deep(shape: T5Shape, max_positions: int = 4096) -> CausalShape:
-    """A decoder-only model of the same widths with as many blocks as encoder and decoder have together."""
-    return CausalShape(
-        architecture="gpt2",
-        vocab_size=shape.vocab_size,
-        d_model=shape.d_model,
-        d_ff=shape.d_ff,
-        num_layers=shape.num_layers + shape.num_decoder_layers,
-        num_heads=shape.num_heads,
-        max_positions=max_positions,
-    )
 
 
 def reading(method: Method, task: TaskLengths) -> Reading:

@@ -7,7 +7,7 @@ last digit. Shape suffixes as in `rows.py`: T tasks, R rows, S instruction, N in
 from collections.abc import Set
 from dataclasses import dataclass
 
-from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, ModuleKind, Part, Shape, T5Shape
+from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part, Shape, T5Shape
 from tagi.methods import Method
 
 PROJECTIONS = 2
@@ -88,15 +88,6 @@ def decoder(shape: T5Shape, rows: int, length: int, context: int, past: int = 0)
     return blocks + linear(rows * length, shape.d_model, shape.vocab_size)
 
 
-def decoder_only(shape: CausalShape, rows: int, prompt: int, answer: int) -> Flops:
-    """A decoder-only model on prompts, then on answers that attend to them; logits for the answers."""
-    tokens, width = rows * (prompt + answer), shape.d_embedding or shape.d_model
-    blocks = linear(tokens, shape.d_model, shape.d_model) * 4 + linear(tokens, shape.d_model, shape.d_ff) * 2
-    blocks += attention(rows, prompt, prompt, shape.d_model) + attention(rows, answer, prompt + answer, shape.d_model)
-    around = linear(tokens, width, shape.d_model) * 2 if width != shape.d_model else Flops()
-    return blocks * shape.num_layers + around + linear(rows * answer, width, shape.vocab_size)
-
-
 def lora(shape: T5Shape, rank: int, tokens: int, projections: int) -> Flops:
     """(x Aᵀ) Bᵀ at so many projections, for so many tokens."""
     return Flops(mixed=2.0 * tokens * rank * (shape.d_model + shape.inner_dim) * projections)
@@ -149,10 +140,9 @@ def hypernetwork(
     rankwise, rows = config.generator == "rankwise", config.size(kind)
     per_site, per_query = (rows, 1) if rankwise else (1, rows)
     vectors = tasks * per_site * sites
-    width = shape.d_model * (2 if config.pool == "first_last" else 1)
-    mlp = linear(vectors, width, config.hidden)
+    mlp = linear(vectors, shape.d_model, config.hidden)
     heads = linear(vectors, config.hidden, per_query * sum(site_widths(shape, kind)))
-    return _pooling(config, vectors, tasks, instruction, shape.d_model) + mlp + heads
+    return attention(1, vectors, instruction, shape.d_model) + mlp + heads
 
 
 def generated_sites(shape: T5Shape, kind: ModuleKind) -> int:
@@ -166,12 +156,6 @@ def site_widths(shape: T5Shape, kind: ModuleKind) -> tuple[int, int]:
     """(in, out) of such a module's two matrices."""
     width_in = shape.inner_dim if kind == "prefix" else shape.d_model
     return width_in, shape.d_model if kind == "bottleneck" else shape.inner_dim
-
-
-def _pooling(config: HypernetworkConfig, vectors: int, tasks: int, instruction: int, d_model: int) -> Flops:
-    if config.pool == "query":
-        return attention(1, vectors, instruction, d_model)
-    return Flops(mixed=2.0 * tasks * instruction * d_model) if config.pool == "mean" else Flops()
 
 
 def fusion(shape: T5Shape, config: FusionConfig, rows: int, length: int, instruction: int) -> Flops:
@@ -222,8 +206,7 @@ def forward(
     """
     none, once = Flops(), method.reads_instruction_once
     tasks, rows, s, n, o = lengths.tasks, lengths.rows, lengths.instruction, lengths.input, lengths.target
-    if isinstance(shape, CausalShape):
-        return ForwardFlops(none, decoder_only(shape, rows, n, o), none, none, none, none)
+    assert isinstance(shape, T5Shape)
     seen = n + (s if method.fuses_decoder else 0)
     backbone = encoder(shape, rows, n) + cross_keys(shape, rows, n) + decoder(shape, rows, o, seen)
     return ForwardFlops(

@@ -6,33 +6,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tagi.backbones.attention import attend_shared, join_heads, padding_bias, split_heads
-from tagi.backbones.cache import KeyValue, beside
+from tagi.backbones.base import EncodedInstruction
+from tagi.backbones.cache import KeyValue
+from tagi.backbones.norms import RMSNorm
 from tagi.backbones.rows import Rows
-from tagi.backbones.t5.model import RMSNorm
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class FusionMemory:
-    """Keys and values of the instruction memory, once per task, for each fusion layer."""
-
-    layers: dict[int, KeyValue]  # block number -> (T, H, S, K)
-    bias: Tensor  # (T, 1, 1, S)
-    mask: Tensor  # (T, 1, 1, S), 1 where a token is
-
-    def select(self, index: Tensor) -> "FusionMemory":
-        """The memory of some tasks, in the order of `index`."""
-        layers = {block: own.select(index) for block, own in self.layers.items()}
-        return FusionMemory(layers, self.bias[index], self.mask[index])
-
-    def beside(self, other: "FusionMemory") -> "FusionMemory":
-        """These tasks, then the other's; the shorter ones padded."""
-        ours, theirs = ((tuple(one.layers.values()), one.bias) for one in (self, other))
-        layers, bias = beside(ours, theirs)
-        return FusionMemory(dict(zip(self.layers, layers, strict=True)), bias, (bias == 0).to(self.mask.dtype))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -57,13 +39,13 @@ class CrossAttentionLayer(nn.Module):
         self.o = nn.Linear(width, d_model, bias=False)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def key_value(self, memory_TSD: Tensor) -> KeyValue:
-        """Keys and values of the instruction memory (T, H, S, K)."""
-        return KeyValue(split_heads(self.k(memory_TSD), self.heads), split_heads(self.v(memory_TSD), self.heads))
+    def key_value(self, hidden_TSD: Tensor) -> KeyValue:
+        """Keys and values of the encoded instruction (T, H, S, K)."""
+        return KeyValue(split_heads(self.k(hidden_TSD), self.heads), split_heads(self.v(hidden_TSD), self.heads))
 
     def forward(self, x_RND: Tensor, own: KeyValue, bias: Tensor, mask: Tensor, rows: Rows) -> Tensor:
         q = split_heads(self.q(self.norm(x_RND)), self.heads) * self.scale
-        seen = mask.any(-1, keepdim=True)  # an empty memory adds exactly nothing
+        seen = mask.any(-1, keepdim=True)  # an empty instruction adds exactly nothing
         mixed = attend_shared(q, own, bias, rows) * rows.pick(seen) if mask.shape[-1] else torch.zeros_like(q)
         return x_RND + self.gate * self.o(join_heads(mixed))
 
@@ -76,19 +58,40 @@ class Fusion(nn.Module):
         numbers = range(0, num_layers, config.every)
         self.layers = nn.ModuleDict({str(i): CrossAttentionLayer(d_model, config) for i in numbers})
 
-    def prepare(self, memory_TSD: Tensor, mask_TS: Tensor) -> FusionMemory:
-        """Everything of Eq. 1 that depends on the instruction alone: (T, S, D), (T, S) -> keys and values."""
+    def prepare(self, encoded: EncodedInstruction) -> "Fused":
+        """Everything of Eq. 1 that depends on the instruction alone."""
         layers = cast(Mapping[str, CrossAttentionLayer], self.layers)
-        key_values = {int(i): layer.key_value(memory_TSD) for i, layer in layers.items()}
-        mask = mask_TS[:, None, None, :].to(memory_TSD.dtype)
-        return FusionMemory(key_values, padding_bias(mask_TS, memory_TSD.dtype), mask)
+        return Fused(self, tuple(layer.key_value(encoded.hidden) for layer in layers.values()), encoded.mask)
 
-    def fuse(self, block: int, x_RND: Tensor, memory: FusionMemory, rows: Rows) -> Tensor:
-        """Apply the fusion layer of one block, if it has one."""
-        if block not in memory.layers:
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """The fusion layers with T tasks' instructions. Implements `tagi.backbones.base.Fuse`."""
+
+    fusion: Fusion
+    layers: tuple[KeyValue, ...]  # of every fusion layer, (T, H, S, K)
+    mask: Tensor  # (T, S)
+
+    def __call__(self, block: int, x_RND: Tensor, rows: Rows) -> Tensor:
+        names = list(self.fusion.layers)
+        if str(block) not in names:
             return x_RND
-        layer = self.layers[str(block)]
-        return layer(x_RND, memory.layers[block], memory.bias, memory.mask, rows)
+        own = self.layers[names.index(str(block))]
+        mask = self.mask[:, None, None, :]
+        return self.fusion.layers[str(block)](x_RND, own, padding_bias(self.mask, x_RND.dtype), mask, rows)
+
+    def select(self, index: Tensor) -> "Fused":
+        return Fused(self.fusion, tuple(own.select(index) for own in self.layers), self.mask[index])
+
+    def beside(self, other: "Fused") -> "Fused":
+        longest = max(self.mask.shape[1], other.mask.shape[1])
+        ours, theirs = self._padded(longest), other._padded(longest)
+        layers = tuple(a.beside(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
+        return Fused(self.fusion, layers, torch.cat((ours.mask, theirs.mask)))
+
+    def _padded(self, length: int) -> "Fused":
+        more = length - self.mask.shape[1]
+        return Fused(self.fusion, tuple(own.padded(0, more) for own in self.layers), F.pad(self.mask, (0, more)))
 
 
 def initialise(fusion: Fusion, generator: torch.Generator) -> None:

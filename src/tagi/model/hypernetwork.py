@@ -1,11 +1,12 @@
 """The adapter generator: encoded instruction to LoRA (Eq. 2, §3.2.1), and to prefixes and bottleneck adapters alike.
 
 Additional shape suffixes: M modules of the backbone, P the sites of each (q and v; one for other kinds), Q pooled
-vectors per site, W the width of a pooled vector, h the hidden width, r the rows that a site is written (LoRA's rank),
-I and J a site's input and output width.
+vectors per site, h the hidden width, r the rows that a site is generated (LoRA's rank), I and J a site's input and
+output width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,122 +19,163 @@ from tagi.errors import CheckpointError
 
 
 class Hypernetwork(nn.Module):
-    """LoRA_l^{Q,V} = MLP_l(I; idx_l^{Q,V}), one two-layer MLP per attention module, shared by q and v (Eq. 2).
+    """The generator of every module of one kind: LoRA, prefixes, or bottleneck adapters.
 
-    A = A₀ + generated / sqrt(in) and B = generated / sqrt(r): outputs are scaled by their fan-in. A₀ is one
-    shared random matrix per site, which all teacher LoRAs start from too. The head of B starts at zero, so an
-    untrained generator changes nothing.
-
-    `rankwise`: r learned queries per site attend over I; each result becomes one row of A and one column of B.
-    `flat`: I is pooled to one vector per site, from which one output head writes all of A and B.
-    A prefix's keys and values are attended to, not multiplied by hidden states, so they are not scaled.
+    Modules that have the same places (q and v, say) are generated together, as a batch of MLPs.
     """
-
-    module_mlp: Tensor  # (M,) which MLP serves each module
-    a0: Tensor  # (M·P, r, I)
 
     def __init__(
         self,
         sites: Sequence[Site],
         d_model: int,
-        shape: tuple[int, int],
+        shape_of: Callable[[Site], tuple[int, int]],
         config: HypernetworkConfig,
         kind: ModuleKind = "lora",
     ) -> None:
-        """The sites of a module stand together; all have the (in, out) widths of `shape`."""
+        """The sites of a module stand together; `shape_of` gives a site's (in, out) widths."""
         super().__init__()
-        self.config, self.sites, self.kind, self.rank = config, tuple(sites), kind, config.size(kind)
-        self.width_in, self.width_out = shape
-        self.fan_in = (1, 1) if kind == "prefix" else (self.width_in, self.rank)
-        rankwise = config.generator == "rankwise"
-        self.per_site, self.per_query = (self.rank, 1) if rankwise else (1, self.rank)
-        mlps = _mlp_of_module(self.sites, config.share)
-        count, modules, width = max(mlps) + 1, len(mlps), d_model * (2 if config.pool == "first_last" else 1)
-        self.per_module = len(self.sites) // modules
-        self.register_buffer("module_mlp", torch.tensor(mlps), persistent=False)
-        self.register_buffer("a0", torch.empty(len(self.sites), self.rank, self.width_in))
-        self.index = nn.Parameter(torch.empty(modules, self.per_module, 1, width))
-        if config.pool == "query":
-            self.query = nn.Parameter(torch.empty(modules, self.per_module, self.per_site, d_model))
-        self.inner = nn.Parameter(torch.empty(count, width, config.hidden))
-        self.inner_bias = nn.Parameter(torch.empty(count, 1, config.hidden))
-        self.head_a = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_in))
-        self.head_b = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_out))
+        self.config, self.sites, self.kind = config, tuple(sites), kind
+        groups: dict[tuple[object, ...], list[list[Site]]] = {}
+        for module in _modules(sites):
+            alike = tuple((site.place, shape_of(site)) for site in module)
+            groups.setdefault(alike, []).append(module)
+        self.groups = nn.ModuleList(
+            ModuleGroup(modules, d_model, [shape_of(site) for site in modules[0]], config, kind)
+            for modules in groups.values()
+        )
 
-    def factors(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
+    def forward(self, hidden_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
         """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
-        a, b = self(memory_TSD, mask_TS)
-        scale = self.config.scale if self.kind == "lora" else 1.0
-        places = (divmod(number, self.per_module) for number in range(len(self.sites)))
-        return {site: Factors(a[m, :, p], b[m, :, p], scale) for site, (m, p) in zip(self.sites, places, strict=True)}
+        found = {site: f for group in self._groups for site, f in group(hidden_TSD, mask_TS).items()}
+        return {site: found[site] for site in self.sites}
 
-    def forward(self, memory_TSD: Tensor, mask_TS: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as all A (M, T, P, r, in) and all B (M, T, P, out, r)."""
-        hidden_MTXh = self._inner(self.pool(memory_TSD, mask_TS) + self.index)
-        a = self._head(hidden_MTXh, self.head_a, self.fan_in[0])
-        b = self._head(hidden_MTXh, self.head_b, self.fan_in[1])
-        a += self.a0.unflatten(0, (-1, 1, self.per_module))
-        return a, b.transpose(-1, -2)
+    @property
+    def a0(self) -> dict[Site, Tensor]:
+        """A₀ (r, in) of every site."""
+        return {site: a0 for group in self._groups for site, a0 in group.start().items()}
 
     def start_from(self, a0: Mapping[Site, Tensor]) -> None:
-        """Take A₀ (r, in) of every site from a teacher bank.
+        """Take A₀ (r, in) of every site from a LoRA bank.
 
         Raises:
             CheckpointError: it has another rank or width.
         """
-        given = torch.stack([a0[site] for site in self.sites])
-        if given.shape != self.a0.shape:
-            raise CheckpointError(f"the bank's LoRAs have rank {given.shape[1]}, the generator's {self.a0.shape[1]}")
-        self.a0.copy_(given)
+        for site, own in self.a0.items():
+            if a0[site].shape != own.shape:
+                raise CheckpointError(f"the bank's LoRAs have rank {a0[site].shape[0]}, the generator's {own.shape[0]}")
+            own.copy_(a0[site])
 
-    def pool(self, memory_TSD: Tensor, mask_TS: Tensor) -> Tensor:
-        """Encoded instructions to Q vectors per site, padding masked: broadcastable to (T, M, P, Q, W)."""
-        if self.config.pool == "query":
-            return self._query(memory_TSD, mask_TS)
-        weights = mask_TS.to(memory_TSD.dtype)
-        if self.config.pool == "mean":
-            pooled = (weights[:, None] @ memory_TSD).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
-        else:
-            last = (mask_TS.long().sum(1) - 1).clamp(min=0)
-            ends = (memory_TSD[:, 0], memory_TSD[torch.arange(len(last), device=last.device), last])
-            pooled = torch.cat(ends, dim=-1) * mask_TS.any(1, keepdim=True)
-        return pooled[:, None, None, None]
+    @property
+    def _groups(self) -> list["ModuleGroup"]:
+        return cast("list[ModuleGroup]", list(self.groups))
 
-    def _query(self, memory_TSD: Tensor, mask_TS: Tensor) -> Tensor:
+
+class ModuleGroup(nn.Module):
+    """LoRA_l^{Q,V} = MLP_l(I; idx_l^{Q,V}), one two-layer MLP per module, shared by its places (Eq. 2).
+
+    A = A₀ + generated / sqrt(in) and B = generated / sqrt(r): outputs are scaled by their fan-in. A₀ is one
+    shared random matrix per site, which all per-task LoRAs start from too. The head of B starts at zero, so an
+    untrained generator changes nothing. Places of the same width share a head; where widths differ, as q's and v's do
+    under grouped heads, there is one for each.
+
+    `rankwise`: r learned queries per site attend over I; each result becomes one row of A and one column of B.
+    `flat`: one learned query pools I to a vector per site, from which one output head writes all of A and B.
+    A prefix's keys and values are attended to, not multiplied by hidden states, so they are not scaled.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[Sequence[Site]],
+        d_model: int,
+        widths: Sequence[tuple[int, int]],
+        config: HypernetworkConfig,
+        kind: ModuleKind,
+    ) -> None:
+        """`modules` are the sites of each, `widths` the (in, out) of every place."""
+        super().__init__()
+        self.modules_, self.widths, self.kind = [tuple(one) for one in modules], tuple(widths), kind
+        self.rank, self.scale = config.size(kind), config.scale if kind == "lora" else 1.0
+        rankwise, count, hidden = config.generator == "rankwise", len(modules), config.hidden
+        per_site, self.per_query = (self.rank, 1) if rankwise else (1, self.rank)
+        self.query = nn.Parameter(torch.empty(count, len(widths), per_site, d_model))
+        self.index = nn.Parameter(torch.empty(count, len(widths), 1, d_model))
+        self.inner = nn.Parameter(torch.empty(count, d_model, hidden))
+        self.inner_bias = nn.Parameter(torch.empty(count, 1, hidden))
+        self.head_a = _heads(count, hidden, {wide * self.per_query for wide, _ in widths})
+        self.head_b = _heads(count, hidden, {out * self.per_query for _, out in widths})
+        for place, (wide, _) in enumerate(widths):
+            self.register_buffer(f"a0_{place}", torch.empty(count, self.rank, wide))
+
+    def forward(self, hidden_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
+        """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
+        inner_MTPQh = self._inner(self.pool(hidden_TSD, mask_TS) + self.index)
+        a_fan_in, b_fan_in = ([1] * len(self.widths),) * 2
+        if self.kind != "prefix":
+            a_fan_in, b_fan_in = [wide for wide, _ in self.widths], [self.rank] * len(self.widths)
+        a = self._head(inner_MTPQh, self.head_a, [wide for wide, _ in self.widths], a_fan_in)
+        b = self._head(inner_MTPQh, self.head_b, [out for _, out in self.widths], b_fan_in)
+        factors: dict[Site, Factors] = {}
+        for place, (a_MTrI, b_MTrJ) in enumerate(zip(a, b, strict=True)):
+            whole = a_MTrI + self._a0(place)[:, None]
+            for module, sites in enumerate(self.modules_):
+                factors[sites[place]] = Factors(whole[module], b_MTrJ[module].mT, self.scale)
+        return factors
+
+    def start(self) -> dict[Site, Tensor]:
+        """A₀ (r, in) of every site, as views."""
+        return {
+            site: self._a0(place)[module]
+            for module, sites in enumerate(self.modules_)
+            for place, site in enumerate(sites)
+        }
+
+    def pool(self, hidden_TSD: Tensor, mask_TS: Tensor) -> Tensor:
+        """Encoded instructions to Q vectors per site, padding masked: (T, M, P, Q, D)."""
         queries = self.query.flatten(0, 2) * self.query.shape[-1] ** -0.5
-        hidden = mask_TS[:, None, :] == 0
-        scores = queries @ memory_TSD.transpose(-1, -2)
+        hidden = ~mask_TS.bool()[:, None, :]
+        scores = queries @ hidden_TSD.transpose(-1, -2)
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
         weights = softmax(scores).masked_fill(hidden, 0.0)
-        return (weights @ memory_TSD).unflatten(1, self.query.shape[:3])
+        return (weights @ hidden_TSD).unflatten(1, self.query.shape[:3])
 
-    def _inner(self, pooled_TMPQW: Tensor) -> Tensor:
-        """First layer of every module's own MLP, as one batched product: (M, T, P·Q, h)."""
-        by_module_MXW = pooled_TMPQW.transpose(0, 1).flatten(1, 3)
-        hidden = F.gelu(by_module_MXW @ self._by_module(self.inner) + self._by_module(self.inner_bias))
-        return hidden.unflatten(1, (len(pooled_TMPQW), -1))
+    def _inner(self, pooled_TMPQD: Tensor) -> Tensor:
+        """First layer of every module's own MLP, as one batched product: (M, T, P, Q, h)."""
+        by_module_MXD = pooled_TMPQD.transpose(0, 1).flatten(1, 3)
+        hidden = F.gelu(by_module_MXD @ self.inner + self.inner_bias)
+        return hidden.unflatten(1, (len(pooled_TMPQD), *self.query.shape[1:3]))
 
-    def _head(self, hidden_MTXh: Tensor, head: Tensor, fan_in: int) -> Tensor:
-        """Second layer, scaled by its fan-in: (M, T, P, r, width)."""
-        out = hidden_MTXh.flatten(1, 2) @ (self._by_module(head) * fan_in**-0.5)
-        return out.view(*hidden_MTXh.shape[:2], self.per_module, self.rank, -1)
+    def _head(
+        self, inner_MTPQh: Tensor, heads: nn.ParameterDict, widths: Sequence[int], fan_in: Sequence[int]
+    ) -> list[Tensor]:
+        """Second layer, scaled by its fan-in: (M, T, r, width) of every place."""
+        found: list[Tensor] = [inner_MTPQh] * len(widths)
+        for width in dict.fromkeys(widths):
+            places = [place for place, one in enumerate(widths) if one == width]
+            chosen = inner_MTPQh if len(places) == len(widths) else inner_MTPQh[:, :, places]
+            head = heads[str(width * self.per_query)] * fan_in[places[0]] ** -0.5
+            out = (chosen.flatten(1, 3) @ head).view(*chosen.shape[:3], self.rank, width)
+            for number, place in enumerate(places):
+                found[place] = out[:, :, number]
+        return found
 
-    def _by_module(self, mlps: Tensor) -> Tensor:
-        """A parameter of every MLP as one of every module, (M, ...); copied only where modules share an MLP."""
-        return mlps if len(mlps) == len(self.module_mlp) else mlps[self.module_mlp]
+    def _a0(self, place: int) -> Tensor:
+        return self.get_buffer(f"a0_{place}")
 
 
 def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
-    """Random A₀, queries, index and first layers; the head of B zero, that of A by its fan-in."""
-    h = hypernetwork
-    fan_in = {"a0": h.fan_in[0], "index": 1, "inner": h.inner.shape[1], "head_a": h.config.hidden}
-    if h.config.pool == "query":
-        fan_in["query"] = 1
+    """Random A₀, queries, index and first layers; the heads of B zero, those of A by their fan-in."""
     with torch.no_grad():
-        for name, width in fan_in.items():
-            getattr(h, name).normal_(0.0, width**-0.5, generator=generator)
-        h.inner_bias.zero_()
-        h.head_b.zero_()
+        for group in cast("list[ModuleGroup]", list(hypernetwork.groups)):
+            wide = 1 if group.kind == "prefix" else None
+            for place, (width, _) in enumerate(group.widths):
+                group.get_buffer(f"a0_{place}").normal_(0.0, (wide or width) ** -0.5, generator=generator)
+            for tensor, fan_in in ((group.index, 1), (group.query, 1), (group.inner, group.inner.shape[1])):
+                tensor.normal_(0.0, fan_in**-0.5, generator=generator)
+            for head in group.head_a.values():
+                head.normal_(0.0, head.shape[1] ** -0.5, generator=generator)
+            for head in group.head_b.values():
+                head.zero_()
+            group.inner_bias.zero_()
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -141,10 +183,13 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _mlp_of_module(sites: Sequence[Site], share: str) -> list[int]:
-    """Number of the MLP that serves each module."""
-    modules = list(dict.fromkeys((site.kind, site.layer) for site in sites))
-    if share == "layer":
-        return list(range(len(modules)))
-    kinds = list(dict.fromkeys(kind for kind, _ in modules))
-    return [kinds.index(kind) for kind, _ in modules]
+def _heads(count: int, hidden: int, widths: set[int]) -> nn.ParameterDict:
+    return nn.ParameterDict({str(width): nn.Parameter(torch.empty(count, hidden, width)) for width in sorted(widths)})
+
+
+def _modules(sites: Sequence[Site]) -> list[list[Site]]:
+    """Sites that stand together by kind and layer."""
+    found: dict[tuple[str, int], list[Site]] = {}
+    for site in sites:
+        found.setdefault((site.kind, site.layer), []).append(site)
+    return list(found.values())

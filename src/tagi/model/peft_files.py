@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tagi.backbones.base import Backbone
 from tagi.backbones.files import check_shape, check_type, read_safetensors
-from tagi.backbones.sites import Backbone, Factors, Modules, Site
-from tagi.backbones.t5.weights import module_name
+from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import Frozen, Positive
 from tagi.config.files import read_json
 from tagi.errors import CheckpointError
@@ -59,8 +59,8 @@ def load_peft(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, 
     """The LoRA of a folder, for a language model with that fingerprint; who else than we wrote it cannot be checked.
 
     Raises:
-        CheckpointError: not LoRA of q and v projections, pickled, an unsupported setting, a tensor missing or of
-            another shape, values that are no finite numbers, or made by us for another language model; names file and
+        CheckpointError: no LoRA of projections that can be adapted, pickled, an unsupported setting, a tensor missing
+            of another shape, values that are no finite numbers, or made by us for another language model; names file and
             field or tensor.
     """
     return read_whole(folder, lambda: _loaded(folder, backbone, fingerprint))
@@ -75,11 +75,14 @@ def _loaded(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, Fa
         raise CheckpointError(f"{folder / PICKLED}: is pickled and never opened; save it again as {WEIGHTS}")
     tensors = read_safetensors(file)
     _check_base(file, fingerprint)
-    _check_names(tensors.keys(), sites, file)
-    return {site: _factors(tensors, site, config, backbone.site_shape(site), file) for site in sites}
+    names = {site: backbone.site_name(site) for site in sites}
+    _check_names(tensors.keys(), names.values(), file)
+    return {site: _factors(tensors, name, config, backbone.site_shape(site), file) for site, name in names.items()}
 
 
-def save_peft(lora: Modules, base: str, folder: Path, about: str, *, fingerprint: str | None = None) -> None:
+def save_peft(
+    lora: Modules, backbone: Backbone, base: str, folder: Path, about: str, *, fingerprint: str | None = None
+) -> None:
     """Write one task's LoRA whole or not at all: PEFT's config, its tensors and a model card.
 
     Args:
@@ -88,17 +91,23 @@ def save_peft(lora: Modules, base: str, folder: Path, about: str, *, fingerprint
         fingerprint: of the language model, so that `load_peft` can refuse another.
 
     Raises:
+        CheckpointError: sites that this family's files have in one projection (GPT-2's q, k and v).
         DiskError: the disk is full or cannot be written.
         ValueError: no LoRA, one of more than one task, or sites that differ in rank or scale.
     """
-    config = _config(lora, base)
-    tensors = {_tensor(site, "A"): factors.a[0] for site, factors in lora.items()}
-    tensors |= {_tensor(site, "B"): factors.b[0] for site, factors in lora.items()}
+    names = {site: backbone.site_name(site) for site in lora}
+    if len(set(names.values())) != len(names):
+        raise CheckpointError(
+            f"{folder}: {backbone.family} has q, k and v in one projection, which PEFT cannot adapt apart"
+        )
+    config = _config(lora, names.values(), base, causal=not backbone.has_encoder)
+    tensors = {_tensor(names[site], "A"): factors.a[0] for site, factors in lora.items()}
+    tensors |= {_tensor(names[site], "B"): factors.b[0] for site, factors in lora.items()}
     said = {"format": "pt"} | ({_BASE: fingerprint} if fingerprint is not None else {})
     with atomic_folder(folder) as draft:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, draft / WEIGHTS, said)
         (draft / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        (draft / CARD).write_text(_card(base, about), encoding="utf-8")
+        (draft / CARD).write_text(_card(base, about, causal=not backbone.has_encoder), encoding="utf-8")
 
 
 def _check_settings(config: _LoraConfig, file: Path) -> None:
@@ -115,19 +124,24 @@ def _is_off(value: Any) -> bool:
 
 def _targeted(config: _LoraConfig, backbone: Backbone, file: Path) -> list[Site]:
     """The projections that a config names, as PEFT matches names: whole, or their last parts."""
-    found = {target: [s for s in backbone.sites() if _matches(s, target)] for target in config.target_modules}
+    found = {
+        target: [s for s in backbone.site_weights() if _matches(backbone.site_name(s), target)]
+        for target in config.target_modules
+    }
     for target, sites in found.items():
         if not sites:
-            raise CheckpointError(f"{file}: target_modules: {target!r} is no q or v projection of this model")
-    return [site for site in backbone.sites() if any(site in sites for sites in found.values())]
+            raise CheckpointError(
+                f"{file}: target_modules: {target!r} is no projection of this model that LoRA can adapt"
+            )
+    return [site for site in backbone.site_weights() if any(site in sites for sites in found.values())]
 
 
-def _matches(site: Site, target: str) -> bool:
-    return f".{module_name(site)}".endswith(f".{target}")
+def _matches(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
 
 
-def _check_names(found: Set[str], sites: Iterable[Site], file: Path) -> None:
-    needed = {_tensor(site, factor) for site in sites for factor in "AB"}
+def _check_names(found: Set[str], names: Iterable[str], file: Path) -> None:
+    needed = {_tensor(name, factor) for name in names for factor in "AB"}
     if missing := sorted(needed - found):
         raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
     if unknown := sorted(found - needed):
@@ -135,9 +149,9 @@ def _check_names(found: Set[str], sites: Iterable[Site], file: Path) -> None:
 
 
 def _factors(
-    tensors: Mapping[str, Tensor], site: Site, config: _LoraConfig, widths: tuple[int, int], file: Path
+    tensors: Mapping[str, Tensor], name: str, config: _LoraConfig, widths: tuple[int, int], file: Path
 ) -> Factors:
-    a, b = (_tensor(site, factor) for factor in "AB")
+    a, b = (_tensor(name, factor) for factor in "AB")
     check_shape(file, a, tensors[a], config.r, widths[0])
     check_shape(file, b, tensors[b], widths[1], config.r)
     check_type(file, a, tensors[a])
@@ -145,8 +159,8 @@ def _factors(
     return Factors(tensors[a][None], tensors[b][None], config.scale)
 
 
-def _tensor(site: Site, factor: str) -> str:
-    return f"base_model.model.{module_name(site)}.lora_{factor}.weight"
+def _tensor(name: str, factor: str) -> str:
+    return f"base_model.model.{name}.lora_{factor}.weight"
 
 
 def _check_base(file: Path, fingerprint: str) -> None:
@@ -159,7 +173,7 @@ def _check_base(file: Path, fingerprint: str) -> None:
         raise CheckpointError(f"{file}: belongs to another language model (fingerprint {made_for}, not {fingerprint})")
 
 
-def _config(lora: Mapping[Site, Any], base: str) -> dict[str, Any]:
+def _config(lora: Mapping[Site, Any], names: Iterable[str], base: str, *, causal: bool) -> dict[str, Any]:
     """PEFT's LoraConfig; it scales by alpha / r, so alpha = scale · r."""
     kinds = {(factors.a.shape[0], factors.a.shape[1], factors.scale) for factors in lora.values()}
     if len(kinds) != 1 or (tasks_rank_scale := kinds.pop())[0] != 1:
@@ -167,21 +181,22 @@ def _config(lora: Mapping[Site, Any], base: str) -> dict[str, Any]:
     _, rank, scale = tasks_rank_scale
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
-        "target_modules": sorted(module_name(site) for site in lora),
+        "target_modules": sorted(names),
     }
 
 
-def _card(base: str, about: str) -> str:
+def _card(base: str, about: str, *, causal: bool) -> str:
+    auto = "AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM"
     use = f"""from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
+from transformers import {auto}
 
-model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained({base!r}), FOLDER)"""
+model = PeftModel.from_pretrained({auto}.from_pretrained({base!r}), FOLDER)"""
     about += "\n\n`lora_alpha / r` is the scale of the product B A."
     return card("LoRA in PEFT's layout", about, use, base=base, library_name="peft", tags=["lora", "tagi"])

@@ -1,56 +1,29 @@
-"""The whole model as one module of tensors: backbone, hypernetwork, fusion (§3.2). Shapes: see `rows.py`."""
+"""The whole model as one module of tensors: language model, hypernetwork, fusion (§3.2). Shapes: see
+`tagi.backbones.rows`."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from tagi.backbones.cache import DecoderContext, DecoderMemory
-from tagi.backbones.causal import CausalLM
-from tagi.backbones.language_model import LanguageModel, as_t5
-from tagi.backbones.lora import folded
+from tagi.backbones import lora
+from tagi.backbones.base import Backbone, EncodedInstruction, Prepared, Reader
+from tagi.backbones.language_model import LanguageModel
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Site
-from tagi.backbones.t5.model import T5
 from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
 from tagi.errors import ConfigError
 from tagi.methods import Method
-from tagi.model import adapter as adapters
 from tagi.model import fusion as fusion_module
 from tagi.model import hypernetwork as hypernetwork_module
 from tagi.model.adapter import TaskAdapter
-from tagi.model.fusion import Fusion, FusionMemory
+from tagi.model.fusion import Fusion
 from tagi.model.hypernetwork import Hypernetwork
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A task adapter and everything that can be computed from it once, before any input is seen."""
-
-    adapter: TaskAdapter
-    fusion: FusionMemory | None
-    decoder: DecoderMemory | None
-
-    def select(self, index: Tensor) -> "Prepared":
-        """What some tasks share, in the order of `index`."""
-        fusion = None if self.fusion is None else self.fusion.select(index)
-        decoder = None if self.decoder is None else self.decoder.select(index)
-        return Prepared(self.adapter.select(index), fusion, decoder)
-
-    def beside(self, other: "Prepared") -> "Prepared":
-        """These tasks, then the other's.
-
-        Raises:
-            ValueError: adapters of different sites or scales.
-        """
-        fusion = None if self.fusion is None or other.fusion is None else self.fusion.beside(other.fusion)
-        decoder = None if self.decoder is None or other.decoder is None else self.decoder.beside(other.decoder)
-        return Prepared(adapters.stack([self.adapter, other.adapter]), fusion, decoder)
-
-
 class Output(NamedTuple):
-    """What the losses read: logits of the student, and the adapter that it wore."""
+    """What the losses read: logits of the student, and the adapter that it ran with."""
 
     logits: Tensor  # (R, O, V)
     adapter: TaskAdapter
@@ -64,26 +37,27 @@ class TagiModel(nn.Module):
     ) -> None:
         """
         Raises:
-            ConfigError: a method for another kind of language model.
+            ConfigError: a method that this language model cannot have, or a target module that it has not.
         """
         super().__init__()
-        _check_kind(backbone, method)
-        self.backbone, self.method = backbone, method
-        shape = backbone.shape
+        _check(backbone, method)
+        self.backbone, self.method, self.targets = backbone, method, hypernetwork.target_modules
+        self.reads_again = method.fuses_decoder and not backbone.has_encoder and fusion.prefix == "adapted"
         self.fusion = self.instruction_encoder = None
         self.hypernetwork = self._generator("lora", hypernetwork)
         self.prefix_generator = self._generator("prefix", hypernetwork)
         self.bottleneck_generator = self._generator("bottleneck", hypernetwork)
-        if method.fuses_encoder:
-            self.fusion = Fusion(shape.d_model, shape.num_layers, fusion)
+        if method.fuses_encoder and backbone.has_encoder:
+            self.fusion = Fusion(backbone.d_model, backbone.shape.num_layers, fusion)
         if method.reads_instruction_once and has_own_encoder(method, hypernetwork):
-            self.instruction_encoder = as_t5(backbone).encoder_alone()
+            self.instruction_encoder = backbone.reader()
 
     def _generator(self, kind: ModuleKind, config: HypernetworkConfig) -> Hypernetwork | None:
         if kind not in self.method.writes:
             return None
-        sites, d_model = self.backbone.sites(kind), self.backbone.d_model
-        return Hypernetwork(sites, d_model, self.backbone.site_shape(sites[0]), config, kind)
+        backbone = self.backbone
+        sites = backbone.sites(kind, config.target_modules)
+        return Hypernetwork(sites, backbone.d_model, backbone.site_shape, config, kind)
 
     @property
     def generators(self) -> tuple[Hypernetwork, ...]:
@@ -104,59 +78,51 @@ class TagiModel(nn.Module):
         }
         return tuple(module for module in modules[part] if module is not None)
 
-    def encode_instruction(self, ids_TS: Tensor, mask_TS: Tensor) -> Tensor:
-        """I: the instruction through the encoder, adapters and fusion off, (T, S, D).
+    def read(self, ids: Tensor, mask: Tensor, *, recompute: bool = False) -> EncodedInstruction:
+        """I: instructions (T, S) through the language model, without adapters and fusion.
 
-        Given as pieces (T, E, S) it is encoded piece by piece, and I is their concatenation (T, E·S, D).
+        Given as pieces (T, E, S) they are encoded piece by piece, and I is their concatenation, (T, E·S, D).
         """
-        if ids_TS.dim() == 3 and not ids_TS.shape[1]:
-            return neutral(self.backbone, ids_TS.shape[0]).memory
-        if ids_TS.dim() == 3:
-            pieces = self.encode_instruction(ids_TS.flatten(0, 1), mask_TS.flatten(0, 1))
-            return pieces.unflatten(0, ids_TS.shape[:2]).flatten(1, 2)
-        encoder = self.instruction_encoder or self.backbone
-        return encoder.encode(ids_TS, mask_TS, modules={}, rows=Rows(ids_TS.shape[0], ids_TS.shape[0]))
+        if ids.dim() == 3 and not ids.shape[1]:
+            return neutral(self.backbone, len(ids)).instruction
+        if ids.dim() == 3:
+            pieces = self.read(ids.flatten(0, 1), mask.flatten(0, 1), recompute=recompute)
+            return EncodedInstruction(pieces.hidden.unflatten(0, ids.shape[:2]).flatten(1, 2), mask.flatten(1).bool())
+        if self.instruction_encoder is None:
+            return self.backbone.read(ids, mask, recompute=recompute)
+        own = cast(Reader, self.instruction_encoder).read(ids, mask, recompute=recompute)
+        if self.backbone.has_encoder or not self.method.fuses_decoder:
+            return replace(own, attended=None)
+        return replace(own, attended=self.backbone.read(ids, mask).attended)
 
-    def adapt(self, ids_TS: Tensor, mask_TS: Tensor) -> TaskAdapter:
+    def adapt(self, ids: Tensor, mask: Tensor, *, recompute: bool = False) -> TaskAdapter:
         """Instructions (T, S) to the adapters of T tasks, neutral ones if the method reads no instruction."""
         if not self.method.reads_instruction_once:
-            return neutral(self.backbone, ids_TS.shape[0])
-        return self.generate(self.encode_instruction(ids_TS, mask_TS), mask_TS)
+            return neutral(self.backbone, len(ids))
+        return self.generate(self.read(ids, mask, recompute=recompute), ids, recompute=recompute)
 
-    def generate(self, memory_TSD: Tensor, mask_TS: Tensor) -> TaskAdapter:
-        """Encoded instructions (T, S, D) to the adapters of T tasks; what padding holds does not matter."""
-        mask_TS = mask_TS.flatten(1)
+    def generate(self, encoded: EncodedInstruction, ids: Tensor, *, recompute: bool = False) -> TaskAdapter:
+        """Encoded instructions, and their tokens (T, S), to the adapters of T tasks; what padding holds does not
+        matter."""
         modules: dict[Site, Factors] = {}
         for generator in self.generators:
-            modules |= generator.factors(memory_TSD, mask_TS)
-        return TaskAdapter(modules, memory_TSD, mask_TS)
+            modules |= generator(encoded.hidden, encoded.mask)
+        if self.reads_again:
+            again = self.backbone.read(ids, encoded.mask, modules=modules, recompute=recompute)
+            encoded = replace(encoded, attended=again.attended)
+        return TaskAdapter(modules, encoded)
 
-    def prepare(self, adapter: TaskAdapter, *, fold: bool = False) -> Prepared:
-        """Keys and values of the instruction memory for fusion and decoder, once per task.
+    def prepare(self, adapter: TaskAdapter, *, merge: bool = False) -> Prepared:
+        """Everything that can be computed of adapters once, before any input is seen.
 
         Args:
-            fold: add the LoRA of a single task into copies of the weights that wear it; worth it from a few inputs on.
+            merge: add the LoRA of a single task into copies of the weights; worth it from a few inputs on.
         """
-        if fold:
-            adapter = replace(adapter, modules=folded(adapter.modules, self.backbone.site_weights()))
-        fusion = decoder = None
-        if self.fusion is not None:
-            fusion = self.fusion.prepare(adapter.memory, adapter.mask)
-        if self.method.fuses_decoder:
-            decoder = self.backbone.project_memory(adapter.memory, adapter.mask, modules=adapter.modules)
-        return Prepared(adapter, fusion, decoder)
-
-    def encode_input(self, ids_RN: Tensor, mask_RN: Tensor, prepared: Prepared, rows: Rows) -> DecoderContext:
-        """F: the inputs through the adapted, fused encoder, ready for the decoder beside I."""
-        modules, fusion, memory = prepared.adapter.modules, self.fusion, prepared.fusion
-
-        def fuse(block: int, x_RND: Tensor) -> Tensor:
-            assert fusion is not None and memory is not None
-            return fusion.fuse(block, x_RND, memory, rows)
-
-        after = fuse if fusion is not None else None
-        hidden = self.backbone.encode(ids_RN, mask_RN, modules=modules, rows=rows, after_self_attention=after)
-        return self.backbone.context(hidden, mask_RN, modules=modules, rows=rows, memory=prepared.decoder)
+        modules = adapter.modules
+        if merge:
+            modules = lora.merged(modules, self.backbone.site_weights())
+        fuse = None if self.fusion is None else self.fusion.prepare(adapter.instruction)
+        return self.backbone.prepare(adapter.instruction, modules, attends=self.method.fuses_decoder, fuse=fuse)
 
     def forward(
         self,
@@ -164,41 +130,46 @@ class TagiModel(nn.Module):
         instruction_mask: Tensor,
         input_ids: Tensor,
         input_mask: Tensor,
-        decoder_ids: Tensor,
+        target_ids: Tensor,
         rows: Rows,
-        memory: Tensor | None = None,
-        packing: tuple[Tensor, Tensor] | None = None,
+        encoded: EncodedInstruction | None = None,
+        recompute: bool = False,
     ) -> Output:
-        """Instructions (T, S), inputs (R, N), shifted targets (R, O) to logits (R, O, V).
+        """Instructions (T, S), inputs (R, N), targets (R, O) to logits (R, O, V).
 
-        `memory` (T, S, D) are the instructions already encoded, where that was done before. With `packing` rows hold
-        several texts each, (R, N) and (R, O) say which; such rows have no instruction.
+        Args:
+            encoded: the instructions already read, where that was done before.
+            recompute: see `Backbone.score`.
         """
-        if packing is not None:
-            assert isinstance(self.backbone, T5)
-            logits = self.backbone.packed(input_ids, packing[0], decoder_ids, packing[1])
-            return Output(logits, neutral(self.backbone, 1))
-        if memory is None:
-            adapter = self.adapt(instruction_ids, instruction_mask)
+        if encoded is None:
+            adapter = self.adapt(instruction_ids, instruction_mask, recompute=recompute)
         else:
-            adapter = self.generate(memory, instruction_mask)
-        return self.respond(adapter, input_ids, input_mask, decoder_ids, rows)
+            adapter = self.generate(encoded, instruction_ids, recompute=recompute)
+        return self.respond(adapter, input_ids, input_mask, target_ids, rows, recompute=recompute)
 
     def respond(
-        self, adapter: TaskAdapter, input_ids: Tensor, input_mask: Tensor, decoder_ids: Tensor, rows: Rows
+        self,
+        adapter: TaskAdapter,
+        input_ids: Tensor,
+        input_mask: Tensor,
+        target_ids: Tensor,
+        rows: Rows,
+        *,
+        recompute: bool = False,
     ) -> Output:
-        """Inputs (R, N) and shifted targets (R, O) to logits (R, O, V), wearing adapters given from outside."""
+        """Inputs (R, N) and targets (R, O) to logits (R, O, V), with adapters given from outside."""
         prepared = self.prepare(adapter)
-        context = self.encode_input(input_ids, input_mask, prepared, rows)
-        logits, _ = self.backbone.decode(decoder_ids, context, modules=adapter.modules, rows=rows)
+        logits = self.backbone.score(
+            input_ids, input_mask, target_ids, prepared=prepared, rows=rows, recompute=recompute
+        )
         return Output(logits, adapter)
 
 
-def neutral(backbone: LanguageModel, tasks: int) -> TaskAdapter:
-    """The adapter that changes nothing: no modules and an empty memory."""
+def neutral(backbone: Backbone, tasks: int) -> TaskAdapter:
+    """The adapter that changes nothing: no modules and an empty instruction."""
     weight = backbone.embedding.weight
-    mask = torch.zeros(tasks, 0, dtype=torch.long, device=weight.device)
-    return TaskAdapter({}, weight.new_zeros(tasks, 0, backbone.d_model), mask)
+    mask = torch.zeros(tasks, 0, dtype=torch.bool, device=weight.device)
+    return TaskAdapter({}, EncodedInstruction(weight.new_zeros(tasks, 0, backbone.d_model), mask))
 
 
 def has_own_encoder(method: Method, config: HypernetworkConfig) -> bool:
@@ -206,29 +177,24 @@ def has_own_encoder(method: Method, config: HypernetworkConfig) -> bool:
     return method.own_encoder if config.instruction_encoder is None else config.instruction_encoder == "separate"
 
 
-def _check_kind(backbone: LanguageModel, method: Method) -> None:
-    if method.decoder_only and not isinstance(backbone, CausalLM):
-        raise ConfigError(f"method: {method.name} needs GPT-2 or OPT, but the language model is a T5")
-    if isinstance(backbone, CausalLM) and not method.decoder_only:
-        family = backbone.shape.architecture
-        raise ConfigError(f"method: {method.name} needs an encoder-decoder; {family} is for decoder_only")
+def _check(backbone: Backbone, method: Method) -> None:
+    if backbone.has_encoder:
+        return
+    if method.apart:
+        raise ConfigError(
+            f"method: {method.name} encodes demonstrations apart; {backbone.family} is a decoder-only model without an "
+            "encoder"
+        )
+    if method.fuses_encoder and not method.fuses_decoder:
+        raise ConfigError(
+            f"method: {method.name} fuses the instruction into an encoder; {backbone.family} is a decoder-only model "
+            "without one"
+        )
 
 
 def initialise(model: TagiModel, generator: torch.Generator) -> None:
-    """Random initialisation of the parts that no backbone checkpoint holds."""
+    """Random initialisation of the parts that no language model's checkpoint holds."""
     for written in model.generators:
         hypernetwork_module.initialise(written, generator)
     if model.fusion is not None:
         fusion_module.initialise(model.fusion, generator)
-
-
-def shift_right(labels_RO: Tensor, start: int, pad: int, owner_RO: Tensor | None = None) -> Tensor:
-    """Labels (ignored positions -100) to decoder inputs: the start token, then all but the last label.
-
-    Where rows hold several texts, `owner_RO` says which a label belongs to, and every one of them begins anew.
-    """
-    shifted = labels_RO.roll(1, dims=1)
-    shifted[:, 0] = start
-    if owner_RO is not None:
-        shifted[:, 1:].masked_fill_(owner_RO[:, 1:] != owner_RO[:, :-1], start)
-    return shifted.masked_fill(shifted == -100, pad)

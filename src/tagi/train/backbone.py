@@ -2,7 +2,7 @@
 prefix language modelling)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,9 +10,11 @@ from random import Random
 
 from filelock import FileLock
 from safetensors.numpy import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tagi.backbones.files import read_safetensors
+from tagi.backbones.t5.packed import PackedT5, packed
 from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig
 from tagi.config.files import read_json
 from tagi.data import corpus as corpora
@@ -24,6 +26,8 @@ from tagi.data.packing import PackedText, prefix_lm, span_corruption
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained
 from tagi.infer.engine import load_tokenizer
+from tagi.losses import cross_entropy
+from tagi.train.stage import Metrics, Parts, target_tokens
 
 TEXT, TOKENS, ABOUT, DROPPED = "text", "tokens.safetensors", "corpus.json", "dropped.jsonl"
 _WHAT = ("max_instances", "overlap")
@@ -44,6 +48,32 @@ class About(Frozen):
     tokens: int
     tokenizer: str
     """Hash of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class PackedStage:
+    """Plain text, read and written without any instruction, as a stage for the trainer."""
+
+    model: PackedT5
+    parts: Parts
+    batches: Callable[[int], Batch]
+    write: Callable[[Path], None]
+    read: Callable[[Path], None]
+    check: Callable[[Path], object]
+    lanes: None = None
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"ce": 1.0}
+
+    def batch(self, index: int) -> Batch:
+        return self.batches(index)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": target_tokens(batch)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Metrics:
+        return {"ce": cross_entropy(packed(model, batch), batch.labels)}
 
 
 @dataclass(frozen=True, slots=True)

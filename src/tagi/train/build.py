@@ -2,21 +2,24 @@
 
 import warnings
 from pathlib import Path
+from typing import cast
 
 from tagi import methods
+from tagi.backbones.t5.model import T5
+from tagi.backbones.t5.packed import PackedT5
 from tagi.config import RunConfig
 from tagi.data.collate import Collator
 from tagi.errors import ConfigError
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
-from tagi.train.backbone import check_tokenizer, read_text, text_batches, write_about
+from tagi.train.backbone import PackedStage, check_tokenizer, read_text, text_batches, write_about
 from tagi.train.datasets import Datasets
 from tagi.train.encodings import encodings
 from tagi.train.objective import build_objective
 from tagi.train.resume import Record
 from tagi.train.sources import batches, check_stage, check_taught
-from tagi.train.stage import ModelStage
+from tagi.train.stage import ModelStage, Stage
 from tagi.train.start import start
 from tagi.train.team import launched
 
@@ -24,7 +27,7 @@ LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a warning."""
 
 
-def build_stage(config: RunConfig, datasets: Datasets | None = None) -> ModelStage:
+def build_stage(config: RunConfig, datasets: Datasets | None = None) -> Stage:
     """Everything that a run's config describes, ready for the trainer.
 
     Args:
@@ -57,10 +60,11 @@ def build_stage(config: RunConfig, datasets: Datasets | None = None) -> ModelSta
     parts = optim.trainable(model, config.training)
     terms, encode = objective.terms, encodings(model, config.training)
     drawn = batches(config, collator, launched(), datasets)
-    return ModelStage(model, parts, drawn, write, begin.read, terms, record.check, encode=encode)
+    recompute = config.training.gradient_checkpointing
+    return ModelStage(model, parts, drawn, write, begin.read, terms, record.check, encode=encode, recompute=recompute)
 
 
-def _backbone_stage(config: RunConfig) -> ModelStage:
+def _backbone_stage(config: RunConfig) -> PackedStage:
     """Stage `backbone`: plain text, read and written without any instruction."""
     text = read_text(config)
     begin = start(config, text.tokenizer)
@@ -77,7 +81,8 @@ def _backbone_stage(config: RunConfig) -> ModelStage:
         begin.read(folder)
 
     parts = optim.trainable(begin.model, config.training)
-    return ModelStage(begin.model, parts, text_batches(config, text, launched()), write, read, check=record.check)
+    model = PackedT5(cast(T5, begin.model.backbone))
+    return PackedStage(model, parts, text_batches(config, text, launched()), write, read, record.check)
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

@@ -19,7 +19,7 @@ from tagi.infer.engine import load_tokenizer, teacher_forced
 from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_positions
 from tagi.model import checkpoint
 from tagi.model.bank import Bank
-from tagi.model.tagi import Output, TagiModel, neutral, shift_right
+from tagi.model.tagi import Output, TagiModel, neutral
 from tagi.train.align import lane_of
 from tagi.train.stage import Term
 
@@ -71,27 +71,25 @@ def instruct_teacher(model: TagiModel, temperature: float, vocabulary: int | Non
     @torch.no_grad()
     def distribution(batch: Batch) -> TokenDistribution:
         model.to(batch.labels.device)
-        logits = teacher_forced(model, model.backbone.shape, batch.as_prompt()).logits
+        logits = teacher_forced(model, batch.as_prompt()).logits
         return soften(logits[..., :vocabulary], temperature)
 
     return distribution
 
 
 def lora_teacher(model: TagiModel, bank: Bank, temperature: float, vocabulary: int | None = None) -> Teacher:
-    """LM + Δ_i reading (a; b) (Eq. 5); rows of tasks without a teacher wear nothing. See `instruct_teacher`."""
+    """LM + Δ_i reading (a; b) (Eq. 5); rows of tasks without one run without. See `instruct_teacher`."""
     model, lanes = _at_rest(model), bank.lanes()
-    shape = model.backbone.shape
 
     @torch.no_grad()
     def distribution(batch: Batch) -> TokenDistribution:
         device = batch.labels.device
         model.to(device)
-        worn = {site: _wear(factors, lane_of(batch, lanes), device) for site, factors in bank.lora.items()}
-        adapter = replace(neutral(model.backbone, len(batch.names)), modules=worn)
+        own = {site: _lora_of(factors, lane_of(batch, lanes), device) for site, factors in bank.lora.items()}
+        adapter = replace(neutral(model.backbone, len(batch.names)), modules=own)
         prompt = batch.as_prompt()
-        decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
         rows = Rows.of(batch.task_index, len(batch.names))
-        output = model.respond(adapter, prompt.input_ids, prompt.input_mask, decoder_ids, rows)
+        output = model.respond(adapter, prompt.input_ids, prompt.input_mask, batch.target_ids, rows)
         return soften(output.logits[..., :vocabulary], temperature)
 
     return distribution
@@ -143,7 +141,7 @@ def own_task(task: str) -> str:
 
 
 def own_lora(bank: Bank) -> TaskIdentity:
-    """Of a teacher that wears the task's LoRA: that LoRA's fingerprint, or nothing where the task has none."""
+    """Of a teacher with the task's LoRA: that LoRA's fingerprint, or nothing where the task has none."""
     lanes = bank.lanes()
     fingerprints = [_lora_fingerprint(bank, lane) for lane in range(len(bank.manifest.teachers))]
     return lambda task: fingerprints[lanes[task]] if task in lanes else ""
@@ -197,8 +195,8 @@ def _at_rest(model: TagiModel) -> TagiModel:
     return model.eval().requires_grad_(False)
 
 
-def _wear(factors: Factors, lane_T: Tensor, device: torch.device) -> Factors:
-    """Each task's own teacher; B is zero for a task that has none."""
+def _lora_of(factors: Factors, lane_T: Tensor, device: torch.device) -> Factors:
+    """Each task's own LoRA; B is zero for a task that has none."""
     present = (lane_T >= 0)[:, None, None]
     chosen = lane_T.clamp(min=0)
     a, b = factors.a[chosen], factors.b[chosen] * present

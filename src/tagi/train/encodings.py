@@ -1,7 +1,7 @@
-"""Encoded instructions that are kept across steps: with a frozen backbone each is a constant (§3.2.1).
+"""Instructions that are read once and kept across steps: with a frozen language model each is a constant (§3.2.1).
 
-Every instruction is encoded alone, unpadded and without dropout, so that its encoding depends neither on the rest
-of its batch nor on what is kept. Shapes: T tasks, S instruction tokens, D model width.
+Every instruction is read alone, unpadded and without dropout, so that what it becomes depends neither on the rest
+of its batch nor on what is kept.
 """
 
 from collections import OrderedDict
@@ -9,63 +9,65 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.nn import functional as F
 
+from tagi.backbones.base import EncodedInstruction, stack_encoded
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
-from tagi.model.tagi import TagiModel
+from tagi.model.tagi import TagiModel, neutral
 from tagi.train import zero
 
 MEBIBYTE = 2**20
 
 
 class Encodings:
-    """Encodes a batch's instructions, keeping the ones used last within `limit` bytes."""
+    """Reads a batch's instructions, keeping the ones used last within `limit` bytes."""
 
     def __init__(self, model: TagiModel, limit: int) -> None:
         self.model, self.limit = model, limit
-        self.kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self.kept: OrderedDict[tuple[int, ...], EncodedInstruction] = OrderedDict()
         self.bytes = 0
 
-    def __call__(self, batch: Batch) -> Tensor | None:
-        """I of every task, (T, S, D), 0 where padded; None where the model's shards meet only in its own forward."""
+    def __call__(self, batch: Batch) -> EncodedInstruction | None:
+        """The instructions of every task, padded; None where the model's shards meet only in its own forward."""
         if isinstance(self.model, FSDPModule) or zero.sharded(self.model):
             return None
-        ids, longest = batch.instruction_ids, batch.instruction_ids.shape[1]
-        lengths = batch.instruction_mask.sum(1).tolist()
-        each = [self._one(row[:length]) for row, length in zip(ids, lengths, strict=True)]
-        return torch.stack([F.pad(hidden, (0, 0, 0, longest - len(hidden))) for hidden in each])
+        masks = batch.instruction_mask.bool()
+        if masks.dim() == 3:
+            return None
+        each = [self._one(ids[mask]) for ids, mask in zip(batch.instruction_ids, masks, strict=True)]
+        return stack_encoded(each)
 
-    def _one(self, ids_S: Tensor) -> Tensor:
+    def _one(self, ids_S: Tensor) -> EncodedInstruction:
         key = tuple(ids_S.tolist())
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key]
-        hidden = encode_alone(self.model, ids_S)
-        self._keep(key, hidden)
-        return hidden
-
-    def _keep(self, key: tuple[int, ...], hidden: Tensor) -> None:
-        self.kept[key] = hidden
-        self.bytes += hidden.nbytes
+        encoded = read_alone(self.model, ids_S)
+        self.kept[key] = encoded
+        self.bytes += _bytes(encoded)
         while self.bytes > self.limit:
-            self.bytes -= self.kept.popitem(last=False)[1].nbytes
+            self.bytes -= _bytes(self.kept.popitem(last=False)[1])
+        return encoded
+
+
+def _bytes(encoded: EncodedInstruction) -> int:
+    return sum(x.nbytes for x in encoded.tensors)
 
 
 @torch.no_grad()
-def encode_alone(model: TagiModel, ids_S: Tensor) -> Tensor:
-    """I of one instruction, (S, D), without dropout; an instruction without tokens has no encoding."""
+def read_alone(model: TagiModel, ids_S: Tensor) -> EncodedInstruction:
+    """One instruction (T = 1), read without dropout; one without tokens is empty."""
     if not len(ids_S):
-        return model.backbone.embedding.weight.new_zeros(0, model.backbone.d_model)
-    training = model.backbone.training
-    model.backbone.eval()
-    hidden = model.encode_instruction(ids_S[None], torch.ones_like(ids_S)[None])[0]
-    model.backbone.train(training)
-    return hidden
+        return neutral(model.backbone, 1).instruction
+    training = model.training
+    model.eval()
+    encoded = model.read(ids_S[None], torch.ones_like(ids_S, dtype=torch.bool)[None])
+    model.train(training)
+    return encoded
 
 
 def encodings(model: TagiModel, config: TrainingConfig) -> Encodings | None:
-    """What encodes the instructions of a run, where they are constants: a frozen backbone encodes them itself."""
+    """What reads the instructions of a run, where they are constants: a frozen language model reads them itself."""
     constant = "backbone" not in config.trainable and model.instruction_encoder is None
     if not (constant and model.method.reads_instruction_once):
         return None

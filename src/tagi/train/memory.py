@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Size, nn
 
-from tagi.config import CausalShape, FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape, TrainingConfig
+from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part, T5Shape, TrainingConfig
 from tagi.methods import Method
 from tagi.model.flops import Lengths, generated_sites, site_widths
 from tagi.train import optim
@@ -199,21 +199,6 @@ def activations(
     kept += sum(generator(shape, hypernetwork, keep.size, lengths, kind) for kind in method.writes)
     encoder_trained = "hypernetwork" in trained if own_encoder else keep.trained
     return kept + instruction(keep, method, lengths, encoder_trained) + temporaries(keep, lengths, seen)
-
-
-def causal_activations(shape: CausalShape, training: TrainingConfig, lengths: Lengths) -> int:
-    """The same of a decoder-only model of `transformers`, all of it trained, prompts and answers."""
-    size, prompt, answer = value_bytes(training), lengths.input, lengths.target
-    drops = shape.dropout_rate > 0
-    gpt2 = shape.architecture == "gpt2"  # `transformers` spells its GELU out, operation by operation
-    inside = (9 if gpt2 else 7) * shape.d_model + (5 if gpt2 else 1) * shape.d_ff
-    masks = 3 * shape.d_model if drops else 0
-    per_token = inside * size + masks
-    keys = prompt + answer  # joined anew for the answer
-    scores = shape.num_heads * (prompt * prompt + answer * keys) if drops else 0
-    block = (prompt + answer) * per_token + 2 * keys * shape.d_model * size + scores * (2 * size + 1)
-    logits = answer * shape.vocab_size * (size + LOSS_COPIES * WIDE)
-    return lengths.rows * (block * shape.num_layers + logits)
 
 
 def instruction(keep: Keeping, method: Method, lengths: Lengths, encoder_trained: bool) -> int:

@@ -82,7 +82,8 @@ def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
     folder = Path(config.bank)
     bank = banks.load(folder, model.backbone)
     base = model.backbone if config.bank_base is None else load_base(config.bank_base)
-    banks.check(bank, folder, checkpoint.fingerprint(base), model.hypernetwork.config.rank)
+    settings = model.hypernetwork.config
+    banks.check(bank, folder, checkpoint.fingerprint(base), settings.rank, settings.target_modules)
     if config.objective.lambda_ins and config.objective.align == "factors":
         _check_start(bank, folder, model)
     return bank
@@ -90,7 +91,7 @@ def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
 
 def _check_start(bank: Bank, folder: Path, model: TagiModel) -> None:
     assert model.hypernetwork is not None
-    own = dict(zip(model.hypernetwork.sites, model.hypernetwork.a0, strict=True))
+    own = model.hypernetwork.a0
     if not all(torch.equal(own[site].cpu(), a0) for site, a0 in bank.a0.items()):
         raise CheckpointError(
             f"{folder}: has another A₀ than the generator; align by delta, or pretrain with this bank"

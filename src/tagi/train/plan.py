@@ -17,7 +17,6 @@ from tagi import methods
 from tagi.backbones.language_model import build, read_language_model_shape
 from tagi.config import (
     BackboneConfig,
-    CausalShape,
     FusionConfig,
     HypernetworkConfig,
     Part,
@@ -30,12 +29,12 @@ from tagi.model import checkpoint, flops
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import measure, memory, optim
+from tagi.train.checkpoints import FINAL
 from tagi.train.datasets import Datasets
 from tagi.train.measure import Measured
 from tagi.train.memory import Memory
 from tagi.train.sources import check_stage
 from tagi.train.start import random_tokenizer
-from tagi.train.trainer import FINAL
 
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a remark."""
@@ -135,7 +134,7 @@ def _resolve_folder(config: RunConfig, folder: Path) -> Model:
 
 def _fresh_shape(config: RunConfig, backbone: BackboneConfig) -> Shape:
     """The config's shape or the checkpoint's; a micro tokenizer brings its own size."""
-    shape = backbone.causal or backbone.shape or _shape_at(str(backbone.path))
+    shape = backbone.decoder or backbone.shape or _shape_at(str(backbone.path))
     if backbone.path is None and backbone.tokenizer == "micro":
         return shape.model_copy(update={"vocab_size": len(random_tokenizer(backbone, shape, config.data))})
     return shape
@@ -183,8 +182,7 @@ def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured)
 
 def _kept(config: RunConfig, parts: Model, model: TagiModel, trained: set[Part], found: Measured) -> int:
     """Bytes of the student's activations."""
-    if isinstance(parts.shape, CausalShape):
-        return memory.causal_activations(parts.shape, config.training, found.batch)
+    assert isinstance(parts.shape, T5Shape)
     generator, fused = parts.hypernetwork, parts.fusion
     own = model.instruction_encoder is not None
     return memory.activations(

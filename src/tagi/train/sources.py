@@ -50,14 +50,12 @@ def check_stage(config: RunConfig, method: Method) -> None:
     stage, name, once, source = config.stage, config.method, method.reads_instruction_once, config.data.source
     if (stage == "backbone") != (source == "corpus"):
         raise ConfigError(f"data.source: {source} does not suit stage {stage}")
-    if stage == "backbone" and (once or method.prompt or method.decoder_only):
+    if stage == "backbone" and (once or method.prompt):
         raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")
-    if method.decoder_only and config.training.gradient_checkpointing:
-        raise ConfigError(f"training.gradient_checkpointing: {name} trains through cached keys, which it would drop")
     _check_rows(config, method)
     if method.on_target != (config.data.part == "test"):
         raise ConfigError(f"data.part: method {name} is trained on the part {'test' if method.on_target else 'train'}")
-    if stage == "teachers" and (once or method.decoder_only):
+    if stage == "teachers" and once:
         raise ConfigError(f"method: stage teachers needs no_instruction (b) or metatrain (a; b), not {name}")
     if stage == "metatrain" and once:
         raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
@@ -78,6 +76,6 @@ def _check_packing(config: RunConfig, method: Method) -> None:
     stage, distils = config.stage, bool(config.objective.lambda_kl)
     if stage == "backbone":
         raise ConfigError("training.packing: stage backbone packs its text in any case; leave it out")
-    if method.reads_instruction_once or method.decoder_only or distils or stage == "teachers":
+    if method.reads_instruction_once or distils or stage == "teachers":
         what = "with a teacher's logits" if distils else f"of {method.name} at stage {stage}"
         raise ConfigError(f"training.packing: rows {what} cannot stand end to end")

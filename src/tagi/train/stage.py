@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from tagi.backbones.base import EncodedInstruction
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture
 from tagi.infer.engine import teacher_forced
@@ -114,8 +115,10 @@ class ModelStage:
     terms: Sequence[Term] = LABELS
     check: Callable[[Path], object] = lambda folder: None
     lanes: None = None
-    encode: Callable[[Batch], Tensor | None] | None = None
-    """Encodes a batch's instructions where that needs no gradient; without it the model does, in its own forward."""
+    encode: Callable[[Batch], EncodedInstruction | None] | None = None
+    """Reads a batch's instructions where that needs no gradient; without it the model does, in its own forward."""
+    recompute: bool = False
+    """Activation checkpointing: see `Backbone.score`."""
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -128,8 +131,8 @@ class ModelStage:
         return {term.name: term.count(batch) for term in self.terms}
 
     def loss(self, model: nn.Module, batch: Batch) -> Metrics:
-        memory = self.encode(batch) if self.encode is not None else None
-        output = teacher_forced(model, self.model.backbone.shape, batch, memory)
+        encoded = self.encode(batch) if self.encode is not None else None
+        output = teacher_forced(model, batch, encoded, recompute=self.recompute)
         return {term.name: term.loss(output, batch) for term in self.terms}
 
 

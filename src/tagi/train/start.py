@@ -4,16 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from tagi import methods
-from tagi.backbones.causal import CausalLM
-from tagi.backbones.files import locate
-from tagi.backbones.language_model import LanguageModel, build, load_language_model
-from tagi.backbones.t5.model import T5
-from tagi.backbones.t5.model import initialise as initialise_t5
+from tagi.backbones.language_model import LanguageModel, build, find_language_model, load_language_model
+from tagi.backbones.language_model import initialise as initialise_backbone
 from tagi.config import BackboneConfig, DataConfig, RunConfig, Shape, T5Shape
 from tagi.data import microtasks, tokenizers
 from tagi.data.c4 import documents, list_files
@@ -91,22 +89,29 @@ def _backbone(
     datasets: Datasets | None,
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if config.path is not None:
-        folder = locate(config.path)
+        folder = find_language_model(config.path)
         backbone = load_language_model(folder)
         if config.shape is not None:
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, load_tokenizer(folder, backbone.shape)
     shape = random_shape(config)
     tokenizer = tokenizer or random_tokenizer(config, shape, run.data, datasets)
-    backbone = build(shape.model_copy(update={"vocab_size": len(tokenizer)}), generator.initial_seed())
-    if isinstance(backbone, T5):
-        initialise_t5(backbone, generator)
+    backbone = build(_for_tokenizer(shape, tokenizer))
+    initialise_backbone(backbone, generator)
     return backbone, tokenizer
+
+
+def _for_tokenizer(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Shape:
+    """The shape with as many tokens as a tokenizer has; a decoder-only model's answers end as its texts do."""
+    update: dict[str, Any] = {"vocab_size": len(tokenizer)}
+    if not shape.eos_token_ids and tokenizer.eos_token_id is not None:
+        update["eos_token_ids"] = (tokenizer.eos_token_id,)
+    return shape.model_copy(update=update)
 
 
 def random_shape(config: BackboneConfig) -> Shape:
     """The shape of a language model that starts from random initialisation."""
-    shape = config.causal or config.shape
+    shape = config.decoder or config.shape
     assert shape is not None
     return shape
 
@@ -184,10 +189,10 @@ def _with_parts(
 
 
 def _check_positions(config: RunConfig, backbone: LanguageModel) -> None:
-    """Refuse texts that a language model with a table of positions cannot hold."""
-    prompt = config.prompt
+    """Refuse texts that a language model with so many positions cannot hold."""
+    prompt, most = config.prompt, backbone.max_positions
     longest = prompt.longest_prompt + prompt.max_target
-    if isinstance(backbone, CausalLM) and longest > (most := backbone.shape.max_positions):
+    if most is not None and longest > most:
         asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
         raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
 

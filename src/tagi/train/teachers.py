@@ -26,16 +26,16 @@ from tagi.losses import lane_cross_entropy, lane_tokens
 from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
-from tagi.model.tagi import TagiModel, shift_right
+from tagi.model.tagi import TagiModel
 from tagi.train import precision
-from tagi.train.checkpoints import load_tensors
+from tagi.train.checkpoints import FINAL, load_tensors
 from tagi.train.datasets import Datasets
 from tagi.train.finetune import grouped_sources
 from tagi.train.resume import Record
 from tagi.train.sources import check_stage
 from tagi.train.stage import Metrics, Parts
 from tagi.train.start import start
-from tagi.train.trainer import FINAL, train
+from tagi.train.trainer import train
 
 WAVES, WAVE_FILE = "waves", "wave.safetensors"
 FINGERPRINTED_EXAMPLES = 8
@@ -53,6 +53,7 @@ class BankStage:
     write: Callable[[Path], None]
     read: Callable[[Path], None]
     check: Callable[[Path], object] = lambda folder: None
+    recompute: bool = False
 
     @property
     def parts(self) -> Parts:
@@ -69,10 +70,8 @@ class BankStage:
         return {"ce": lane_tokens(batch.labels, batch.task_index, self.lanes)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Metrics:
-        shape = self.model.base.backbone.shape
-        decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
         rows = Rows.of(batch.task_index, self.lanes)
-        output = model(batch.input_ids, batch.input_mask, decoder_ids, rows)
+        output = model(batch.input_ids, batch.input_mask, batch.target_ids, rows, self.recompute)
         return {"ce": lane_cross_entropy(output.logits, batch.labels, batch.task_index, self.lanes)}
 
 
@@ -151,8 +150,8 @@ def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
 def bank_stage(plan: Plan, wave: Sequence[str]) -> BankStage:
     """The stage that trains the teachers of one wave."""
     backbone = plan.base.backbone
-    _, width_out = backbone.site_shape(backbone.sites()[0])
-    model = BankModel(plan.base, LoraBank(plan.a0, width_out, len(wave), plan.config.teachers.scale))
+    widths_out = {site: backbone.site_shape(site)[1] for site in plan.a0}
+    model = BankModel(plan.base, LoraBank(plan.a0, widths_out, len(wave), plan.config.teachers.scale))
 
     def write(folder: Path) -> None:
         plan.record.write(folder)
@@ -162,7 +161,8 @@ def bank_stage(plan: Plan, wave: Sequence[str]) -> BankStage:
     def read(folder: Path) -> None:
         load_tensors(model.bank, read_safetensors(folder / WAVE_FILE), folder)
 
-    return BankStage(model, lane_batches(plan, wave), len(wave), write, read, plan.record.check)
+    recompute = plan.config.training.gradient_checkpointing
+    return BankStage(model, lane_batches(plan, wave), len(wave), write, read, plan.record.check, recompute)
 
 
 def lane_batches(plan: Plan, wave: Sequence[str]) -> Callable[[int], Batch]:
@@ -207,7 +207,7 @@ def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | No
     if not config.teachers.only:
         raise CheckpointError(f"{final}: already holds a bank; name groups in teachers.only, or choose another output")
     bank = banks.load(final, base.backbone)
-    banks.check(bank, final, fingerprint, config.teachers.rank)
+    banks.check(bank, final, fingerprint, config.teachers.rank, config.teachers.target_modules)
     for name, there, asked in (
         ("scale", bank.manifest.scale, config.teachers.scale),
         ("reads", bank.manifest.reads, config.method),
@@ -219,9 +219,9 @@ def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | No
 
 def _draw(base: TagiModel, config: RunConfig) -> dict[Site, torch.Tensor]:
     """A₀ of a new bank."""
-    sites = base.backbone.sites()
-    generator = torch.Generator().manual_seed(config.training.seed)
-    return draw_a0(sites, config.teachers.rank, base.backbone.site_shape(sites[0])[0], generator)
+    backbone, generator = base.backbone, torch.Generator().manual_seed(config.training.seed)
+    sites = backbone.sites("lora", config.teachers.target_modules)
+    return draw_a0(sites, config.teachers.rank, lambda site: backbone.site_shape(site)[0], generator)
 
 
 def _gathered(plan: Plan) -> Bank:
@@ -287,6 +287,7 @@ def _manifest(plan: Plan, entries: Sequence[TeacherEntry]) -> BankManifest:
         base_fingerprint=plan.fingerprint,
         reads=config.method,
         rank=config.teachers.rank,
+        target_modules=config.teachers.target_modules,
         scale=config.teachers.scale,
         teachers=tuple(entries),
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from tagi.backbones.t5.model import DecoderBlock, EncoderBlock
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
+from tagi.model.tagi import TagiModel
 from tagi.train import precision, zero
 from tagi.train.precision import PartNames, Weights
 from tagi.train.report import TRACKING, check_trackers
@@ -76,7 +77,11 @@ class Team:
         """The model, on this process's device, as it is called in training where its own optimizer updates it."""
         if self.size == 1:
             return model.to(self.accelerator.device)
-        return shard(model.to(self.accelerator.device)) if _fsdp() else self.accelerator.prepare_model(model)
+        return (
+            shard(cast(TagiModel, model.to(self.accelerator.device)))
+            if _fsdp()
+            else self.accelerator.prepare_model(model)
+        )
 
     @contextlib.contextmanager
     def backward(self, model: nn.Module, *, meet: bool) -> Iterator[Callable[[Tensor], None]]:
@@ -91,17 +96,13 @@ class Team:
             yield self.accelerator.backward
 
 
-def shard(model: nn.Module) -> nn.Module:
+def shard(model: TagiModel) -> nn.Module:
     """FSDP2: every parameter becomes a sharded one, in place.
 
-    The encoder's blocks and the decoder's feed-forwards are gathered one at a time, the rest for the whole step: the
-    decoder's attentions give keys and values outside of their block's forward, where nothing would gather them.
+    The language model's blocks are gathered one at a time, the rest for the whole step.
     """
-    for module in list(model.modules()):
-        if isinstance(module, EncoderBlock):
-            fully_shard(module)
-        elif isinstance(module, DecoderBlock):
-            fully_shard(module.feed_forward)
+    for block in model.backbone.blocks:
+        fully_shard(block)
     fully_shard(model)
     return model
 

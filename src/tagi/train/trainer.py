@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tagi.backbones.t5.model import T5Encoder
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.errors import TagiError
@@ -121,20 +120,12 @@ def _begin(
     optim.freeze(stage.model, stage.parts)
     if newest is not None:
         stage.read(newest)
-    _recompute(stage.model, config.gradient_checkpointing)
     names = precision.part_names(stage.model, stage.parts)
     model, weights = team.equip(stage.model, names, config, stage.lanes)
     if newest is not None:
         weights.restore(checkpoints.read_optimizer(newest), dict(checkpoints.read_state(newest).numbers))
     stage.model.train()
     return Run(stage, config, folder, team, model, weights, evaluate, told_to_stop)
-
-
-def _recompute(model: nn.Module, on: bool) -> None:
-    """Gradient checkpointing, for every T5 in the model and for an encoder by itself."""
-    for module in model.modules():
-        if isinstance(module, T5Encoder):
-            module.recompute = on
 
 
 def _one(run: Run, report: Report, step: int) -> None:

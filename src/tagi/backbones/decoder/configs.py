@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from tagi.backbones.decoder.shape import DecoderShape
 from tagi.backbones.files import read_hf_config
+from tagi.config import DecoderShape
 from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
 

@@ -4,8 +4,9 @@ Llama, SmolLM, Mistral, Qwen2, Qwen3, GPT-2 and OPT are points in the space of `
 Shapes: see `tagi.backbones.rows`.
 """
 
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -14,14 +15,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tagi.backbones.attention import join_heads, split_heads
-from tagi.backbones.base import Attended, Modules, Prepared, Read, Site, Target
+from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
 from tagi.backbones.cache import History, KeyValue, Past, distances
 from tagi.backbones.decoder.attention import View, attend, right_aligned, view
+from tagi.backbones.decoder.names import NAMES
 from tagi.backbones.decoder.rotary import Angles, angles, rotate
-from tagi.backbones.decoder.shape import DecoderShape
 from tagi.backbones.lora import bottleneck, project
 from tagi.backbones.rows import Rows
-from tagi.config import ModuleKind
+from tagi.backbones.sites import Modules, Site
+from tagi.config import DecoderShape, ModuleKind, Target
 from tagi.errors import ConfigError, InputError
 
 ACTIVATIONS = {
@@ -57,8 +59,14 @@ class DecoderCache:
     def select(self, index: Tensor) -> "DecoderCache":
         return DecoderCache(self.past.select(index), self.prepared, self.rows.select(index))
 
+    def reordered(self, index: Tensor) -> "DecoderCache":
+        return replace(self, past=self.past.reordered(index))
+
     def beside(self, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
         return DecoderCache(self.past.beside(other.past, room), prepared, rows)
+
+    def given(self, prepared: Prepared, rows: Rows) -> "DecoderCache":
+        return replace(self, prepared=prepared, rows=rows)
 
 
 class Attention(nn.Module):
@@ -129,6 +137,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """The language model. Implements `tagi.backbones.base.Backbone`."""
 
+    has_encoder = False
+
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape, width = shape, shape.d_embedding or shape.d_model
@@ -143,8 +153,23 @@ class Decoder(nn.Module):
         self.output = None if shape.tied else nn.Linear(width, shape.vocab_size, bias=False)
 
     @property
+    def family(self) -> str:
+        return self.shape.family
+
+    @property
     def d_model(self) -> int:
         return self.shape.d_model
+
+    @property
+    def max_positions(self) -> int:
+        return self.shape.max_positions
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.shape.eos_token_ids
+
+    def reader(self) -> "Decoder":
+        return copy.deepcopy(self)
 
     def sites(self, kind: ModuleKind = "lora", targets: tuple[Target, ...] = ("q", "v")) -> tuple[Site, ...]:
         """See `Backbone.sites`.
@@ -176,7 +201,14 @@ class Decoder(nn.Module):
             present.insert(4, "gate")
         return {site: self._linear(site).weight for site in self.sites("lora", tuple(present))}
 
-    def read(self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None) -> Read:
+    def site_name(self, site: Site) -> str:
+        names = NAMES[self.shape.family]
+        part = "attention" if site.kind == "decoder.self" else "feed_forward"
+        return f"{names['blocks']}.{site.layer}.{names[f'{part}.{site.place}']}"
+
+    def read(
+        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, recompute: bool = False
+    ) -> EncodedInstruction:
         """See `Backbone.read`.
 
         Raises:
@@ -184,17 +216,25 @@ class Decoder(nn.Module):
         """
         mask = mask.bool()
         if not mask.any():
-            return Read(self.embedding.weight.new_zeros(*ids.shape, self.d_model), mask, None)
-        positions, prepared = (mask.cumsum(1) - 1).clamp(min=0), self.prepare(None, modules or {})
+            return EncodedInstruction(self.embedding.weight.new_zeros(*ids.shape, self.d_model), mask)
+        positions, prepared = (mask.cumsum(1) - 1).clamp(min=0), Prepared(len(ids), modules or {})
         hidden = None if mask.all() else ~mask[:, None, None, :]
-        x_TSD, layers = self._run(ids, positions, hidden, prepared, Rows(len(ids), len(ids)))
-        return Read(x_TSD, mask, Attended(layers, mask, positions, mask.sum(1)))
+        x_TSD, layers = self._run(ids, positions, hidden, prepared, Rows(len(ids), len(ids)), recompute=recompute)
+        return EncodedInstruction(x_TSD, mask, Attended.of(layers, mask))
 
-    def prepare(self, read: Read | None, modules: Modules) -> Prepared:
-        """See `Backbone.prepare`. A generated prefix is seen from everywhere, and moves no token's position."""
-        attended, first = None if read is None else read.attended, modules.get(Site("decoder.self", 0, "prefix"))
-        if first is None:
-            return Prepared(modules, attended)
+    def prepare(
+        self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
+    ) -> Prepared:
+        """See `Backbone.prepare`. A generated prefix is seen from everywhere, and moves no token's position.
+
+        Raises:
+            ValueError: something to fuse: there is no encoder.
+        """
+        if fuse is not None:
+            raise ValueError("a decoder-only model has no encoder to fuse anything into")
+        attended = encoded.attended if attends else None
+        if (first := modules.get(Site("decoder.self", 0, "prefix"))) is None:
+            return Prepared(encoded.tasks, modules, attended)
         prefix = [modules[site] for site in self.sites("prefix")]
         heads = self.shape.num_kv_heads
         layers = tuple(KeyValue(split_heads(f.a, heads), split_heads(f.b.mT, heads)) for f in prefix)
@@ -204,7 +244,7 @@ class Decoder(nn.Module):
             layers = tuple(one.then(other) for one, other in zip(layers, attended.layers, strict=True))
             mask, start = torch.cat((mask, attended.mask), dim=1), attended.start
             positions = torch.cat((positions, attended.positions), dim=1)
-        return Prepared(modules, Attended(layers, mask, positions, start))
+        return Prepared(encoded.tasks, modules, Attended(layers, mask, positions, start))
 
     def begin(
         self, ids: Tensor, mask: Tensor, *, prepared: Prepared, rows: Rows, room: int = 0
@@ -228,10 +268,7 @@ class Decoder(nn.Module):
             InputError: more tokens than the model has positions.
         """
         past, prepared, rows = cache.past, cache.prepared, cache.rows
-        first = torch.zeros_like(ids) if past.first is None else past.first
-        positions = past.length - first
-        if prepared.attended is not None:
-            positions = positions + rows.pick(prepared.attended.start)
+        positions = self._next_position(cache, ids)
         hidden = past.hidden(past.length + 1)
         x_R1D, layers = self._run(ids[:, None], positions[:, None], hidden, prepared, rows, past)
         return self.logits(x_R1D[:, -1]), DecoderCache(past.after(layers), prepared, rows)
@@ -244,6 +281,7 @@ class Decoder(nn.Module):
         *,
         prepared: Prepared,
         rows: Rows,
+        owner: Tensor | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """See `Backbone.score`.
@@ -251,28 +289,35 @@ class Decoder(nn.Module):
         Raises:
             InputError: more tokens than the model has positions.
         """
-        states = self.target_states(
-            input_ids, input_mask, target_ids, prepared=prepared, rows=rows, recompute=recompute
-        )
-        return self.logits(states)
-
-    def target_states(
-        self,
-        input_ids: Tensor,
-        input_mask: Tensor,
-        target_ids: Tensor,
-        *,
-        prepared: Prepared,
-        rows: Rows,
-        recompute: bool = False,
-    ) -> Tensor:
-        """The hidden states (R, O, D) that `logits` makes those of `score` of: a loss may project real targets only."""
+        if owner is not None:
+            return self._score_after(input_ids, input_mask, target_ids, prepared, rows, owner)
         ids, mask = right_aligned([input_ids], input_mask.bool())
         inputs, targets = ids.shape[1], target_ids.shape[1]
         both = torch.cat((ids, target_ids[:, :-1]), dim=1)  # nothing is read after the last target
         mask = F.pad(mask, (0, targets - 1), value=True)
         positions, hidden = _positions(mask, prepared, rows)
-        return self._run(both, positions, hidden, prepared, rows, recompute=recompute)[0][:, inputs - 1 :]
+        states = self._run(both, positions, hidden, prepared, rows, recompute=recompute)[0]
+        return self.logits(states[:, inputs - 1 :])
+
+    def _score_after(
+        self, ids: Tensor, mask: Tensor, target_ids: Tensor, prepared: Prepared, rows: Rows, owner: Tensor
+    ) -> Tensor:
+        """Logits (C, O, V) of targets, several of which share one reading of their input."""
+        first, cache = self.begin(ids, mask, prepared=prepared, rows=rows)
+        cache = cache.select(owner)
+        if target_ids.shape[1] == 1:
+            return first[owner][:, None]
+        more = target_ids[:, :-1]
+        positions = self._next_position(cache, owner)[:, None] + torch.arange(more.shape[1], device=ids.device)
+        hidden = cache.past.hidden(cache.past.length + more.shape[1])
+        states, _ = self._run(more, positions, hidden, prepared, cache.rows, cache.past)
+        return torch.cat((first[owner][:, None], self.logits(states)), dim=1)
+
+    def _next_position(self, cache: DecoderCache, like: Tensor) -> Tensor:
+        """Of the token (R,) that comes next in every row."""
+        first = torch.zeros_like(like) if cache.past.first is None else cache.past.first
+        attended = cache.prepared.attended
+        return cache.past.length - first + (0 if attended is None else cache.rows.pick(attended.start))
 
     def logits(self, x_LD: Tensor) -> Tensor:
         """Hidden states (..., D) to scores over the vocabulary (..., V)."""

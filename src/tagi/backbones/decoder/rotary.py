@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from tagi.backbones.decoder.shape import Rotary
+from tagi.config import Rotary
 
 Angles = tuple[Tensor, Tensor]
 """Cosine and sine (R or 1, 1, L, K) of every position and pair of a head's values."""

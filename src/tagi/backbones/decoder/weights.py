@@ -1,4 +1,4 @@
-"""The one place that knows what decoder-only families call their tensors in files."""
+"""Decoder-only models from and to Hugging Face folders."""
 
 import json
 from collections.abc import Mapping
@@ -10,68 +10,10 @@ from torch import Tensor, nn
 
 from tagi.backbones.decoder.configs import config_of, read_decoder_shape
 from tagi.backbones.decoder.model import Decoder
-from tagi.backbones.decoder.shape import DecoderShape
+from tagi.backbones.decoder.names import NAMES
 from tagi.backbones.files import WEIGHTS, check_shape, locate, read_weights
+from tagi.config import DecoderShape
 from tagi.errors import CheckpointError
-
-_LLAMA = {
-    "embedding": "model.embed_tokens",
-    "norm": "model.norm",
-    "output": "lm_head",
-    "blocks": "model.layers",
-    "attention_norm": "input_layernorm",
-    "feed_forward_norm": "post_attention_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.o_proj",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "feed_forward.gate": "mlp.gate_proj",
-    "feed_forward.up": "mlp.up_proj",
-    "feed_forward.down": "mlp.down_proj",
-}
-_OPT = {
-    "embedding": "model.decoder.embed_tokens",
-    "position": "model.decoder.embed_positions",
-    "project_in": "model.decoder.project_in",
-    "project_out": "model.decoder.project_out",
-    "norm": "model.decoder.final_layer_norm",
-    "output": "lm_head",
-    "blocks": "model.decoder.layers",
-    "attention_norm": "self_attn_layer_norm",
-    "feed_forward_norm": "final_layer_norm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.out_proj",
-    "feed_forward.up": "fc1",
-    "feed_forward.down": "fc2",
-}
-_GPT2 = {
-    "embedding": "transformer.wte",
-    "position": "transformer.wpe",
-    "norm": "transformer.ln_f",
-    "output": "lm_head",
-    "blocks": "transformer.h",
-    "attention_norm": "ln_1",
-    "feed_forward_norm": "ln_2",
-    "attention.q": "attn.c_attn",
-    "attention.k": "attn.c_attn",
-    "attention.v": "attn.c_attn",
-    "attention.o": "attn.c_proj",
-    "feed_forward.up": "mlp.c_fc",
-    "feed_forward.down": "mlp.c_proj",
-}
-NAMES: dict[str, dict[str, str]] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "opt": _OPT,
-    "gpt2": _GPT2,
-}
-"""Family -> our module's name -> Hugging Face's; inside a block both are relative to it."""
 
 
 def load_decoder(source: str | Path, dtype: torch.dtype | None = torch.float32) -> Decoder:

@@ -1,4 +1,4 @@
-"""T5 with adapters and instruction memory as arguments (Raffel et al., 2020).
+"""T5 with adapters and encoded instructions as arguments (Raffel et al., 2020).
 
 Three code paths cover the family: relu with tied embeddings (v1.0), gated-gelu untied (v1.1, LM-adapt, Flan)
 and, by its configuration, mT5. Shapes: see `rows.py`.
@@ -14,15 +14,20 @@ from torch.utils.checkpoint import checkpoint
 
 from tagi.backbones import attention as att
 from tagi.backbones.attention import join_heads, padding_bias, split_heads
-from tagi.backbones.cache import DecoderContext, DecoderMemory, History, KeyValue, Past, distances
+from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
+from tagi.backbones.cache import History, KeyValue, Past, distances
 from tagi.backbones.lora import bottleneck, prefixed, project
+from tagi.backbones.norms import RMSNorm
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import AfterSelfAttention, AttentionKind, FeedForwardKind, Modules, Site
-from tagi.config import ModuleKind, T5Shape
+from tagi.backbones.sites import Modules, Site, SiteKind
+from tagi.backbones.t5.cache import Inputs, T5Cache
+from tagi.backbones.t5.names import module_name
+from tagi.config import ModuleKind, T5Shape, Target
+from tagi.errors import ConfigError
 
 POSITION_STD = 3.0
 """Of the relative position biases at random initialisation. With T5's own d_model^-0.5 every head is nearly blind to
-order at first, and a small model trained from nothing names the right words in the wrong order for long."""
+order at first, and a small model trained from scratch names the right words in the wrong order for long."""
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -32,23 +37,10 @@ ACTIVATIONS = {
 }
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight, the mean square taken in fp32; no bias, no centring."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean_square = x.float().pow(2).mean(-1, keepdim=True)
-        return self.weight * (x * torch.rsqrt(mean_square + self.eps)).to(self.weight.dtype)
-
-
 class Attention(nn.Module):
     """One attention module; `kind` and `layer` name the sites of its q and v projections."""
 
-    def __init__(self, shape: T5Shape, kind: AttentionKind, layer: int) -> None:
+    def __init__(self, shape: T5Shape, kind: SiteKind, layer: int) -> None:
         super().__init__()
         self.heads = shape.num_heads
         self.site_q, self.site_v = Site(kind, layer, "q"), Site(kind, layer, "v")
@@ -76,7 +68,7 @@ class Attention(nn.Module):
         return KeyValue(split_heads(self.k(x_RLD), self.heads), split_heads(v, self.heads))
 
     def attend(self, q_RHOK: Tensor, own: KeyValue, bias: Tensor, modules: Modules, rows: Rows) -> Tensor:
-        """Attention to keys and values, and to the prefix that each row wears here, if any; (R, O, D)."""
+        """Attention to keys and values, and to the prefix that each row has here, if any; (R, O, D)."""
         dropout = self.weight_dropout
         prefix = modules.get(self.site_prefix) if self.site_prefix else None
         return self.output(prefixed(att.attend(q_RHOK, own, bias, dropout), q_RHOK, prefix, rows, dropout))
@@ -89,7 +81,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """wo(act(wi x)), or wo(act(wi x) · (wi_gate x)) when gated, with pre-norm, bottleneck adapter and residual."""
 
-    def __init__(self, shape: T5Shape, kind: FeedForwardKind, layer: int) -> None:
+    def __init__(self, shape: T5Shape, kind: SiteKind, layer: int) -> None:
         super().__init__()
         self.site = Site(kind, layer, "bottleneck")
         self.norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
@@ -116,15 +108,13 @@ class EncoderBlock(nn.Module):
         self.attention = Attention(shape, "encoder.self", layer)
         self.feed_forward = FeedForward(shape, "encoder.feed_forward", layer)
 
-    def forward(
-        self, x_RND: Tensor, bias: Tensor, modules: Modules, rows: Rows, after: AfterSelfAttention | None
-    ) -> Tensor:
+    def forward(self, x_RND: Tensor, bias: Tensor, modules: Modules, rows: Rows, fuse: Fuse | None) -> Tensor:
         normed = self.attention.norm(x_RND)
         q = self.attention.query(normed, modules, rows)
         own = self.attention.key_value(normed, modules, rows)
         x_RND = x_RND + self.attention.attend(q, own, bias, modules, rows)
-        if after is not None:
-            x_RND = after(self.attention.layer, x_RND)
+        if fuse is not None:
+            x_RND = fuse(self.attention.layer, x_RND, rows)
         return self.feed_forward(x_RND, modules, rows)
 
 
@@ -141,73 +131,66 @@ class DecoderBlock(nn.Module):
         self,
         x_ROD: Tensor,
         bias: Tensor,
-        context: DecoderContext,
-        modules: Modules,
+        inputs: Inputs,
+        prepared: Prepared,
         rows: Rows,
         past: History | None,
     ) -> tuple[Tensor, KeyValue]:
-        normed = self.attention.norm(x_ROD)
+        modules, normed = prepared.modules, self.attention.norm(x_ROD)
         own = self.attention.key_value(normed, modules, rows)
         own = past.append(self.attention.layer, own) if past else own
         q = self.attention.query(normed, modules, rows)
         x_ROD = x_ROD + self.attention.attend(q, own, bias, modules, rows)
-        x_ROD = x_ROD + self._cross(x_ROD, context, modules, rows)
+        x_ROD = x_ROD + self._cross(x_ROD, inputs, prepared, rows)
         return self.feed_forward(x_ROD, modules, rows), own
 
-    def _cross(self, x_ROD: Tensor, context: DecoderContext, modules: Modules, rows: Rows) -> Tensor:
+    def _cross(self, x_ROD: Tensor, inputs: Inputs, prepared: Prepared, rows: Rows) -> Tensor:
         layer, dropout = self.cross.layer, self.cross.weight_dropout
-        q = self.cross.query(self.cross.norm(x_ROD), modules, rows)
-        own = context.layers[layer]
-        if context.memory is None:
-            return self.cross.output(att.attend(q, own, context.bias, dropout))
-        mixed = att.attend_beside_memory(q, own, context.bias, context.memory, layer, rows, dropout)
-        return self.cross.output(mixed)
+        q = self.cross.query(self.cross.norm(x_ROD), prepared.modules, rows)
+        own, attended = inputs.layers[layer], prepared.attended
+        if attended is None or inputs.whole:
+            return self.cross.output(att.attend(q, own, inputs.bias, dropout))
+        told, bias = attended.layers[layer], padding_bias(attended.mask, q.dtype)
+        return self.cross.output(att.attend_beside(q, own, inputs.bias, told, bias, rows, dropout))
 
 
 class T5Encoder(nn.Module):
-    """The encoder with its embeddings: half of a language model, and by itself what reads instructions.
+    """The encoder with its embeddings: half of a language model, and by itself what reads instructions."""
 
-    With `recompute`, training keeps each block's inputs only and computes the rest again in the backward pass.
-    """
-
-    def __init__(self, shape: T5Shape, *, recompute: bool = False) -> None:
+    def __init__(self, shape: T5Shape) -> None:
         super().__init__()
-        self.shape, self.recompute = shape, recompute
+        self.shape = shape
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.encoder = nn.ModuleList(EncoderBlock(shape, i) for i in range(shape.num_layers))
         self.encoder_position = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
         self.encoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
         self.dropout = nn.Dropout(shape.dropout_rate)
 
-    def encode(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        *,
-        modules: Modules,
-        rows: Rows,
-        after_self_attention: AfterSelfAttention | None = None,
-    ) -> Tensor:
-        """See `Backbone.encode`."""
+    def read(
+        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, recompute: bool = False
+    ) -> EncodedInstruction:
+        """See `Backbone.read`."""
+        rows = Rows(len(ids), len(ids))
+        hidden = self.encode(ids, mask, Prepared(len(ids), modules or {}), rows, recompute=recompute)
+        return EncodedInstruction(hidden, mask.bool())
+
+    def encode(self, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, *, recompute: bool = False) -> Tensor:
+        """Token ids (R, N) to hidden states (R, N, D); the mask (R, N), or by query (R, N, N)."""
         x_RND = self.dropout(self.embedding(ids))
         position = position_bias(self.encoder_position, distances(ids.shape[1], 0, ids.device), self.shape)
         bias = position + padding_bias(mask, x_RND.dtype)
         for block in self.encoder:
-            x_RND = self._through(block, x_RND, bias, modules, rows, after_self_attention)
+            x_RND = _through(block, recompute, x_RND, bias, prepared.modules, rows, prepared.fuse)
         return self.dropout(self.encoder_norm(x_RND))
-
-    def _through(self, block: nn.Module, *arguments: Any) -> Any:
-        """The block's output, its activations kept or, with `recompute`, forgotten until the backward pass."""
-        if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
 
 
 class T5(T5Encoder):
-    """The backbone. Implements `tagi.backbones.sites.Backbone`."""
+    """The language model. Implements `tagi.backbones.base.Backbone`."""
 
-    def __init__(self, shape: T5Shape, *, recompute: bool = False) -> None:
-        super().__init__(shape, recompute=recompute)
+    has_encoder, max_positions, family = True, None, "T5"
+
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__(shape)
         self.decoder = nn.ModuleList(DecoderBlock(shape, i) for i in range(shape.num_decoder_layers))
         self.decoder_position = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
         self.decoder_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
@@ -219,18 +202,29 @@ class T5(T5Encoder):
     def d_model(self) -> int:
         return self.shape.d_model
 
-    def encoder_alone(self) -> T5Encoder:
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.shape.eos_token_ids
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        # a decoder block's cross-attention also gives keys and values outside of its forward
+        return [*self.encoder, *(cast(DecoderBlock, block).feed_forward for block in self.decoder)]
+
+    def reader(self) -> T5Encoder:
         """A copy of the encoder with its embeddings, which shares no tensor with this model."""
         weight = self.embedding.weight
         with weight.device:
-            made = T5Encoder(self.shape, recompute=self.recompute).to(weight.dtype)
+            made = T5Encoder(self.shape).to(weight.dtype)
         own = self.state_dict()
         made.load_state_dict({name: own[name] for name in made.state_dict()})
         return made.train(self.training)
 
-    def sites(self, kind: ModuleKind = "lora") -> tuple[Site, ...]:
+    def sites(self, kind: ModuleKind = "lora", targets: tuple[Target, ...] = ("q", "v")) -> tuple[Site, ...]:
         if kind == "lora":
-            return tuple(site for module in self._attentions() for site in (module.site_q, module.site_v))
+            if others := [one for one in targets if one not in ("q", "v")]:
+                raise ConfigError(f"target_modules: {others[0]}: LoRA of a T5 adapts q and v only")
+            return tuple(site for m in self._attentions() for site in (m.site_q, m.site_v) if site.place in targets)
         if kind == "prefix":
             return tuple(module.site_prefix for module in self._attentions() if module.site_prefix is not None)
         return tuple(module.site for module in self.modules() if isinstance(module, FeedForward))
@@ -249,51 +243,80 @@ class T5(T5Encoder):
         )
         return {site: linear.weight for site, linear in pairs}
 
-    def project_memory(self, hidden: Tensor, mask: Tensor, *, modules: Modules) -> DecoderMemory:
-        each = Rows(hidden.shape[0], hidden.shape[0])
-        return DecoderMemory(self._cross_key_values(hidden, modules, each), padding_bias(mask, hidden.dtype))
+    def site_name(self, site: Site) -> str:
+        return module_name(site)
 
-    def context(
-        self, hidden: Tensor, mask: Tensor, *, modules: Modules, rows: Rows, memory: DecoderMemory | None
-    ) -> DecoderContext:
-        layers = self._cross_key_values(hidden, modules, rows)
-        return DecoderContext(layers, padding_bias(mask, hidden.dtype), memory)
+    def prepare(
+        self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
+    ) -> Prepared:
+        attended = None
+        if attends and encoded.mask.shape[1]:
+            each = Rows(encoded.tasks, encoded.tasks)
+            attended = Attended.of(self.cross_key_values(encoded.hidden, modules, each), encoded.mask)
+        return Prepared(encoded.tasks, modules, attended, fuse)
+
+    def begin(
+        self, ids: Tensor, mask: Tensor, *, prepared: Prepared, rows: Rows, room: int = 0
+    ) -> tuple[Tensor, T5Cache]:
+        inputs = self.inputs(ids, mask, prepared, rows)
+        if prepared.attended is not None and rows.tasks == rows.count:
+            inputs = inputs.with_instruction(prepared.attended, rows)
+        start = ids.new_full((rows.count, 1), self.shape.decoder_start_token_id)
+        logits, layers = self.decode(start, inputs, prepared, rows)
+        past = Past(layers, 1)
+        return logits[:, 0], T5Cache(past.with_room(room) if room else past, inputs, prepared.encoder_done(), rows)
+
+    def step(self, ids: Tensor, cache: T5Cache) -> tuple[Tensor, T5Cache]:
+        logits, layers = self.decode(ids[:, None], cache.inputs, cache.prepared, cache.rows, past=cache.past)
+        return logits[:, 0], cache.after(layers)
+
+    def score(
+        self,
+        input_ids: Tensor,
+        input_mask: Tensor,
+        target_ids: Tensor,
+        *,
+        prepared: Prepared,
+        rows: Rows,
+        owner: Tensor | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
+        inputs = self.inputs(input_ids, input_mask, prepared, rows, recompute=recompute)
+        if owner is not None:
+            inputs, rows = inputs.select(owner), rows.select(owner)
+        shifted = F.pad(target_ids[:, :-1], (1, 0), value=self.shape.decoder_start_token_id)
+        return self.decode(shifted, inputs, prepared, rows, recompute=recompute)[0]
+
+    def inputs(self, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, *, recompute: bool = False) -> Inputs:
+        """Inputs (R, N), encoded, as the decoder attends to them."""
+        hidden = self.encode(ids, mask, prepared, rows, recompute=recompute)
+        return Inputs(self.cross_key_values(hidden, prepared.modules, rows), padding_bias(mask, hidden.dtype))
 
     def decode(
         self,
         ids: Tensor,
-        context: DecoderContext,
-        *,
-        modules: Modules,
+        inputs: Inputs,
+        prepared: Prepared,
         rows: Rows,
+        *,
         past: History | None = None,
         seen: Tensor | None = None,
-    ) -> tuple[Tensor, History]:
-        """See `Backbone.decode`; `seen` (R, O, O) says which tokens each one sees of those before it, if not all."""
+        recompute: bool = False,
+    ) -> tuple[Tensor, tuple[KeyValue, ...]]:
+        """Decoder ids (R, O) after `past` to logits (R, O, V), and what each layer's self-attention has read.
+
+        Args:
+            seen: (R, O, O), which tokens each one sees of those before it, if not all.
+        """
         x_ROD = self.dropout(self.embedding(ids))
         bias = self._decoder_bias(ids.shape[1], past)
         if seen is not None:
             bias = bias + padding_bias(seen, bias.dtype)
         read: list[KeyValue] = []
         for block in self.decoder:
-            x_ROD, own = self._through(block, x_ROD, bias, context, modules, rows, past)
+            x_ROD, own = _through(block, recompute, x_ROD, bias, inputs, prepared, rows, past)
             read.append(own)
-        layers = tuple(read)
-        longer = Past(layers, layers[0].k.shape[2]) if past is None else past.after(layers)
-        return self.logits(self.dropout(self.decoder_norm(x_ROD))), longer
-
-    def packed(self, ids: Tensor, owner_RN: Tensor, decoder_ids: Tensor, decoder_owner_RO: Tensor) -> Tensor:
-        """Logits (R, O, V) of rows that hold several texts each, as if every text were a row of its own.
-
-        Args:
-            ids: (R, N), as `owner_RN`, the text of its row that each token belongs to.
-            decoder_ids: (R, O), as `decoder_owner_RO`; every text begins with the start token.
-        """
-        rows = Rows(len(ids), len(ids))
-        hidden = self.encode(ids, _same(owner_RN, owner_RN), modules={}, rows=rows)
-        context = self.context(hidden, _same(decoder_owner_RO, owner_RN), modules={}, rows=rows, memory=None)
-        seen = _same(decoder_owner_RO, decoder_owner_RO)
-        return self.decode(decoder_ids, context, modules={}, rows=rows, seen=seen)[0]
+        return self.logits(self.dropout(self.decoder_norm(x_ROD))), tuple(read)
 
     def logits(self, x_ROD: Tensor) -> Tensor:
         """Decoder outputs to scores over the vocabulary (R, O, V)."""
@@ -304,7 +327,7 @@ class T5(T5Encoder):
     def _attentions(self) -> Iterator[Attention]:
         return (module for module in self.modules() if isinstance(module, Attention))
 
-    def _cross_key_values(self, hidden: Tensor, modules: Modules, rows: Rows) -> tuple[KeyValue, ...]:
+    def cross_key_values(self, hidden: Tensor, modules: Modules, rows: Rows) -> tuple[KeyValue, ...]:
         """Laid out head by head once, for every step of decoding reads them."""
         blocks = cast(Iterable[DecoderBlock], self.decoder)
         each = (block.cross.key_value(hidden, modules, rows) for block in blocks)
@@ -322,6 +345,13 @@ class T5(T5Encoder):
         return bias.masked_fill(future if hidden is None else future | hidden, torch.finfo(bias.dtype).min)
 
 
+def _through(block: nn.Module, recompute: bool, *arguments: Any) -> Any:
+    """The block's output, its activations kept or, with `recompute`, forgotten until the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *arguments, use_reentrant=False)
+    return block(*arguments)
+
+
 def position_bias(table: nn.Embedding, distance: Tensor, shape: T5Shape, *, bidirectional: bool = True) -> Tensor:
     """Relative position bias (1 or R, H, queries, keys) of key places - query places (1 or R, queries, keys)."""
     bucket = att.relative_bucket(
@@ -331,11 +361,6 @@ def position_bias(table: nn.Embedding, distance: Tensor, shape: T5Shape, *, bidi
         max_distance=shape.relative_attention_max_distance,
     )
     return table(bucket).permute(0, 3, 1, 2)
-
-
-def _same(owner_RO: Tensor, owner_RL: Tensor) -> Tensor:
-    """Whether a query and a key belong to the same text, (R, O, L)."""
-    return owner_RO[:, :, None] == owner_RL[:, None, :]
 
 
 def initialise(model: T5, generator: torch.Generator) -> None:

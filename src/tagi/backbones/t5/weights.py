@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, T5Config
 
 from tagi.backbones.files import WEIGHTS, check_shape, check_type, locate, read_hf_config, read_weights
-from tagi.backbones.sites import Site
 from tagi.backbones.t5.model import T5
+from tagi.backbones.t5.names import ATTENTIONS
 from tagi.config import T5Shape
 from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
@@ -32,12 +32,6 @@ _SAME_NAME = (
 _SHARED = "shared.weight"
 _ITS_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _HEAD = "lm_head.weight"
-_ATTENTIONS: dict[str, tuple[str, str, str]] = {
-    "encoder.self": ("encoder", "attention", "0.SelfAttention"),
-    "decoder.self": ("decoder", "attention", "0.SelfAttention"),
-    "decoder.cross": ("decoder", "cross", "1.EncDecAttention"),
-}
-"""The stack of each kind of attention, our name in a block of it, and Hugging Face's."""
 
 
 def load_t5(source: str | Path) -> T5:
@@ -121,17 +115,17 @@ def _ids(config: PretrainedConfig) -> dict[str, Any]:
     for name, number in named:
         if type(number) is not int or not 0 <= number < config.vocab_size:
             raise ConfigError(f"config.json: {name}: {number!r} is none of the {config.vocab_size} ids from 0")
-    return dict(named) | {"eos_token_id": ends[0], "more_eos_token_ids": tuple(ends[1:])}
+    return {"decoder_start_token_id": start, "pad_token_id": pad, "eos_token_ids": tuple(ends)}
 
 
 def config_of(shape: T5Shape) -> dict[str, Any]:
     """The `config.json` of a shape; `tie_word_embeddings` is where the family says whether outputs scale."""
     activation = "gelu" if shape.activation == "gelu_new" else shape.activation
     values: dict[str, Any] = {name: getattr(shape, name) for name in _SAME_NAME}
-    ends = [shape.eos_token_id, *shape.more_eos_token_ids]
+    ends = list(shape.eos_token_ids)
     values |= {
         "pad_token_id": shape.pad_token_id,
-        "eos_token_id": ends if len(ends) > 1 else shape.eos_token_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
         "decoder_start_token_id": shape.decoder_start_token_id,
         "feed_forward_proj": f"gated-{activation}" if shape.gated else shape.activation,
         "tie_word_embeddings": shape.scale_outputs,
@@ -152,15 +146,9 @@ def tensor_names(shape: T5Shape) -> dict[str, str]:
     return names if shape.tied else names | {"output.weight": _HEAD}
 
 
-def module_name(site: Site) -> str:
-    """What `transformers` calls the projection of a site."""
-    stack, _, attention = _ATTENTIONS[site.kind]
-    return f"{stack}.block.{site.layer}.layer.{attention}.{site.place}"
-
-
 def _block_names(shape: T5Shape, stack: str, layer: int) -> dict[str, str]:
     ours, theirs = f"{stack}.{layer}", f"{stack}.block.{layer}.layer"
-    attentions = [names[1:] for names in _ATTENTIONS.values() if names[0] == stack]
+    attentions = [names[1:] for names in ATTENTIONS.values() if names[0] == stack]
     last = len(attentions)
     names = {f"{ours}.feed_forward.norm.weight": f"{theirs}.{last}.layer_norm.weight"}
     for number, (attribute, module) in enumerate(attentions):

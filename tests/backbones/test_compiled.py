@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tagi.infer.compiled import Compiled, rounded
+from tagi.infer.decode import Request, decode
+from tagi.infer.steps import StepInput
 from test_decode import END, MOST, collected, lively, prompts, worn
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -19,10 +22,7 @@ from tagi.backbones.cache import FixedPast, KeyValue, Past
 from tagi.backbones.rows import Rows
 from tagi.errors import ConfigError
 from tagi.infer.answers import at_hand
-from tagi.infer.compiled import Compiled, rounded
-from tagi.infer.decode import Request, decode
-from tagi.infer.search import Decoding, Limits
-from tagi.infer.steps import StepInput
+from tagi.infer.search import GenerationConfig, Limits
 from tagi.model.tagi import TagiModel
 
 CAPACITY = 4
@@ -57,7 +57,7 @@ def mixed(model: TagiModel, count: int, seed: int, *, beams: int = 1, members: i
             rng.randrange(prepared.adapter.tasks),
             "",
             rng.choice(limits),
-            Decoding(beams=beams),
+            GenerationConfig(beams=beams),
         )
         for number in range(count)
     ]

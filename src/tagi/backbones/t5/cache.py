@@ -1,0 +1,85 @@
+"""What a T5's decoder attends to: the encoded inputs, and what it has written so far."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagi.backbones.attention import padding_bias
+from tagi.backbones.base import Attended, Prepared
+from tagi.backbones.cache import History, KeyValue
+from tagi.backbones.rows import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Encoded inputs as the decoder's cross-attention sees them."""
+
+    layers: tuple[KeyValue, ...]  # (R, H, N, K)
+    bias: Tensor  # (R, 1, 1, N), or by query (R, 1, O, N): 0 where a token is, else the lowest float
+    whole: bool = False
+    """Whether each row's instruction stands in front of its input here."""
+
+    def select(self, index: Tensor) -> "Inputs":
+        """Those of some rows, in the order of `index`."""
+        return Inputs(tuple(own.select(index) for own in self.layers), self.bias[index], self.whole)
+
+    def with_instruction(self, attended: Attended, rows: Rows) -> "Inputs":
+        """The same with each row's instruction copied in front of its input, so that one attention reads both.
+
+        Worth its copy where no two rows share an instruction, and for all rows of a batch if for one of them.
+        """
+        if self.whole:
+            return self
+        shared = (KeyValue(rows.pick(own.k), rows.pick(own.v)) for own in attended.layers)
+        layers = tuple(told.then(own) for told, own in zip(shared, self.layers, strict=True))
+        bias = padding_bias(rows.pick(attended.mask), self.bias.dtype)
+        return Inputs(layers, torch.cat((bias, self.bias), dim=-1), whole=True)
+
+    def beside(self, other: "Inputs") -> "Inputs":
+        """These rows, then the other's, the shorter ones padded."""
+        longest = max(self.bias.shape[-1], other.bias.shape[-1])
+        ours, theirs = self._padded(longest), other._padded(longest)
+        layers = tuple(a.beside(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
+        return Inputs(layers, torch.cat((ours.bias, theirs.bias)), self.whole)
+
+    def _padded(self, length: int) -> "Inputs":
+        if not (more := length - self.bias.shape[-1]):
+            return self
+        bias = F.pad(self.bias, (0, more), value=torch.finfo(self.bias.dtype).min)
+        return Inputs(tuple(own.padded(0, more) for own in self.layers), bias, self.whole)
+
+
+@dataclass(frozen=True, slots=True)
+class T5Cache:
+    """What rows have read of their inputs and written of their answers. Implements `tagi.backbones.base.Cache`."""
+
+    past: History
+    inputs: Inputs
+    prepared: Prepared
+    rows: Rows
+
+    def select(self, index: Tensor) -> "T5Cache":
+        return T5Cache(self.past.select(index), self.inputs.select(index), self.prepared, self.rows.select(index))
+
+    def reordered(self, index: Tensor) -> "T5Cache":
+        return replace(self, past=self.past.reordered(index))
+
+    def beside(self, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
+        ours, theirs = self, other
+        if ours.inputs.whole != theirs.inputs.whole:
+            ours, theirs = ours._whole(), theirs._whole()
+        inputs = ours.inputs.beside(theirs.inputs)
+        return T5Cache(ours.past.beside(theirs.past, room), inputs, prepared.encoder_done(), rows)
+
+    def given(self, prepared: Prepared, rows: Rows) -> "T5Cache":
+        return replace(self, prepared=prepared.encoder_done(), rows=rows)
+
+    def after(self, layers: tuple[KeyValue, ...]) -> "T5Cache":
+        """One token on, from what each layer's self-attention has read."""
+        return replace(self, past=self.past.after(layers))
+
+    def _whole(self) -> "T5Cache":
+        attended = self.prepared.attended
+        return self if attended is None else replace(self, inputs=self.inputs.with_instruction(attended, self.rows))
