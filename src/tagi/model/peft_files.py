@@ -59,7 +59,7 @@ def load_peft(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, 
     """The LoRA of a folder, for a language model with that fingerprint; who else than we wrote it cannot be checked.
 
     Raises:
-        CheckpointError: no LoRA of projections that can be adapted, pickled, an unsupported setting, a tensor missing
+        CheckpointError: no LoRA of projections that can be adapted, pickled, an unsupported setting, a tensor missing or
             of another shape, values that are no finite numbers, or made by us for another language model; names file and
             field or tensor.
     """
