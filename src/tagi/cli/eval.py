@@ -15,7 +15,6 @@ import typer
 from tagi.cli.common import (
     Backbone,
     Checkpoint,
-    Compile,
     Json,
     bar,
     note,
@@ -100,7 +99,6 @@ def sni(
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
     seed: Seed = 0,
-    compiled: Compile = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -114,10 +112,10 @@ def sni(
         tasks = [dataset.load(name, limit=instances) for name in names[:limit_tasks]]
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
     _say_left_out(left_out, tasks, kept)
-    tagi = _showing(positives, open_tagi(checkpoint, backbone, compiled=compiled))
+    tagi = _showing(positives, open_tagi(checkpoint, backbone))
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
     asked |= {"positives": tagi.config.prompt.positives, "not_english": len(left_out)}
-    _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint, "compile": compiled})
+    _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint})
 
 
 @app.command("micro", epilog="Example: tagi eval micro --tasks 100 --instruction shuffled")
@@ -137,13 +135,12 @@ def micro(
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
     seed: Seed = 0,
-    compiled: Compile = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Score compositions of list operations that were not trained on."""
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
-    tagi = _showing(positives, open_tagi(checkpoint, backbone, compiled=compiled))
+    tagi = _showing(positives, open_tagi(checkpoint, backbone))
     from tagi.cli import micro as micro_cli
     from tagi.data.types import named
 
@@ -159,7 +156,6 @@ def micro(
         "positives": tagi.config.prompt.positives,
         "data_seed": data.seed,
         "checkpoint": checkpoint,
-        "compile": compiled,
     }
     _score(tagi, drawn, partners, setting, asked)
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import hub
-from tagi.backbones.base import Backbone, EncodedInstruction, Prepared
+from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.files import locate
 from tagi.backbones.rows import Rows
 from tagi.config import Shape
@@ -53,8 +53,6 @@ class Tagi:
         self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
         self._fingerprint: str | None = None
-        self._decodes: Backbone = model.backbone
-        """What steps of decoding go through: the language model, or it compiled."""
 
     @classmethod
     def from_pretrained(
@@ -181,7 +179,7 @@ class Tagi:
         requests = self._requests(told, inputs, tasks, generation)
         tokens: list[list[int]] = [[] for _ in requests]
         ends: dict[int, Tokens] = {}
-        for step in Scheduler(self._decodes, eager=False).run(_sorted(requests)):
+        for step in Scheduler(self.model.backbone, eager=False).run(_sorted(requests)):
             tokens[step.number] += step.new
             if step.done:
                 ends[step.number] = step
@@ -205,7 +203,7 @@ class Tagi:
     def _streamed(self, requests: Sequence[Request], stop: Sequence[str]) -> Iterator[str]:
         tokens: list[int] = []
         shown = 0
-        for step in Scheduler(self._decodes).run(requests):
+        for step in Scheduler(self.model.backbone).run(requests):
             if step.error is not None:
                 raise step.error
             tokens += step.new

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tagi.backbones.attention import join_heads, split_heads
 from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
-from tagi.backbones.cache import History, KeyValue, Past, distances
+from tagi.backbones.cache import KeyValue, Past, distances
 from tagi.backbones.decoder.attention import View, attend, right_aligned, view
 from tagi.backbones.decoder.names import NAMES
 from tagi.backbones.decoder.rotary import Angles, angles, rotate
@@ -45,7 +45,7 @@ class Pass:
     full: View
     windowed: View | None
     by: Angles | None
-    past: History | None
+    past: Past | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class DecoderCache:
         return DecoderCache(self.past.select(index), self.prepared, self.rows.select(index))
 
     def reordered(self, index: Tensor) -> "DecoderCache":
-        return replace(self, past=self.past.reordered(index))
+        return replace(self, past=self.past.select(index))
 
     def beside(self, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
         return DecoderCache(self.past.beside(other.past, room), prepared, rows)

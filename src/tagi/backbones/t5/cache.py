@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tagi.backbones.attention import padding_bias
 from tagi.backbones.base import Attended, Prepared
-from tagi.backbones.cache import History, KeyValue
+from tagi.backbones.cache import KeyValue, Past
 from tagi.backbones.rows import Rows
 
 
@@ -55,7 +55,7 @@ class Inputs:
 class T5Cache:
     """What rows have read of their inputs and written of their answers. Implements `tagi.backbones.base.Cache`."""
 
-    past: History
+    past: Past
     inputs: Inputs
     prepared: Prepared
     rows: Rows
@@ -64,7 +64,7 @@ class T5Cache:
         return T5Cache(self.past.select(index), self.inputs.select(index), self.prepared, self.rows.select(index))
 
     def reordered(self, index: Tensor) -> "T5Cache":
-        return replace(self, past=self.past.reordered(index))
+        return replace(self, past=self.past.select(index))
 
     def beside(self, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
         ours, theirs = self, other
