@@ -20,9 +20,9 @@ from tagi.backbones.sites import Factors, Site
 from tagi.backbones.t5.model import T5, initialise
 from tagi.config import DecoderShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.data.collate import pad
-from tagi.infer.running import Request
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import Limits
+from tagi.infer.tasks import Request
 from tagi.model import tagi
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 from tagi.model.tagi import TagiModel

@@ -87,6 +87,22 @@ class Past:
         layers = tuple(a.beside(b).padded(0, min(room, ROOM)) for a, b in pairs)
         return Past(layers, length, torch.cat((self._began(length), other._began(length))))
 
+    def put(self, places: Tensor, other: "Past", room: int) -> "Past":
+        """The other's rows in the places (C,) of some of these, all ending at the same place, with room for so many
+        tokens more. Nothing but the new rows is copied while there is room for them."""
+        length = max(self.length, other.length)
+        start = 0 if self.first is None else int(self.first.min())
+        ours, more = self, length - self.length
+        if more or self.length + min(room, ROOM) > self.layers[0].k.shape[2]:
+            layers = [own.span(start, self.length).padded(more, min(room, ROOM)) for own in self.layers]
+            ours = Past(tuple(layers), length - start, self._began(length) - start)
+        for held, new in zip(ours.layers, other.layers, strict=True):
+            end = ours.length
+            held.k[places, :, end - other.length : end] = new.k[:, :, : other.length]
+            held.v[places, :, end - other.length : end] = new.v[:, :, : other.length]
+        first = ours._began(ours.length).index_copy(0, places, other._began(ours.length))
+        return Past(ours.layers, ours.length, first)
+
     def distances(self, new: int) -> Tensor:
         """Place of every key - place of each of the `new` last ones, (1, new, length + new)."""
         return distances(new, self.length, self.layers[0].k.device)

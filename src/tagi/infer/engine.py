@@ -24,9 +24,10 @@ from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer import asked, notes
 from tagi.infer.answers import Answer, AnswerTexts, raised, seeded
 from tagi.infer.cards import checkpoint_card
-from tagi.infer.running import Request, Tokens
+from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GREEDY, GenerationConfig, Limits
+from tagi.infer.tasks import Request
 from tagi.model import adapter as adapters
 from tagi.model import checkpoint
 from tagi.model.adapter import Origin, TaskAdapter

@@ -65,6 +65,9 @@ class DecoderCache:
     def beside(self, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
         return DecoderCache(self.past.beside(other.past, room), prepared, rows)
 
+    def put(self, places: Tensor, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
+        return DecoderCache(self.past.put(places, other.past, room), prepared, rows)
+
     def given(self, prepared: Prepared, rows: Rows) -> "DecoderCache":
         return replace(self, prepared=prepared, rows=rows)
 

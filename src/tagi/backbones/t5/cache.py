@@ -44,6 +44,15 @@ class Inputs:
         layers = tuple(a.beside(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
         return Inputs(layers, torch.cat((ours.bias, theirs.bias)), self.whole)
 
+    def put(self, places: Tensor, other: "Inputs") -> "Inputs":
+        """The other's rows in the places (C,) of some of these, in the same tensors while they fit."""
+        longest = max(self.bias.shape[-1], other.bias.shape[-1])
+        ours, theirs = self._padded(longest), other._padded(longest)
+        for own, new in zip(ours.layers, theirs.layers, strict=True):
+            own.k[places], own.v[places] = new.k, new.v
+        ours.bias[places] = theirs.bias
+        return ours
+
     def _padded(self, length: int) -> "Inputs":
         if not (more := length - self.bias.shape[-1]):
             return self
@@ -73,6 +82,13 @@ class T5Cache:
         inputs = ours.inputs.beside(theirs.inputs)
         return T5Cache(ours.past.beside(theirs.past, room), inputs, prepared.encoder_done(), rows)
 
+    def put(self, places: Tensor, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
+        ours, theirs = self, other
+        if ours.inputs.whole != theirs.inputs.whole:
+            ours, theirs = ours._whole(), theirs._whole()
+        inputs = ours.inputs.put(places, theirs.inputs)
+        return T5Cache(ours.past.put(places, theirs.past, room), inputs, prepared.encoder_done(), rows)
+
     def given(self, prepared: Prepared, rows: Rows) -> "T5Cache":
         return replace(self, prepared=prepared.encoder_done(), rows=rows)
 
@@ -82,4 +98,6 @@ class T5Cache:
 
     def _whole(self) -> "T5Cache":
         attended = self.prepared.attended
-        return self if attended is None else replace(self, inputs=self.inputs.with_instruction(attended, self.rows))
+        if attended is None:
+            return replace(self, inputs=replace(self.inputs, whole=True))
+        return replace(self, inputs=self.inputs.with_instruction(attended, self.rows))
