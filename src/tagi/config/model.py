@@ -92,18 +92,8 @@ class HypernetworkConfig(Frozen):
     bottleneck: Positive = 64
     """Width of a generated bottleneck adapter."""
     hidden: Positive = 128
-    share: Literal["layer", "kind"] = "layer"
-    """One MLP per attention module (the paper), or one per kind of attention."""
-    pool: Literal["query", "mean", "first_last"] = "query"
-    """How the flat generator summarises the encoded instruction; the rank-wise one always queries it."""
     instruction_encoder: Literal["lm", "separate"] | None = None
     """The language model's encoder or a trained copy of it reads the instruction; None: `Method.own_encoder` says."""
-
-    @model_validator(mode="after")
-    def _rankwise_queries(self) -> Self:
-        if self.generator == "rankwise" and self.pool != "query":
-            raise ValueError("pool applies to generator=flat only; the rank-wise generator pools by queries")
-        return self
 
     @property
     def scale(self) -> float:

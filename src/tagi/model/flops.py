@@ -149,10 +149,9 @@ def hypernetwork(
     rankwise, rows = config.generator == "rankwise", config.size(kind)
     per_site, per_query = (rows, 1) if rankwise else (1, rows)
     vectors = tasks * per_site * sites
-    width = shape.d_model * (2 if config.pool == "first_last" else 1)
-    mlp = linear(vectors, width, config.hidden)
+    mlp = linear(vectors, shape.d_model, config.hidden)
     heads = linear(vectors, config.hidden, per_query * sum(site_widths(shape, kind)))
-    return _pooling(config, vectors, tasks, instruction, shape.d_model) + mlp + heads
+    return attention(1, vectors, instruction, shape.d_model) + mlp + heads
 
 
 def generated_sites(shape: T5Shape, kind: ModuleKind) -> int:
@@ -166,12 +165,6 @@ def site_widths(shape: T5Shape, kind: ModuleKind) -> tuple[int, int]:
     """(in, out) of such a module's two matrices."""
     width_in = shape.inner_dim if kind == "prefix" else shape.d_model
     return width_in, shape.d_model if kind == "bottleneck" else shape.inner_dim
-
-
-def _pooling(config: HypernetworkConfig, vectors: int, tasks: int, instruction: int, d_model: int) -> Flops:
-    if config.pool == "query":
-        return attention(1, vectors, instruction, d_model)
-    return Flops(mixed=2.0 * tasks * instruction * d_model) if config.pool == "mean" else Flops()
 
 
 def fusion(shape: T5Shape, config: FusionConfig, rows: int, length: int, instruction: int) -> Flops:

@@ -1,8 +1,7 @@
 """The adapter generator: encoded instruction to LoRA (Eq. 2, §3.2.1), and to prefixes and bottleneck adapters alike.
 
-Additional shape suffixes: M modules of the backbone, P the sites of each (q and v; one for other kinds), Q pooled
-vectors per site, W the width of a pooled vector, h the hidden width, r the rows that a site is written (LoRA's rank),
-I and J a site's input and output width.
+Additional shape suffixes: M modules of the backbone, P the sites of each (q and v; one for other kinds), Q queries per
+site, h the hidden width, r the rows that a site is written (LoRA's rank), I and J a site's input and output width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,10 @@ class Hypernetwork(nn.Module):
     untrained generator changes nothing.
 
     `rankwise`: r learned queries per site attend over I; each result becomes one row of A and one column of B.
-    `flat`: I is pooled to one vector per site, from which one output head writes all of A and B.
+    `flat`: one learned query per site does, and one output head writes all of A and B from its result.
     A prefix's keys and values are attended to, not multiplied by hidden states, so they are not scaled.
     """
 
-    module_mlp: Tensor  # (M,) which MLP serves each module
     a0: Tensor  # (M·P, r, I)
 
     def __init__(
@@ -47,18 +45,15 @@ class Hypernetwork(nn.Module):
         self.fan_in = (1, 1) if kind == "prefix" else (self.width_in, self.rank)
         rankwise = config.generator == "rankwise"
         self.per_site, self.per_query = (self.rank, 1) if rankwise else (1, self.rank)
-        mlps = _mlp_of_module(self.sites, config.share)
-        count, modules, width = max(mlps) + 1, len(mlps), d_model * (2 if config.pool == "first_last" else 1)
+        modules = len({(site.kind, site.layer) for site in self.sites})
         self.per_module = len(self.sites) // modules
-        self.register_buffer("module_mlp", torch.tensor(mlps), persistent=False)
         self.register_buffer("a0", torch.empty(len(self.sites), self.rank, self.width_in))
-        self.index = nn.Parameter(torch.empty(modules, self.per_module, 1, width))
-        if config.pool == "query":
-            self.query = nn.Parameter(torch.empty(modules, self.per_module, self.per_site, d_model))
-        self.inner = nn.Parameter(torch.empty(count, width, config.hidden))
-        self.inner_bias = nn.Parameter(torch.empty(count, 1, config.hidden))
-        self.head_a = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_in))
-        self.head_b = nn.Parameter(torch.empty(count, config.hidden, self.per_query * self.width_out))
+        self.index = nn.Parameter(torch.empty(modules, self.per_module, 1, d_model))
+        self.query = nn.Parameter(torch.empty(modules, self.per_module, self.per_site, d_model))
+        self.inner = nn.Parameter(torch.empty(modules, d_model, config.hidden))
+        self.inner_bias = nn.Parameter(torch.empty(modules, 1, config.hidden))
+        self.head_a = nn.Parameter(torch.empty(modules, config.hidden, self.per_query * self.width_in))
+        self.head_b = nn.Parameter(torch.empty(modules, config.hidden, self.per_query * self.width_out))
 
     def factors(self, memory_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
         """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
@@ -87,19 +82,7 @@ class Hypernetwork(nn.Module):
         self.a0.copy_(given)
 
     def pool(self, memory_TSD: Tensor, mask_TS: Tensor) -> Tensor:
-        """Encoded instructions to Q vectors per site, padding masked: broadcastable to (T, M, P, Q, W)."""
-        if self.config.pool == "query":
-            return self._query(memory_TSD, mask_TS)
-        weights = mask_TS.to(memory_TSD.dtype)
-        if self.config.pool == "mean":
-            pooled = (weights[:, None] @ memory_TSD).squeeze(1) / weights.sum(1, keepdim=True).clamp(min=1)
-        else:
-            last = (mask_TS.long().sum(1) - 1).clamp(min=0)
-            ends = (memory_TSD[:, 0], memory_TSD[torch.arange(len(last), device=last.device), last])
-            pooled = torch.cat(ends, dim=-1) * mask_TS.any(1, keepdim=True)
-        return pooled[:, None, None, None]
-
-    def _query(self, memory_TSD: Tensor, mask_TS: Tensor) -> Tensor:
+        """What every query finds in the encoded instructions, padding masked: (T, M, P, Q, D)."""
         queries = self.query.flatten(0, 2) * self.query.shape[-1] ** -0.5
         hidden = mask_TS[:, None, :] == 0
         scores = queries @ memory_TSD.transpose(-1, -2)
@@ -107,28 +90,22 @@ class Hypernetwork(nn.Module):
         weights = softmax(scores).masked_fill(hidden, 0.0)
         return (weights @ memory_TSD).unflatten(1, self.query.shape[:3])
 
-    def _inner(self, pooled_TMPQW: Tensor) -> Tensor:
+    def _inner(self, pooled_TMPQD: Tensor) -> Tensor:
         """First layer of every module's own MLP, as one batched product: (M, T, P·Q, h)."""
-        by_module_MXW = pooled_TMPQW.transpose(0, 1).flatten(1, 3)
-        hidden = F.gelu(by_module_MXW @ self._by_module(self.inner) + self._by_module(self.inner_bias))
-        return hidden.unflatten(1, (len(pooled_TMPQW), -1))
+        by_module_MXD = pooled_TMPQD.transpose(0, 1).flatten(1, 3)
+        hidden = F.gelu(by_module_MXD @ self.inner + self.inner_bias)
+        return hidden.unflatten(1, (len(pooled_TMPQD), -1))
 
     def _head(self, hidden_MTXh: Tensor, head: Tensor, fan_in: int) -> Tensor:
         """Second layer, scaled by its fan-in: (M, T, P, r, width)."""
-        out = hidden_MTXh.flatten(1, 2) @ (self._by_module(head) * fan_in**-0.5)
+        out = hidden_MTXh.flatten(1, 2) @ (head * fan_in**-0.5)
         return out.view(*hidden_MTXh.shape[:2], self.per_module, self.rank, -1)
-
-    def _by_module(self, mlps: Tensor) -> Tensor:
-        """A parameter of every MLP as one of every module, (M, ...); copied only where modules share an MLP."""
-        return mlps if len(mlps) == len(self.module_mlp) else mlps[self.module_mlp]
 
 
 def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
     """Random A₀, queries, index and first layers; the head of B zero, that of A by its fan-in."""
     h = hypernetwork
-    fan_in = {"a0": h.fan_in[0], "index": 1, "inner": h.inner.shape[1], "head_a": h.config.hidden}
-    if h.config.pool == "query":
-        fan_in["query"] = 1
+    fan_in = {"a0": h.fan_in[0], "index": 1, "inner": h.inner.shape[1], "head_a": h.config.hidden, "query": 1}
     with torch.no_grad():
         for name, width in fan_in.items():
             getattr(h, name).normal_(0.0, width**-0.5, generator=generator)
@@ -139,12 +116,3 @@ def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
 def parameter_count(module: nn.Module) -> int:
     """Number of scalars in a module's parameters."""
     return sum(p.numel() for p in module.parameters())
-
-
-def _mlp_of_module(sites: Sequence[Site], share: str) -> list[int]:
-    """Number of the MLP that serves each module."""
-    modules = list(dict.fromkeys((site.kind, site.layer) for site in sites))
-    if share == "layer":
-        return list(range(len(modules)))
-    kinds = list(dict.fromkeys(kind for kind, _ in modules))
-    return [kinds.index(kind) for kind, _ in modules]
