@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.model.tagi import TagiModel
-from tagi.train import zero
 
 MEBIBYTE = 2**20
 
@@ -29,7 +28,7 @@ class Encodings:
 
     def __call__(self, batch: Batch) -> Tensor | None:
         """I of every task, (T, S, D), 0 where padded; None where the model's shards meet only in its own forward."""
-        if isinstance(self.model, FSDPModule) or zero.sharded(self.model):
+        if isinstance(self.model, FSDPModule):
             return None
         ids, longest = batch.instruction_ids, batch.instruction_ids.shape[1]
         lengths = batch.instruction_mask.sum(1).tolist()

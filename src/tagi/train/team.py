@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tagi.backbones.t5.model import DecoderBlock, EncoderBlock
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
-from tagi.train import precision, zero
+from tagi.train import precision
 from tagi.train.precision import PartNames, Weights
 from tagi.train.report import TRACKING, check_trackers
-from tagi.train.zero import ZeroWeights
 
 PATIENCE = timedelta(hours=12)
 """How long the other processes wait while the main one evaluates."""
@@ -65,15 +63,13 @@ class Team:
 
     def equip(
         self, model: nn.Module, parts: PartNames, config: TrainingConfig, lanes: int | None
-    ) -> tuple[nn.Module, Weights | ZeroWeights]:
+    ) -> tuple[nn.Module, Weights]:
         """The model, on this process's device, as it is called in training, and what updates its trained parts."""
-        if self.size > 1 and zero.stage() is not None:
-            return zero.engage(model.to(self.accelerator.device), parts, config)
         exact = precision.lower(model, config.precision)
         return self.wrap(model), precision.optimize(model, parts, exact, config, lanes)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, on this process's device, as it is called in training where its own optimizer updates it."""
+        """The model, on this process's device, as it is called in training."""
         if self.size == 1:
             return model.to(self.accelerator.device)
         return shard(model.to(self.accelerator.device)) if _fsdp() else self.accelerator.prepare_model(model)
@@ -81,9 +77,6 @@ class Team:
     @contextlib.contextmanager
     def backward(self, model: nn.Module, *, meet: bool) -> Iterator[Callable[[Tensor], None]]:
         """Where one batch's gradient is added by what is yielded; the processes' gradients are averaged at `meet`."""
-        if isinstance(model, zero.ZeroEngine):
-            yield functools.partial(model.backward, meet=meet)
-            return
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(meet)
         apart = model.no_sync if isinstance(model, DistributedDataParallel) and not meet else contextlib.nullcontext
@@ -120,10 +113,9 @@ def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
     """The team that this process belongs to.
 
     Raises:
-        ConfigError: the package of a tracker or DeepSpeed is missing, or the optimizer does not go with shards.
+        ConfigError: the package of a tracker is missing, or the optimizer does not go with shards.
     """
     check_trackers(config.trackers)
-    zero.check(config)
     if config.optimizer in ("adafactor", "muon") and _fsdp():
         raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
     accelerator = Accelerator(

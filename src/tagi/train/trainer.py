@@ -23,7 +23,6 @@ from tagi.train.precision import Weights
 from tagi.train.report import Report
 from tagi.train.stage import Metrics, Stage
 from tagi.train.team import Team, assemble
-from tagi.train.zero import ZeroWeights
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 Numbered = tuple[int, Batch]
@@ -43,7 +42,7 @@ class Run:
     folder: Path
     team: Team
     model: nn.Module  # the stage's, wrapped
-    weights: Weights | ZeroWeights
+    weights: Weights
     evaluate: Evaluate | None
     told_to_stop: Callable[[], bool]
 
