@@ -69,18 +69,13 @@ def test_resume(tagi: Run, tmp_path: Path) -> None:
     assert tagi("train", "finetune", "--config", config, "--resume", "--json").json["steps"] == 4
 
 
-def test_fp16_is_tried_when_forced(tagi: Run, tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    assert tagi("train", "finetune", "--config", config, "training.precision=fp16", "--force", "--dry-run").code == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["metatrain"], ["run.yaml", "stage", "finetune", "metatrain"]),
         (["finetune", "training.stepz=3"], ["training.stepz", "did you mean steps"]),
         (["finetune", "training.steps"], ["training.steps", "key=value"]),
-        (["finetune", "training.precision=fp16"], ["training.precision", "overflows in fp16", "--force"]),
+        (["finetune", "training.precision=fp16"], ["training.precision", "'fp32' or 'bf16'"]),
         (["finetune", "training.steps=-1"], ["training.steps", "greater than 0"]),
         (["finetune", "method=tagy"], ["method", "tagy", "did you mean tagi"]),
         (["finetune", "data.source=c4", "data.path=/nowhere"], ["data.source", "c4", "finetune"]),

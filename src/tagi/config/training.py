@@ -29,8 +29,8 @@ class TrainingConfig(Frozen):
     trainable: tuple[Part, ...] = ("hypernetwork", "fusion")
     seed: Seed = 0
     """Seed of random initialisation and of the order of training."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer. T5 overflows in fp16."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer."""
     gradient_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass: a third more time for a fraction of the memory."""
     bucket: Literal["input", "prompt"] = "input"

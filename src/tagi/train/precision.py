@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from tagi.config import TrainingConfig
 from tagi.train import optim
 from tagi.train.stage import Parts
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PartNames = Mapping[str, list[str]]
 
 
@@ -92,14 +92,14 @@ def part_names(model: nn.Module, parts: Parts) -> dict[str, list[str]]:
     return {part: [names[id(parameter)] for parameter in parameters] for part, parameters in parts.items()}
 
 
-def lower(model: nn.Module, precision: str) -> dict[str, Tensor]:
+def lower(model: nn.Module, precision: Literal["fp32", "bf16"]) -> dict[str, Tensor]:
     """Round a model's tensors to a precision; gives the fp32 values of its trained parameters and its buffers."""
     if precision == "fp32":
         return {}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rounded = trained | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
     exact = {name: tensor.detach().clone() for name, tensor in rounded.items()}
-    model.to(DTYPES[precision])
+    model.to(torch.bfloat16)
     return exact
 
 
