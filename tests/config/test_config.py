@@ -53,7 +53,7 @@ def test_values_arrive_and_defaults_fill_the_rest(tmp_path: Path) -> None:
     assert config.backbone is not None
     assert config.backbone.shape == T5Shape(vocab_size=99, gated=True, activation="gelu_new")
     assert config.training.trainable == ("backbone", "fusion")
-    assert config.training.clip == 1.0
+    assert config.training.accumulation == 1
     assert config.data.max_instances is None
 
 

@@ -136,7 +136,7 @@ def test_accumulation_changes_nothing(tmp_path: Path, pieces: int) -> None:
 
 def test_models_in_lock_step_are_left_to_each_process(tmp_path: Path) -> None:
     settings = config(tmp_path / "run")
-    found = team.assemble(settings.training, tmp_path, lanes=3)
+    found = team.assemble(settings.training, lanes=3)
     assert (found.size, found.rank, found.main) == (1, 0, True)
     many: Any = SimpleNamespace(num_processes=4, process_index=2, device="cpu")
     several = team.Team(many, alone=True)
@@ -155,22 +155,6 @@ def test_accelerate_reads_the_configs_that_ship(file: Path) -> None:
 
 def test_the_configs_cover_every_way() -> None:
     assert {file.stem for file in CONFIGS} == {"ddp", "fsdp"}
-
-
-def test_a_tracker_s_entries_are_read_back(tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run(config(tmp_path / "run", training__trackers=["tensorboard"]))
-    events = next((tmp_path / "run" / "tracking").rglob("events.out.tfevents.*"))
-    reader = event_accumulator.EventAccumulator(str(events.parent)).Reload()
-    found = {event.step: event.value for event in reader.Scalars("ce")}
-    assert found == pytest.approx({line["step"]: line["ce"] for line in logged(tmp_path / "run")}, rel=1e-6)
-
-
-def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tagi.train.report.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"training.trackers: wandb is not installed; pip install 'tagi\[tracking\]'"):
-        run(config(tmp_path / "run", training__trackers=["wandb"]))
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_gradient_that_is_not_finite_names_every_batch_of_the_step(tmp_path: Path) -> None:

@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +19,6 @@ from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
 from tagi.train import precision
 from tagi.train.precision import PartNames, Weights
-from tagi.train.report import TRACKING, check_trackers
 
 PATIENCE = timedelta(hours=12)
 """How long the other processes wait while the main one evaluates."""
@@ -109,20 +107,17 @@ def _fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
+def assemble(config: TrainingConfig, lanes: int | None) -> Team:
     """The team that this process belongs to.
 
     Raises:
-        ConfigError: the package of a tracker is missing, or the optimizer does not go with shards.
+        ConfigError: the optimizer does not go with shards.
     """
-    check_trackers(config.trackers)
     if config.optimizer in ("adafactor", "muon") and _fsdp():
         raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
     accelerator = Accelerator(
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
         mixed_precision="no",  # precision is the optimizer's business, see `precision.py`
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(logging_dir=str(folder / TRACKING)),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     atexit.register(_leave)
