@@ -30,8 +30,8 @@ from tagi.model import checkpoint
 from tagi.model.bank import Bank
 from tagi.train import optim
 from tagi.train.build import build_stage
-from tagi.train.distill import own_lora, same_for_all
-from tagi.train.logits import keys
+from tagi.train.objectives.distill import own_lora, same_for_all
+from tagi.train.objectives.logits import keys
 from tagi.train.teachers import BankStage, Plan, bank_stage, plan_teachers, train_teachers
 from tagi.train.trainer import train
 from training_runs import config as student_config

@@ -123,7 +123,7 @@ def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, datasets: Da
     """Train one stage; with `skip`, only if it is not finished."""
     from tagi.files import check_folder
     from tagi.train import checkpoints, resume
-    from tagi.train.team import launched
+    from tagi.train.distributed.team import launched
 
     config = run[key]
     output = Path(config.output)

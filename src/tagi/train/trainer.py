@@ -18,11 +18,11 @@ from tagi.files import atomic_folder, explained
 from tagi.losses import Loss
 from tagi.train import checkpoints, optim, precision
 from tagi.train.checkpoints import FINAL, State, check_output
+from tagi.train.distributed.team import Team, assemble
 from tagi.train.interrupt import Interrupted, interrupts
 from tagi.train.precision import Weights
 from tagi.train.report import Report
 from tagi.train.stage import Metrics, Stage
-from tagi.train.team import Team, assemble
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 Numbered = tuple[int, Batch]

@@ -14,12 +14,12 @@ from tagi.data.collate import Batch
 from tagi.errors import ConfigError
 from tagi.losses import Loss
 from tagi.model.tagi import Output
-from tagi.train import team
 from tagi.train.build import build_stage
+from tagi.train.distributed import team
 from tagi.train.trainer import TrainingError, train
 from training_runs import SHAPE, config, furthest, in_two_processes, logged, run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 DROPOUT: dict[str, Any] = {"backbone__shape": {**SHAPE, "dropout_rate": 0.2}}
 
