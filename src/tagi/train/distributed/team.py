@@ -11,13 +11,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from tagi.backbones.t5.model import DecoderBlock, EncoderBlock
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
 from tagi.train import precision
+from tagi.train.distributed import fsdp
 from tagi.train.precision import PartNames, Weights
 
 PATIENCE = timedelta(hours=12)
@@ -70,7 +70,9 @@ class Team:
         """The model, on this process's device, as it is called in training."""
         if self.size == 1:
             return model.to(self.accelerator.device)
-        return shard(model.to(self.accelerator.device)) if _fsdp() else self.accelerator.prepare_model(model)
+        if fsdp.asked_for():
+            return fsdp.shard(model.to(self.accelerator.device))
+        return self.accelerator.prepare_model(model)
 
     @contextlib.contextmanager
     def backward(self, model: nn.Module, *, meet: bool) -> Iterator[Callable[[Tensor], None]]:
@@ -82,29 +84,9 @@ class Team:
             yield self.accelerator.backward
 
 
-def shard(model: nn.Module) -> nn.Module:
-    """FSDP2: every parameter becomes a sharded one, in place.
-
-    The encoder's blocks and the decoder's feed-forwards are gathered one at a time, the rest for the whole step: the
-    decoder's attentions give keys and values outside of their block's forward, where nothing would gather them.
-    """
-    for module in list(model.modules()):
-        if isinstance(module, EncoderBlock):
-            fully_shard(module)
-        elif isinstance(module, DecoderBlock):
-            fully_shard(module.feed_forward)
-    fully_shard(model)
-    return model
-
-
 def launched() -> int:
     """How many processes `torchrun` or `accelerate launch` has started for this training, 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _fsdp() -> bool:
-    """Whether accelerate's config asks for FSDP; accelerate itself has it on accelerators only."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def assemble(config: TrainingConfig, lanes: int | None) -> Team:
@@ -113,7 +95,7 @@ def assemble(config: TrainingConfig, lanes: int | None) -> Team:
     Raises:
         ConfigError: the optimizer does not go with shards.
     """
-    if config.optimizer in ("adafactor", "muon") and _fsdp():
+    if config.optimizer in ("adafactor", "muon") and fsdp.asked_for():
         raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
     accelerator = Accelerator(
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
