@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +91,7 @@ def part_names(model: nn.Module, parts: Parts) -> dict[str, list[str]]:
     return {part: [names[id(parameter)] for parameter in parameters] for part, parameters in parts.items()}
 
 
-def lower(model: nn.Module, precision: Literal["fp32", "bf16"]) -> dict[str, Tensor]:
+def lower(model: nn.Module, precision: str) -> dict[str, Tensor]:
     """Round a model's tensors to a precision; gives the fp32 values of its trained parameters and its buffers."""
     if precision == "fp32":
         return {}
