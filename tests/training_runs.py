@@ -38,7 +38,7 @@ def config(output: Path, **changes: Any) -> RunConfig:
         "data": {"source": "micro", "compositions": 20, "valid_tasks": 2},
         "training": {
             "steps": 6, "tasks_per_batch": 3, "rows_per_task": 2, "lr": 3e-3, "checkpoint_every": 2,
-            "trainable": ["backbone", "hypernetwork", "fusion"], "log_every": 1,
+            "trainable": ["backbone", "hypernetwork", "fusion"],
         },
         "output": str(output),
     }  # fmt: skip

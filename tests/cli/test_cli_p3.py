@@ -19,7 +19,7 @@ from tagi.infer.engine import Tagi
 from tagi.losses import soften
 from tagi.model.tagi import shift_right
 from tagi.train.build import build_stage
-from tagi.train.distill import instruct_teacher
+from tagi.train.objectives.distill import instruct_teacher
 from tagi.train.start import start
 
 CHOOSE = RTE.replace("say more", "tell more")

@@ -26,7 +26,7 @@ MINIMAL: dict[str, Any] = {
 EVERY_SECTION: dict[str, Any] = MINIMAL | {
     "stage": "pretrain",
     "backbone": {"shape": {"vocab_size": 99, "gated": True, "activation": "gelu_new"}, "tokenizer": "unigram"},
-    "hypernetwork": {"generator": "flat", "pool": "first_last", "rank": 4, "alpha": 8.0},
+    "hypernetwork": {"generator": "flat", "rank": 4, "alpha": 8.0},
     "fusion": {"width": 24, "every": 2},
     "prompt": {"style": "plain", "positives": 2},
     "data": {"source": "sni", "path": "data/sni", "max_instances": None},
@@ -53,7 +53,7 @@ def test_values_arrive_and_defaults_fill_the_rest(tmp_path: Path) -> None:
     assert config.backbone is not None
     assert config.backbone.shape == T5Shape(vocab_size=99, gated=True, activation="gelu_new")
     assert config.training.trainable == ("backbone", "fusion")
-    assert config.training.clip == 1.0
+    assert config.training.accumulation == 1
     assert config.data.max_instances is None
 
 
@@ -112,7 +112,6 @@ def test_later_overrides_win_and_may_replace_a_source(tmp_path: Path) -> None:
         ),
         ("backbone.shape=qqq", "backbone.shape: 'qqq' is no published shape; there are t5-small, t5-base, "),
         ("data.source=p3", "data: data.path is required for source=p3"),
-        ("hypernetwork.pool=mean", "hypernetwork: pool applies to generator=flat only"),
         ("training.steps", "training.steps: an override is written key=value"),
         ("=5", "=5: an override is written key=value"),
         ("training.steps.now=5", "training.steps.now=5: steps holds a value, not further keys"),

@@ -95,7 +95,7 @@ def settings(output: Path, c4: Path, *, corpus: dict[str, Any] | None = None, **
         },
         "training": {
             "steps": 8, "tasks_per_batch": 4, "rows_per_task": 1, "optimizer": "adamw_rms", "lr": 0.02,
-            "trainable": ["backbone"], "checkpoint_every": 2, "log_every": 1, "keep": 10,
+            "trainable": ["backbone"], "checkpoint_every": 2, "keep": 10,
         } | training,
         "output": str(output),
     }  # fmt: skip

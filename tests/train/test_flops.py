@@ -18,9 +18,7 @@ from tagi.model.tagi import Output, TagiModel
 LENGTHS = Lengths(tasks=2, rows=6, instruction=7, input=5, target=3)
 GENERATORS = {
     "rankwise": HypernetworkConfig(rank=3, hidden=8),
-    "flat query": HypernetworkConfig(rank=3, hidden=8, generator="flat"),
-    "flat mean": HypernetworkConfig(rank=3, hidden=8, generator="flat", pool="mean"),
-    "flat ends": HypernetworkConfig(rank=3, hidden=8, generator="flat", pool="first_last", share="kind"),
+    "flat": HypernetworkConfig(rank=3, hidden=8, generator="flat"),
 }
 FUSIONS = {"each": FusionConfig(width=8, heads=2), "second": FusionConfig(heads=2, every=2)}
 METHODS = ("tagi", "metatrain", "lora_only", "lora_concat", "fusion_only", "hypter", "hypertuning_prefix", "hint")

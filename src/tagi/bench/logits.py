@@ -15,8 +15,8 @@ from tagi.errors import ConfigError
 from tagi.infer.engine import teacher_forced
 from tagi.losses import distillation, valid_positions
 from tagi.train.build import build_stage
-from tagi.train.distill import BuiltTeacher, Teacher, build_teacher
-from tagi.train.logits import CacheIdentity, LogitCache
+from tagi.train.objectives.distill import BuiltTeacher, Teacher, build_teacher
+from tagi.train.objectives.logits import CacheIdentity, LogitCache
 from tagi.train.start import start
 
 LossOf = Callable[[Teacher], float]

@@ -29,9 +29,9 @@ from tagi.model import tagi as tagi_module
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
-from tagi.train.align import alignment_term
-from tagi.train.distill import distillation_term, instruct_teacher
-from tagi.train.logits import CacheIdentity, LogitCache
+from tagi.train.objectives.align import alignment_term
+from tagi.train.objectives.distill import distillation_term, instruct_teacher
+from tagi.train.objectives.logits import CacheIdentity, LogitCache
 from tagi.train.stage import LABELS, ModelStage, Stage
 from tagi.train.teachers import BankStage
 

@@ -70,7 +70,6 @@ class Setting:
 
     instruction: InstructionControl
     adapter: AdapterControl
-    seed: int
     output: Path | None
     as_json: bool
 
@@ -87,7 +86,6 @@ class Setting:
 def sni(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")],
     split: Annotated[str, typer.Option(help="A folder of splits/.")] = "default",
-    limit_tasks: Annotated[int | None, typer.Option(min=1, help="Only the first tasks of the split.")] = None,
     only: Only = None,
     instances: Instances = 100,
     drop_seen: Annotated[
@@ -98,18 +96,17 @@ def sni(
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
-    seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
     from tagi.data.sni import SniDataset, without_overlap
 
-    setting = Setting(instruction, adapter, seed, _free(output), as_json)
+    setting = Setting(instruction, adapter, _free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
         names, left_out = dataset.chosen("test", only or ())
-        tasks = [dataset.load(name, limit=instances) for name in names[:limit_tasks]]
+        tasks = [dataset.load(name, limit=instances) for name in names]
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
     _say_left_out(left_out, tasks, kept)
     tagi = _showing(positives, open_tagi(checkpoint, backbone))
@@ -126,28 +123,24 @@ def micro(
     phrasings: Annotated[
         Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
-    data_seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the tasks (default: that of the checkpoint's training).")
-    ] = None,
     positives: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
-    seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Score compositions of list operations that were not trained on."""
-    setting = Setting(instruction, adapter, seed, _free(output), as_json)
+    setting = Setting(instruction, adapter, _free(output), as_json)
     tagi = _showing(positives, open_tagi(checkpoint, backbone))
     from tagi.cli import micro as micro_cli
     from tagi.data.types import named
 
-    data = micro_cli.trained_on(checkpoint, data_seed)
+    data = micro_cli.trained_on(checkpoint)
     with waiting("drawing tasks"):
         chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
-        partners = micro_cli.strangers(chosen, seed) if setting.needs_partners else None
+        partners = micro_cli.strangers(chosen) if setting.needs_partners else None
         drawn = micro_cli.with_instances(
             chosen, instances, positives=tagi.config.prompt.positives, held_out=phrasings == "new"
         )
@@ -174,7 +167,6 @@ def p3(
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
-    seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -185,13 +177,11 @@ def p3(
     tagi = _showing(positives, open_tagi(checkpoint, backbone))
     shots = tagi.config.prompt.positives
     with waiting("rendering prompts"):
-        found, missing = ranks.held_out(
-            data, tasks, reads=reads, prompts=prompts, instances=instances, shots=shots, seed=seed
-        )
+        found, missing = ranks.held_out(data, tasks, reads=reads, prompts=prompts, instances=instances, shots=shots)
     for name, reason in missing.items():
         note(f"{name}: {reason}")
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
-    asked |= {"positives": shots, "reads": reads, "checkpoint": checkpoint, "seed": seed}
+    asked |= {"positives": shots, "reads": reads, "checkpoint": checkpoint}
     ranks.score(tagi, found, instruction, norm, asked, output=free, as_json=as_json)
 
 
@@ -300,7 +290,6 @@ def _score(
             instruction=setting.instruction,
             adapter=setting.adapter,
             partners=partners,
-            seed=setting.seed,
             progress=report,
         )
     seconds = time.perf_counter() - began
@@ -308,10 +297,10 @@ def _score(
         references = reference_points(tasks)
         if not any(task.instruction.positives for task in tasks):
             del references["copy_demonstration"]
-        scores = collect(evaluation, references, setting.seed)
+        scores = collect(evaluation, references)
     made = made_by(tagi)
     scores["control"] = setting.control
-    scores["command"] = asked | {"seed": setting.seed, "solve_seconds": seconds} | made
+    scores["command"] = asked | {"solve_seconds": seconds} | made
     title = _title(scores)
     if setting.output is not None:
         _write(setting.output, evaluation.predictions, scores, title)

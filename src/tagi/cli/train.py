@@ -45,7 +45,6 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Train in fp16 all the same.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run one training stage, or all of a named run; prints the folder of the trained checkpoint.
@@ -56,8 +55,6 @@ def train(
 
     run, datasets = _configs(stage, config_name, overrides or ()), Datasets()
     chosen = list(run) if stage == ALL else [stage]
-    if not force and any(run[key].training.precision == "fp16" for key in chosen):
-        raise ConfigError("training.precision: T5 overflows in fp16; use bf16, or add --force to try it all the same")
     if dry_run:
         plans = {key: _plan(run, key, draw=True, datasets=datasets) for key in chosen}
         if as_json:
@@ -126,7 +123,7 @@ def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, datasets: Da
     """Train one stage; with `skip`, only if it is not finished."""
     from tagi.files import check_folder
     from tagi.train import checkpoints, resume
-    from tagi.train.team import launched
+    from tagi.train.distributed.team import launched
 
     config = run[key]
     output = Path(config.output)
@@ -161,7 +158,7 @@ def _train_bank(config: RunConfig, resume: bool, datasets: Datasets) -> Path:
     return train_teachers(plan, resume=resume)
 
 
-def _build(config: RunConfig, datasets: Datasets) -> ModelStage:
+def _build(config: RunConfig, datasets: Datasets) -> Stage:
     with waiting("preparing model and data"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         from tagi.train.build import build_stage

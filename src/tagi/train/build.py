@@ -15,13 +15,13 @@ from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.backbone import PackedStage, check_tokenizer, read_text, text_batches, write_about
 from tagi.train.datasets import Datasets
+from tagi.train.distributed.team import launched
 from tagi.train.encodings import encodings
-from tagi.train.objective import build_objective
+from tagi.train.objectives.objective import build_objective
 from tagi.train.resume import Record
 from tagi.train.sources import batches, check_stage, check_taught
 from tagi.train.stage import ModelStage, Stage
 from tagi.train.start import start
-from tagi.train.team import launched
 
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a warning."""

@@ -24,8 +24,6 @@ FREE = frozenset(
         "output",  # a run may be moved
         "training.checkpoint_every",  # what is written, not what is computed
         "training.keep",
-        "training.log_every",
-        "training.trackers",
         "training.gradient_checkpointing",  # memory against time: the same gradients to the bit (test_precision)
         "training.instruction_cache_mb",  # memory against time: the same encodings (test_encodings)
         "objective.teacher.cache",  # says itself which teacher it is of

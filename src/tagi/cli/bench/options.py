@@ -75,11 +75,13 @@ def setup(shape: str, rank: int, hidden: int, width: int | None, dtype: str) -> 
     Raises:
         ConfigError: an unknown shape.
     """
+    import torch
+
     from tagi.bench.models import Setup
     from tagi.config import FusionConfig, HypernetworkConfig
-    from tagi.train.precision import DTYPES
 
-    return Setup(named(shape), HypernetworkConfig(rank=rank, hidden=hidden), FusionConfig(width=width), DTYPES[dtype])
+    number = torch.bfloat16 if dtype == "bf16" else torch.float32
+    return Setup(named(shape), HypernetworkConfig(rank=rank, hidden=hidden), FusionConfig(width=width), number)
 
 
 def lengths_of_tasks(data: Path, positives: int, tokenizer: str | None) -> list[TaskLengths]:

@@ -2,28 +2,25 @@
 
 import atexit
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
 from tagi.model.tagi import TagiModel
-from tagi.train import precision, zero
+from tagi.train import precision
+from tagi.train.distributed import fsdp
 from tagi.train.precision import PartNames, Weights
-from tagi.train.report import TRACKING, check_trackers
-from tagi.train.zero import ZeroWeights
 
 PATIENCE = timedelta(hours=12)
 """How long the other processes wait while the main one evaluates."""
@@ -66,29 +63,22 @@ class Team:
 
     def equip(
         self, model: nn.Module, parts: PartNames, config: TrainingConfig, lanes: int | None
-    ) -> tuple[nn.Module, Weights | ZeroWeights]:
+    ) -> tuple[nn.Module, Weights]:
         """The model, on this process's device, as it is called in training, and what updates its trained parts."""
-        if self.size > 1 and zero.stage() is not None:
-            return zero.engage(model.to(self.accelerator.device), parts, config)
         exact = precision.lower(model, config.precision)
         return self.wrap(model), precision.optimize(model, parts, exact, config, lanes)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, on this process's device, as it is called in training where its own optimizer updates it."""
+        """The model, on this process's device, as it is called in training."""
         if self.size == 1:
             return model.to(self.accelerator.device)
-        return (
-            shard(cast(TagiModel, model.to(self.accelerator.device)))
-            if _fsdp()
-            else self.accelerator.prepare_model(model)
-        )
+        if fsdp.asked_for():
+            return fsdp.shard(cast(TagiModel, model.to(self.accelerator.device)))
+        return self.accelerator.prepare_model(model)
 
     @contextlib.contextmanager
     def backward(self, model: nn.Module, *, meet: bool) -> Iterator[Callable[[Tensor], None]]:
         """Where one batch's gradient is added by what is yielded; the processes' gradients are averaged at `meet`."""
-        if isinstance(model, zero.ZeroEngine):
-            yield functools.partial(model.backward, meet=meet)
-            return
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(meet)
         apart = model.no_sync if isinstance(model, DistributedDataParallel) and not meet else contextlib.nullcontext
@@ -96,42 +86,22 @@ class Team:
             yield self.accelerator.backward
 
 
-def shard(model: TagiModel) -> nn.Module:
-    """FSDP2: every parameter becomes a sharded one, in place.
-
-    The language model's blocks are gathered one at a time, the rest for the whole step.
-    """
-    for block in model.backbone.blocks:
-        fully_shard(block)
-    fully_shard(model)
-    return model
-
-
 def launched() -> int:
     """How many processes `torchrun` or `accelerate launch` has started for this training, 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _fsdp() -> bool:
-    """Whether accelerate's config asks for FSDP; accelerate itself has it on accelerators only."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def assemble(config: TrainingConfig, folder: Path, lanes: int | None) -> Team:
+def assemble(config: TrainingConfig, lanes: int | None) -> Team:
     """The team that this process belongs to.
 
     Raises:
-        ConfigError: the package of a tracker or DeepSpeed is missing, or the optimizer does not go with shards.
+        ConfigError: the optimizer does not go with shards.
     """
-    check_trackers(config.trackers)
-    zero.check(config)
-    if config.optimizer in ("adafactor", "muon") and _fsdp():
+    if config.optimizer in ("adafactor", "muon") and fsdp.asked_for():
         raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
     accelerator = Accelerator(
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
         mixed_precision="no",  # precision is the optimizer's business, see `precision.py`
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(logging_dir=str(folder / TRACKING)),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     atexit.register(_leave)

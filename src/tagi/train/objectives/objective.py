@@ -12,9 +12,9 @@ from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.bank import Bank
 from tagi.model.tagi import TagiModel
-from tagi.train.align import alignment_term
-from tagi.train.distill import BuiltTeacher, build_teacher, distillation_term, load_base
-from tagi.train.logits import CacheIdentity, LogitCache
+from tagi.train.objectives.align import alignment_term
+from tagi.train.objectives.distill import BuiltTeacher, build_teacher, distillation_term, load_base
+from tagi.train.objectives.logits import CacheIdentity, LogitCache
 from tagi.train.stage import LABELS, Term
 
 

@@ -23,7 +23,7 @@ from tagi.data.collate import Batch
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_file, write_text
 from tagi.losses import TokenDistribution, truncate, valid_positions
-from tagi.train.distill import TaskIdentity, Teacher, same_for_all
+from tagi.train.objectives.distill import TaskIdentity, Teacher, same_for_all
 
 MANIFEST = "cache.json"
 FORMAT = 2

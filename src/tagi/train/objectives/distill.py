@@ -20,7 +20,7 @@ from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_pos
 from tagi.model import checkpoint
 from tagi.model.bank import Bank
 from tagi.model.tagi import Output, TagiModel, neutral
-from tagi.train.align import lane_of
+from tagi.train.objectives.align import lane_of
 from tagi.train.stage import Term
 
 Teacher = Callable[[Batch], TokenDistribution]

@@ -30,9 +30,9 @@ from tagi.losses import (
 from tagi.model.adapter import TaskAdapter
 from tagi.model.bank import Bank, BankManifest, TeacherEntry
 from tagi.model.tagi import Output
-from tagi.train.align import alignment_term
-from tagi.train.distill import distillation_term
-from tagi.train.logits import CacheIdentity, LogitCache
+from tagi.train.objectives.align import alignment_term
+from tagi.train.objectives.distill import distillation_term
+from tagi.train.objectives.logits import CacheIdentity, LogitCache
 
 TASKS, RANK, WIDTH_IN, WIDTH_OUT = 3, 4, 10, 7
 ROWS, LENGTH, WORDS = 6, 5, 11
