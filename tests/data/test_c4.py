@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tagi.data.c4 import TokenStore, cut, documents, list_files, pretraining_segments
-from tagi.data.packing import pieces
 from tagi.data.tokenizers import word_level
 from tagi.errors import DataError
+from tagi.pretraining.packing import pieces
 from tagi.train.pretrain import segment_batch
 
 TEXTS = ["one two three four", "one two", "five six seven", "", "one three five seven two"]

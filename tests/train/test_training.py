@@ -15,8 +15,8 @@ from tagi import Tagi, methods
 from tagi.backbones.t5.model import T5, T5Shape
 from tagi.config import FusionConfig, HypernetworkConfig, TrainingConfig
 from tagi.config.files import parse
-from tagi.data.micro_splits import splits
-from tagi.data.microtasks import write_sni
+from tagi.data.synthetic.micro_splits import splits
+from tagi.data.synthetic.microtasks import write_sni
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import Loss
 from tagi.model import checkpoint

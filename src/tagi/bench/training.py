@@ -22,12 +22,12 @@ from tagi.bench.timing import Comparison, Group, Progress, alternate
 from tagi.config import CorpusConfig, FusionConfig, HypernetworkConfig, T5Shape, TrainingConfig
 from tagi.data.c4 import TokenStore
 from tagi.data.collate import Batch, assemble
-from tagi.data.packing import PackedText, SpanCorruption, repacked
 from tagi.errors import ConfigError
 from tagi.losses import IGNORE
 from tagi.model import tagi as tagi_module
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.tagi import TagiModel
+from tagi.pretraining.packing import PackedText, SpanCorruption, repacked
 from tagi.train import optim
 from tagi.train.align import alignment_term
 from tagi.train.distill import distillation_term, instruct_teacher

@@ -105,7 +105,7 @@ def sni(
     as_json: Json = False,
 ) -> None:
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
-    from tagi.data.sni import SniDataset, without_overlap
+    from tagi.data.sources.sni_files import SniDataset, without_overlap
 
     setting = Setting(instruction, adapter, seed, _free(output), as_json)
     dataset = SniDataset(data, split)
@@ -210,12 +210,12 @@ def text(
 ) -> None:
     """Bits per byte that a language model needs for text it was not trained on, without any instruction."""
     from tagi.config import CorpusConfig
-    from tagi.data.corpus import held_out
+    from tagi.pretraining.corpus import held_out
 
     corpus = CorpusConfig(c4=str(data), valid_documents=documents, length=length, target_length=length)
     texts = held_out(corpus)
     tagi = open_tagi(checkpoint, backbone)
-    from tagi.eval.bits import bits_per_byte, kinds
+    from tagi.pretraining.bits import bits_per_byte, kinds
 
     found: dict[str, float] = {}
     with bar("reading") as report:
@@ -248,8 +248,8 @@ def probes(
 
     Each with the right instruction, with another task's of the same probe, and with none.
     """
-    from tagi.cli import probes as probes_cli
-    from tagi.data.text_tasks import probes as draw
+    from tagi.cli import pretraining as probes_cli
+    from tagi.pretraining.text_tasks import probes as draw
 
     tagi = _showing(positives, open_tagi(checkpoint, backbone))
     shown = tagi.config.prompt.positives

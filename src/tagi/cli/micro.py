@@ -6,8 +6,8 @@ from tagi.backbones.files import locate
 from tagi.cli.common import default_checkpoint, note
 from tagi.config import DataConfig
 from tagi.config.files import RUN_FILE, load
-from tagi.data.micro_splits import shuffled_partner
-from tagi.data.microtasks import MicroTask
+from tagi.data.synthetic.micro_splits import shuffled_partner
+from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Task
 from tagi.errors import InputError
 from tagi.train.finetune import micro_split

@@ -206,8 +206,8 @@ def _where_training_runs(folder: Path) -> Tagi:
 
 def _text_validator(corpus: CorpusConfig) -> Callable[[Path], dict[str, float]] | None:
     """Bits per byte of a checkpoint on held-out documents."""
-    from tagi.data.corpus import held_out
-    from tagi.eval.bits import bits_per_byte, kinds
+    from tagi.pretraining.bits import bits_per_byte, kinds
+    from tagi.pretraining.corpus import held_out
 
     texts = held_out(corpus)
 

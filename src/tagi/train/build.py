@@ -9,8 +9,8 @@ from tagi.data.collate import Collator
 from tagi.errors import ConfigError
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
+from tagi.pretraining.backbone import check_tokenizer, read_text, text_batches, write_about
 from tagi.train import optim
-from tagi.train.backbone import check_tokenizer, read_text, text_batches, write_about
 from tagi.train.datasets import Datasets
 from tagi.train.encodings import encodings
 from tagi.train.objective import build_objective

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tagi.config import DataConfig
-from tagi.data.p3 import P3Dataset, TrainSet
-from tagi.data.sni import SniDataset
+from tagi.data.sources.p3_files import P3Dataset, TrainSet
+from tagi.data.sources.sni_files import SniDataset
 from tagi.data.types import Task
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Literal, TypeVar, overload
 
 from tagi.config import DataConfig, RunConfig
-from tagi.data import text_tasks
 from tagi.data.collate import Batch, Collator
-from tagi.data.micro_splits import Split, splits
-from tagi.data.microtasks import MicroTask
 from tagi.data.mixture import FixedTasks, Mixture, Shares, TaskSource, Undemonstrated
-from tagi.data.p3 import TrainSet, with_demonstrations
-from tagi.data.sni import SniDataset, largest_categories, meta_split
+from tagi.data.sources.p3_files import TrainSet, with_demonstrations
+from tagi.data.sources.sni_files import SniDataset, largest_categories, meta_split
+from tagi.data.synthetic.micro_splits import Split, splits
+from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Example, Task, named
 from tagi.errors import ConfigError
+from tagi.pretraining import text_tasks
 from tagi.train.datasets import Datasets
 from tagi.train.stage import task_batches
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Set
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Shares
-from tagi.data.packing import repacked
 from tagi.errors import ConfigError
 from tagi.methods import Method
+from tagi.pretraining.packing import repacked
 from tagi.train.datasets import Datasets
 from tagi.train.finetune import task_source, training_batches
 from tagi.train.pretrain import text_batches

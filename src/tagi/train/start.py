@@ -15,8 +15,9 @@ from tagi.backbones.language_model import LanguageModel, build, load_language_mo
 from tagi.backbones.t5.model import T5
 from tagi.backbones.t5.model import initialise as initialise_t5
 from tagi.config import BackboneConfig, DataConfig, RunConfig, Shape, T5Shape
-from tagi.data import microtasks, tokenizers
+from tagi.data import tokenizers
 from tagi.data.c4 import documents, list_files
+from tagi.data.synthetic import microtasks
 from tagi.errors import ConfigError
 from tagi.infer.engine import load_tokenizer
 from tagi.model import bank as banks

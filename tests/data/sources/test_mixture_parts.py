@@ -12,8 +12,8 @@ from test_text_tasks import write_c4
 from cli_runs import Run, mistake, write_config
 from tagi.config import DataConfig
 from tagi.config.files import parse
-from tagi.data.microtasks import micro_vocabulary, write_sni
 from tagi.data.mixture import FixedTasks, Mixture, Shares
+from tagi.data.synthetic.microtasks import micro_vocabulary, write_sni
 from tagi.data.tokenizers import unigram, unknown_words
 from tagi.data.types import Example, Instruction, Task
 from tagi.errors import ConfigError
@@ -278,7 +278,7 @@ def test_probes_show_as_many_demonstrations_as_asked(folders: dict[str, Path], t
 
 
 def test_chance_is_what_guessing_scores() -> None:
-    from tagi.eval.probes import chances
+    from tagi.pretraining.probes import chances
 
     def task(*rows: Example) -> Task:
         return Task("t", Instruction("x"), (), rows)

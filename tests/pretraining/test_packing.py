@@ -16,7 +16,9 @@ from tagi.backbones.language_model import as_t5
 from tagi.bench.models import as_transformers
 from tagi.data.c4 import TokenStore
 from tagi.data.collate import IGNORE, Batch, assemble
-from tagi.data.packing import (
+from tagi.infer.engine import teacher_forced
+from tagi.losses import cross_entropy
+from tagi.pretraining.packing import (
     SHORTEST,
     PackedText,
     Pair,
@@ -28,8 +30,6 @@ from tagi.data.packing import (
     pieces,
     repacked,
 )
-from tagi.infer.engine import teacher_forced
-from tagi.losses import cross_entropy
 from tagi.train.stage import label_loss
 
 SENTINELS = tuple(range(47, 37, -1))

@@ -7,9 +7,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from tagi.data.micro_english import CATEGORIES, PHRASINGS, WORDS
-from tagi.data.micro_ops import FAMILIES, OPERATIONS, Operation
-from tagi.data.micro_splits import (
+from tagi.data.sources.sni_files import load_task
+from tagi.data.synthetic.micro_english import CATEGORIES, PHRASINGS, WORDS
+from tagi.data.synthetic.micro_ops import FAMILIES, OPERATIONS, Operation
+from tagi.data.synthetic.micro_splits import (
     PROBES,
     SAME,
     SHOWN_TASK,
@@ -20,7 +21,7 @@ from tagi.data.micro_splits import (
     signature,
     splits,
 )
-from tagi.data.microtasks import (
+from tagi.data.synthetic.microtasks import (
     CONNECTORS,
     MicroTask,
     draw_words,
@@ -30,7 +31,6 @@ from tagi.data.microtasks import (
     word_pool,
     write_sni,
 )
-from tagi.data.sni import load_task
 from tagi.errors import ConfigError
 from tagi.files import DiskError
 
@@ -264,7 +264,7 @@ def test_equal_tasks_in_other_words_are_found_equal() -> None:
 
 def test_more_tasks_than_exist_is_a_user_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     few = tuple(Operation("append", word=word) for word in ("wolf", "red", "saw"))
-    monkeypatch.setattr("tagi.data.micro_splits.OPERATIONS", few)
+    monkeypatch.setattr("tagi.data.synthetic.micro_splits.OPERATIONS", few)
     with pytest.raises(ConfigError, match="train_compositions: 5 asked for, only 4 "):
         splits(seed=0, train_compositions=5, valid=2, test=4)
     with pytest.raises(ConfigError, match="test: 0 asked for"):

@@ -12,9 +12,9 @@ import pytest
 from jinja2 import nodes
 
 from cli_runs import Run, mistake
-from tagi.data import p3
-from tagi.data.p3 import EVALUATION, LABELS, P3Dataset, TrainSet, data_sets, with_demonstrations
 from tagi.data.sandbox import environment
+from tagi.data.sources import p3_files
+from tagi.data.sources.p3_files import EVALUATION, LABELS, P3Dataset, TrainSet, data_sets, with_demonstrations
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
 
@@ -178,7 +178,7 @@ def test_with_full_every_row_has_the_same_demonstrations(held_out: P3Dataset) ->
 
 
 def test_splits_are_those_of_table_11() -> None:
-    assert [len(data_sets(split) or ()) for split in p3.SPLITS] == [5, 10, 20, 36]
+    assert [len(data_sets(split) or ()) for split in p3_files.SPLITS] == [5, 10, 20, 36]
     with pytest.raises(ConfigError, match="P3 has no split '7'; there are 5, 10, 20, 36 and all"):
         data_sets("7")
 
@@ -286,7 +286,7 @@ def published(shared_data: Path) -> P3Dataset:
 def test_every_published_file_name_has_its_template(published: P3Dataset) -> None:
     found = published.train_sets()
     assert len(found) == len({one.name for one in found}) == 294
-    missing = {split: P3Dataset(published.root, split).missing() for split in p3.SPLITS}
+    missing = {split: P3Dataset(published.root, split).missing() for split in p3_files.SPLITS}
     assert missing == {"5": [], "10": [], "20": ["quail"], "36": ["cos_e/v1.11", "quail"]}
 
 
@@ -316,7 +316,7 @@ def test_published_rows_have_the_form_of_their_template(published: P3Dataset) ->
 
 
 def matched(one: TrainSet, pattern: re.Pattern[str]) -> float:
-    return fmean(bool(pattern.fullmatch(form(json.loads(line)))) for _, line in p3.read_lines(one.path))
+    return fmean(bool(pattern.fullmatch(form(json.loads(line)))) for _, line in p3_files.read_lines(one.path))
 
 
 def form(row: dict[str, Any]) -> str:

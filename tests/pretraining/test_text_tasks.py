@@ -10,10 +10,12 @@ from random import Random
 
 import pytest
 
-from tagi.data.micro_english import WORDS
-from tagi.data.passages import FEWEST_SENTENCES, Passages, bare
-from tagi.data.text_kinds import FAMILIES, POOLS, is_new
-from tagi.data.text_tasks import (
+from tagi.data.synthetic.micro_english import WORDS
+from tagi.data.types import Example, Task
+from tagi.errors import DataError
+from tagi.pretraining.passages import FEWEST_SENTENCES, Passages, bare
+from tagi.pretraining.text_kinds import FAMILIES, POOLS, is_new
+from tagi.pretraining.text_tasks import (
     KINDS,
     PROBES,
     TEXT_TASKS,
@@ -24,8 +26,6 @@ from tagi.data.text_tasks import (
     text_task,
     valid_tasks,
 )
-from tagi.data.types import Example, Task
-from tagi.errors import DataError
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 ORDINALS = ("first", "second", "third", "fourth", "fifth")

@@ -1,7 +1,7 @@
 """Text tasks whose answer is a part of the input that the instruction names."""
 
-from tagi.data.passages import Passage, bare
-from tagi.data.text_kinds import (
+from tagi.pretraining.passages import Passage, bare
+from tagi.pretraining.text_kinds import (
     MARKS,
     PLACES,
     POOLS,

@@ -21,14 +21,14 @@ from cli_runs import Run, mistake
 from tagi.backbones.language_model import as_t5
 from tagi.config import CorpusConfig, RunConfig
 from tagi.config.files import dump, parse
-from tagi.data import corpus as corpora
-from tagi.data.overlap import Runs
 from tagi.data.tokenizers import sentinels, unigram
 from tagi.errors import CheckpointError, ConfigError, DataError
-from tagi.eval.bits import bits_per_byte, kinds, piece_bytes
 from tagi.files import DiskError
 from tagi.infer.engine import Tagi
-from tagi.train.backbone import DROPPED, TEXT, read_text
+from tagi.pretraining import corpus as corpora
+from tagi.pretraining.backbone import DROPPED, TEXT, read_text
+from tagi.pretraining.bits import bits_per_byte, kinds, piece_bytes
+from tagi.pretraining.overlap import Runs
 from tagi.train.build import build_stage
 from tagi.train.trainer import train
 from training_runs import furthest, in_two_processes, losses

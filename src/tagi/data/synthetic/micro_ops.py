@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tagi.data.micro_english import (
+from tagi.data.synthetic.micro_english import (
     CATEGORIES,
     CATEGORY_OF,
     INSERTED_WORDS,

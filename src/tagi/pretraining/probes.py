@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from tagi.data.text_tasks import Probe
 from tagi.data.types import Example, Task
 from tagi.eval.evaluate import reference_points
 from tagi.eval.rouge import normalize_answer
+from tagi.pretraining.text_tasks import Probe
 
 
 def chances(probe: Probe, tasks: Sequence[Task]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, Literal, NamedTuple, get_args
 from zlib import crc32
 
-from tagi.data.passages import Passage, Passages, bare, places
+from tagi.pretraining.passages import Passage, Passages, bare, places
 
 Family = Literal["copy", "extract", "rewrite", "choose", "yes_no"]
 FAMILIES: tuple[Family, ...] = get_args(Family)

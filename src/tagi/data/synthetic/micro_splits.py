@@ -15,9 +15,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from tagi.data.micro_english import CATEGORIES
-from tagi.data.micro_ops import OPERATIONS, Operation
-from tagi.data.microtasks import MicroTask, draw_words, word_pool
+from tagi.data.synthetic.micro_english import CATEGORIES
+from tagi.data.synthetic.micro_ops import OPERATIONS, Operation
+from tagi.data.synthetic.microtasks import MicroTask, draw_words, word_pool
 from tagi.errors import ConfigError
 
 PROBES = 200

@@ -14,8 +14,8 @@ from random import Random
 from typing import overload
 from zlib import crc32
 
-from tagi.data.micro_english import CATEGORIES, NUMBERS, SINGULAR, WORDS
-from tagi.data.micro_ops import OPERATIONS, Operation
+from tagi.data.synthetic.micro_english import CATEGORIES, NUMBERS, SINGULAR, WORDS
+from tagi.data.synthetic.micro_ops import OPERATIONS, Operation
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.files import write_text
 

@@ -12,11 +12,11 @@ from tagi.backbones.t5.model import T5
 from tagi.config import CorpusConfig
 from tagi.data.c4 import SEGMENTS, TokenStore
 from tagi.data.collate import Batch
-from tagi.data.packing import Objective, PackedText, prefix_lm, span_corruption
 from tagi.data.tokenizers import sentinels
 from tagi.errors import ConfigError, InputError
 from tagi.infer.engine import Tagi, teacher_forced
 from tagi.losses import IGNORE, cross_entropy
+from tagi.pretraining.packing import Objective, PackedText, prefix_lm, span_corruption
 
 Kind = Literal["spans", "prefix"]
 _OBJECTIVES: dict[Kind, Callable[[CorpusConfig, PreTrainedTokenizerBase], Objective]] = {

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from itertools import pairwise
 
-from tagi.data.passages import Passage, bare
-from tagi.data.text_kinds import PLACES, Draw, Kind, Row, answered, need, once, one_name
+from tagi.pretraining.passages import Passage, bare
+from tagi.pretraining.text_kinds import PLACES, Draw, Kind, Row, answered, need, once, one_name
 
 LONGEST_SMALL_WORD = 3
 """Letters of a lower-case word that a sentence is made around."""

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from tagi.config import CorpusConfig
 from tagi.data.c4 import documents, list_files
-from tagi.data.overlap import Runs
-from tagi.data.p3 import P3Dataset
-from tagi.data.sni import SniDataset
+from tagi.data.sources.p3_files import P3Dataset
+from tagi.data.sources.sni_files import SniDataset
 from tagi.errors import DataError
+from tagi.pretraining.overlap import Runs
 
 
 class Document(NamedTuple):

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tagi.data.passages import Passage, bare, places
-from tagi.data.text_kinds import LETTERS, PLACES, Draw, Kind, Row, inner_names, listed, need, once
+from tagi.pretraining.passages import Passage, bare, places
+from tagi.pretraining.text_kinds import LETTERS, PLACES, Draw, Kind, Row, inner_names, listed, need, once
 
 LONGEST_OPTION = 14
 """Words of a sentence that is an option."""

@@ -14,11 +14,11 @@ from random import Random
 from typing import Literal, overload
 from zlib import crc32
 
-from tagi.data import text_choices, text_rewrites, text_spans
-from tagi.data.passages import Passages
-from tagi.data.text_kinds import Draw, Family, Kind, Row, Unsuited, Values
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import DataError
+from tagi.pretraining import text_choices, text_rewrites, text_spans
+from tagi.pretraining.passages import Passages
+from tagi.pretraining.text_kinds import Draw, Family, Kind, Row, Unsuited, Values
 
 KINDS = text_spans.KINDS + text_rewrites.KINDS + text_choices.KINDS
 TEXT_TASKS = 10_000

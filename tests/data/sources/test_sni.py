@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tagi.config import DataConfig
-from tagi.data.sni import (
+from tagi.data.sources.sni_files import (
     SniDataset,
     largest_categories,
     load_task,

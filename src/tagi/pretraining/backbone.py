@@ -15,15 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from tagi.backbones.files import read_safetensors
 from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig
 from tagi.config.files import read_json
-from tagi.data import corpus as corpora
 from tagi.data import tokenizers
 from tagi.data.c4 import TokenStore
 from tagi.data.collate import Batch
-from tagi.data.corpus import Corpus
-from tagi.data.packing import PackedText, prefix_lm, span_corruption
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained
 from tagi.infer.engine import load_tokenizer
+from tagi.pretraining import corpus as corpora
+from tagi.pretraining.corpus import Corpus
+from tagi.pretraining.packing import PackedText, prefix_lm, span_corruption
 
 TEXT, TOKENS, ABOUT, DROPPED = "text", "tokens.safetensors", "corpus.json", "dropped.jsonl"
 _WHAT = ("max_instances", "overlap")
