@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cli_runs import CONFIG, INSTRUCTION, Run, mistake
 from malformed import refusal
 from tagi.config.files import load
-from tagi.data.c4 import documents
 from tagi.data.promptsource import read_templates
+from tagi.data.sources.c4 import documents
 from tagi.data.sources.p3_files import P3Dataset
 from tagi.data.sources.sni_files import SniDataset
 from tagi.errors import ConfigError, DataError

@@ -78,7 +78,7 @@ def test_bench_train(tagi: Run, tmp_path: Path) -> None:
     assert written["comparisons"] == found["comparisons"]
     assert written["command"] == "tagi bench train" and written["arguments"]["teachers"] == 2
     assert written["measured"].keys() == {"date", "dtype", "threads", "processor", "versions"}
-    there = "there are teachers, step, t5, text, packing"
+    there = "there are teachers, step, t5, text"
     mistake(tagi("bench", "train", "speed"), f"speed: there is no such comparison; {there}")
 
 

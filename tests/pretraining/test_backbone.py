@@ -29,7 +29,7 @@ from tagi.pretraining import corpus as corpora
 from tagi.pretraining.backbone import DROPPED, TEXT, read_text
 from tagi.pretraining.bits import bits_per_byte, kinds, piece_bytes
 from tagi.pretraining.overlap import Runs
-from tagi.train.build import build_stage
+from tagi.pretraining.stage import build_stage
 from tagi.train.trainer import train
 from training_runs import furthest, in_two_processes, losses
 
@@ -149,13 +149,19 @@ def test_a_corpus_holds_each_text_once_and_none_that_shares_words_with_a_test_ro
     assert [json.loads(line) for line in found.dropped_lines().splitlines()] == [x._asdict() for x in found.dropped]
 
 
-def test_real_text_that_shares_words_with_real_test_rows_is_dropped(shared_data: Path) -> None:
-    sni = SniTexts(shared_data / "sni")
-    config = CorpusConfig(sni=str(shared_data / "sni"), max_instances=40)
+def test_real_text_that_shares_words_with_real_test_rows_is_dropped(shared_data: Path, tmp_path: Path) -> None:
+    """Every third training task, whole."""
+    real, some = shared_data / "sni", tmp_path / "sni"
+    (some / "splits" / "default").mkdir(parents=True)
+    (some / "tasks").symlink_to(real / "tasks")
+    shutil.copy(real / "splits/default/test_tasks.txt", some / "splits/default")
+    names = (real / "splits/default/train_tasks.txt").read_text(encoding="utf-8").split()[::3]
+    (some / "splits/default/train_tasks.txt").write_text("\n".join(names), encoding="utf-8")
+    config = CorpusConfig(sni=str(some))
     found = corpora.read(config)
-    tested = Runs(corpora.test_texts(config), config.overlap)
+    tested = Runs(corpora.test_texts(config), corpora.OVERLAP)
     assert found.dropped and all(tested.shared(one.text) is None for one in found.documents)
-    assert {one.shared for one in found.dropped} <= sni.runs(13)
+    assert {one.shared for one in found.dropped} <= SniTexts(real).runs(corpora.OVERLAP)
 
 
 class SniTexts:
@@ -335,8 +341,6 @@ def test_going_on_with_another_corpus_or_tokenizer(tmp_path: Path, c4: Path, tex
     config = settings(tmp_path / "runs", c4, steps=4)
     train(build_stage(config), config.training, tmp_path / "runs")
     shutil.rmtree(tmp_path / "runs" / "final")
-    with pytest.raises(CheckpointError, match="overlap"):
-        build_stage(settings(tmp_path / "runs", c4, steps=4, corpus={"overlap": 8}))
     other = write_c4(tmp_path / "other", texts[:40], texts[50:])
     with pytest.raises(CheckpointError, match=r"files of data\.corpus have changed"):
         build_stage(settings(tmp_path / "runs", other, steps=4))
@@ -368,13 +372,6 @@ def test_a_data_set_that_moved_is_the_same_corpus(tmp_path: Path, c4: Path) -> N
 def test_what_stage_backbone_is_not(tmp_path: Path, c4: Path, changes: dict[str, Any], message: str) -> None:
     values = settings(tmp_path / "runs", c4).model_dump(mode="json") | changes
     with pytest.raises(ConfigError, match=message):
-        build_stage(parse(RunConfig, values, source="test"))
-
-
-def test_text_is_packed_in_any_case(tmp_path: Path, c4: Path) -> None:
-    values = settings(tmp_path / "runs", c4).model_dump(mode="json")
-    values["training"]["packing"] = True
-    with pytest.raises(ConfigError, match=r"training\.packing: stage backbone packs its text in any case"):
         build_stage(parse(RunConfig, values, source="test"))
 
 

@@ -1,25 +1,22 @@
 """Rows that hold several texts: what is in them, and that the texts of a row do not meet."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
-from builders import VOCABULARY, small_t5, small_tagi, worst
-from tagi.backbones.language_model import as_t5
+from builders import VOCABULARY, small_t5, worst
+from tagi.backbones.t5.model import T5
 from tagi.bench.models import as_transformers
-from tagi.data.c4 import TokenStore
-from tagi.data.collate import IGNORE, Batch, assemble
-from tagi.infer.engine import teacher_forced
+from tagi.data.collate import IGNORE, Batch
+from tagi.data.segments import TokenStore
 from tagi.losses import cross_entropy
 from tagi.pretraining.packing import (
     SHORTEST,
+    PackedBatch,
     PackedText,
     Pair,
     PrefixLM,
@@ -28,9 +25,8 @@ from tagi.pretraining.packing import (
     filled,
     packed,
     pieces,
-    repacked,
 )
-from tagi.train.stage import label_loss
+from tagi.pretraining.stage import PackedReader
 
 SENTINELS = tuple(range(47, 37, -1))
 END = 1
@@ -158,9 +154,9 @@ def _rows() -> list[list[Pair]]:
 def test_packed_rows_give_the_logits_that_transformers_gives_to_each_text_alone() -> None:
     """The worst difference measured is 1.4e-6, of logits up to 4.5."""
     rows = _rows()
-    model = small_tagi(method="no_instruction")
-    reference = as_transformers(as_t5(model.backbone)).eval()
-    logits = teacher_forced(model.eval(), model.backbone.shape, packed(rows, (24, 12))).logits
+    model = small_t5()
+    reference = as_transformers(model).eval()
+    logits = read(model, packed(rows, (24, 12)))
     for number, row in enumerate(rows):
         place = 0
         for pair in row:
@@ -173,77 +169,28 @@ def test_packed_rows_give_the_logits_that_transformers_gives_to_each_text_alone(
 def test_the_loss_of_packed_rows_and_its_gradient_are_the_sum_over_their_texts() -> None:
     """The worst difference of a gradient measured is 5.5e-7 of its largest value."""
     rows = _rows()
-    together, apart = small_tagi(method="no_instruction"), small_tagi(method="no_instruction")
+    together, apart = small_t5(), small_t5()
     batch = packed(rows, (24, 12))
-    loss = label_loss(teacher_forced(together, together.backbone.shape, batch), batch)
+    loss = cross_entropy(read(together, batch), batch.labels)
     loss.total.backward()
     every = [packed([[pair]], (24, 12)) for row in rows for pair in row]
     for one in every:
-        logits = teacher_forced(apart, apart.backbone.shape, one).logits
-        cross_entropy(logits, one.labels).total.backward()
+        cross_entropy(read(apart, one), one.labels).total.backward()
     assert int(loss.count) == sum(len(pair.target) for row in rows for pair in row)
     for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None, name
         assert worst(ours.grad, theirs.grad) <= 5e-6 * float(theirs.grad.abs().max()), name
 
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 12)), min_size=1, max_size=12)
-
-
-def _padded(lengths: list[tuple[int, int]]) -> Batch:
-    rng = np.random.default_rng(len(lengths))
-    inputs, targets = ([rng.integers(2, 38, n).tolist() for n in each] for each in zip(*lengths, strict=True))
-    return replace(assemble([[]], inputs, targets, torch.zeros(len(lengths), dtype=torch.long)), names=("a", "b"))
-
-
-@given(LENGTHS)
-def test_a_repacked_batch_holds_the_same_texts_in_no_more_places(lengths: list[tuple[int, int]]) -> None:
-    padded = _padded(lengths)
-    batch = repacked(padded)
-    assert batch.packing is not None
-    assert sorted(_texts(batch)) == sorted(zip(_lists(padded.input_ids), _lists(padded.labels), strict=True))
-    assert batch.input_ids.numel() <= padded.input_ids.numel()
-    assert (batch.tokens, batch.names) == (padded.tokens, padded.names)
-
-
-def _lists(padded: torch.Tensor) -> list[list[int]]:
-    return [row[row > 0].tolist() for row in padded]
-
-
-def _texts(batch: Batch) -> Iterator[tuple[list[int], list[int]]]:
-    assert batch.packing is not None
-    for inputs, labels, told, asked in zip(batch.input_ids, batch.labels, *batch.packing, strict=True):
-        for number in range(1, int(told.max()) + 1):
-            yield inputs[told == number].tolist(), labels[asked == number].tolist()
-
-
-def test_a_repacked_batch_has_the_loss_and_gradient_of_the_padded_one() -> None:
-    """The worst difference of a gradient measured in 60 batches is 1.3e-6 of its largest value."""
-    padded = _padded([(24, 3), (5, 1), (11, 4), (12, 2), (2, 5), (17, 1)])
-    assert len(repacked(padded).input_ids) == 3 < len(padded.input_ids)
-    together, apart = small_tagi(method="no_instruction"), small_tagi(method="no_instruction")
-    losses = []
-    for model, batch in ((together, repacked(padded)), (apart, padded)):
-        loss = label_loss(teacher_forced(model, model.backbone.shape, batch), batch)
-        loss.total.backward()
-        losses.append((float(loss.total.detach()), int(loss.count)))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # measured 0
-    for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
-        assert ours.grad is not None and theirs.grad is not None, name
-        assert worst(ours.grad, theirs.grad) <= 1e-5 * float(theirs.grad.abs().max()), name
-
-
 def test_a_text_does_not_see_its_neighbours() -> None:
     rows = _rows()
     model = small_t5()
     changed = [[rows[0][0], Pair(rows[0][1].input[::-1].copy(), rows[0][1].target), rows[0][2]], *rows[1:]]
-    before, after = (_packed_logits(model, packed(one, (24, 12))) for one in (rows, changed))
+    before, after = (read(model, packed(one, (24, 12))) for one in (rows, changed))
     same = (before - after).detach().abs().amax(-1)
     assert float(same[0, :3].max()) == float(same[0, 7:12].max()) == float(same[1:].max()) == 0.0
     assert float(same[0, 3:7].min()) > 0.0
 
 
-def _packed_logits(model: object, batch: Batch) -> torch.Tensor:
-    assert batch.packing is not None
-    starts = F.pad(batch.labels.clamp(min=0), (1, 0))[:, :-1]
-    return model.packed(batch.input_ids, batch.packing.input, starts, batch.packing.target)  # type: ignore[attr-defined]
+def read(model: T5, batch: PackedBatch) -> torch.Tensor:
+    return PackedReader(model)(batch.input_ids, batch.input_owner, batch.labels, batch.target_owner)

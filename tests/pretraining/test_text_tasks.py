@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
+from tagi.config import DataConfig
 from tagi.data.synthetic.micro_english import WORDS
 from tagi.data.types import Example, Task
 from tagi.errors import DataError
@@ -19,12 +21,11 @@ from tagi.pretraining.text_tasks import (
     KINDS,
     PROBES,
     TEXT_TASKS,
-    TextSource,
+    Text,
     TextTask,
+    TextTasks,
     probes,
-    text_source,
     text_task,
-    valid_tasks,
 )
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -76,9 +77,15 @@ def c4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_c4(tmp_path_factory.mktemp("c4"))
 
 
+def tasks_of(folder: Path, **data: Any) -> TextTasks:
+    tasks = Text(DataConfig(source="text", path=str(folder), **data)).train(0)
+    assert isinstance(tasks, TextTasks)
+    return tasks
+
+
 @pytest.fixture(scope="module")
-def real(shared_data: Path) -> TextSource:
-    return text_source(shared_data / "c4", seed=5, documents=3_000)
+def real(shared_data: Path) -> TextTasks:
+    return tasks_of(shared_data / "c4", seed=5, max_documents=3_000)
 
 
 def words(text: str) -> list[str]:
@@ -348,7 +355,7 @@ def check(made: TextTask, told: str, row: Example) -> None:
 
 @pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_answer_is_right_by_the_instruction(kind, new: bool, real: TextSource) -> None:  # noqa: ANN001
+def test_every_answer_is_right_by_the_instruction(kind, new: bool, real: TextTasks) -> None:  # noqa: ANN001
     for number in range(6):
         made = text_task(real.passages, number, kind, 3, new=new)
         for wording in range(3):
@@ -357,7 +364,7 @@ def test_every_answer_is_right_by_the_instruction(kind, new: bool, real: TextSou
                 check(made, task.instruction.definition, task.examples[index])
 
 
-def test_a_wrong_answer_would_be_found(real: TextSource) -> None:
+def test_a_wrong_answer_would_be_found(real: TextTasks) -> None:
     """The independent check of the test above is not empty: another row's answer fails it."""
     for kind in KINDS:
         made = text_task(real.passages, 1, kind, 0)
@@ -370,7 +377,7 @@ def test_a_wrong_answer_would_be_found(real: TextSource) -> None:
 
 
 def test_every_kind_has_tasks_over_plain_documents(c4: Path) -> None:
-    source = text_source(c4, seed=1)
+    source = tasks_of(c4, seed=1)
     drawn = [source.task(number, 0) for number in range(len(KINDS))]
     assert {task.categories[0] for task in drawn} == {kind.name for kind in KINDS}
     assert {kind.family for kind in KINDS} == set(FAMILIES)
@@ -389,17 +396,17 @@ def test_answers_are_balanced(c4: Path) -> None:
 
 
 def test_tasks_are_functions_of_seed_and_numbers(c4: Path) -> None:
-    def seen(source: TextSource, order: list[int]) -> dict[int, tuple[str, str, list[Example]]]:
+    def seen(source: TextTasks, order: list[int]) -> dict[int, tuple[str, str, list[Example]]]:
         tasks = {number: source.task(number, 3) for number in order}
         return {n: (t.name, t.instruction.definition, [t.examples[i] for i in (9, 2)]) for n, t in tasks.items()}
 
-    first = seen(text_source(c4, seed=1), [0, 7, 200])
-    assert seen(TextSource(Passages.read(c4, "train"), 1), [200, 7, 0]) == first
-    assert seen(text_source(c4, seed=2), [0, 7, 200]) != first
+    first = seen(tasks_of(c4, seed=1), [0, 7, 200])
+    assert seen(TextTasks(Passages.read(c4, "train"), 1), [200, 7, 0]) == first
+    assert seen(tasks_of(c4, seed=2), [0, 7, 200]) != first
 
 
 def test_visits_reword_a_task_and_leave_its_values(c4: Path) -> None:
-    source = text_source(c4, seed=1)
+    source = tasks_of(c4, seed=1)
     worded = {source.task(9, visit).instruction.definition for visit in range(40)}
     assert len(worded) > 3
     quoted = {tuple(re.findall(r'"([^"]*)"', one)) for one in worded}
@@ -445,7 +452,7 @@ def test_probes_come_from_other_documents_and_name_new_values(c4: Path) -> None:
 
 
 def test_training_names_no_value_that_is_kept_for_probes(c4: Path) -> None:
-    source = text_source(c4, seed=0)
+    source = tasks_of(c4, seed=0)
     told = [source.task(number, 0) for number in range(400)]
     assert named_values(tuple(told)) and not any(map(is_new, named_values(tuple(told))))
     text = " ".join(task.instruction.definition for task in told)
@@ -454,8 +461,8 @@ def test_training_names_no_value_that_is_kept_for_probes(c4: Path) -> None:
 
 
 def test_valid_tasks_are_no_training_tasks(c4: Path) -> None:
-    held_out = valid_tasks(c4, seed=0, count=12, instances=3)
-    trained = {text_source(c4, seed=0).task(number, 0).name for number in range(100)}
+    held_out = Text(DataConfig(source="text", path=str(c4), valid_tasks=12, valid_instances=3)).valid(0)
+    trained = {tasks_of(c4, seed=0).task(number, 0).name for number in range(100)}
     assert len(held_out) == 12 and not {task.name for task in held_out} & trained
     assert all(len(task.examples) == 3 for task in held_out)
 
@@ -479,7 +486,7 @@ def test_a_passage_is_plain_sentences_of_one_document() -> None:
 def test_empty_documents_are_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "c4-train.00000-of-00001.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"text: holds [01] usable English sentences"):
-        text_source(tmp_path, seed=0)
+        tasks_of(tmp_path, seed=0)
     assert FEWEST_SENTENCES > 1
 
 

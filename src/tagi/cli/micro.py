@@ -6,11 +6,11 @@ from tagi.backbones.files import locate
 from tagi.cli.common import default_checkpoint, note
 from tagi.config import DataConfig
 from tagi.config.files import RUN_FILE, load
+from tagi.data.sources.micro import Micro
 from tagi.data.synthetic.micro_splits import shuffled_partner
 from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Task
 from tagi.errors import InputError
-from tagi.train.finetune import micro_split
 
 
 def trained_on(checkpoint: str | None, seed: int | None) -> DataConfig:
@@ -20,13 +20,12 @@ def trained_on(checkpoint: str | None, seed: int | None) -> DataConfig:
         seed: draw other tasks than that run did.
     """
     file = locate(checkpoint or default_checkpoint()) / RUN_FILE
-    data = load(file).data if file.is_file() else DataConfig(source="micro")
     if not file.is_file():
         note(f"the checkpoint has no {RUN_FILE} that says what it was trained on; some tasks may not be unseen")
-    if data.source != "micro":
-        data = DataConfig(source="micro")
-    elif seed not in (None, data.seed):
-        note(f"the checkpoint was trained on tasks of seed {data.seed}; some of seed {seed} may not be unseen")
+    known = load(file).data.of_source("micro") if file.is_file() else None
+    data = known or DataConfig(source="micro")
+    if known is not None and seed not in (None, known.seed):
+        note(f"the checkpoint was trained on tasks of seed {known.seed}; some of seed {seed} may not be unseen")
     return data if seed is None else data.model_copy(update={"seed": seed})
 
 
@@ -36,7 +35,7 @@ def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
     Raises:
         InputError: there are not so many.
     """
-    test = micro_split(data).test
+    test = Micro(data).split.test
     if count > len(test):
         raise InputError(f"--tasks {count}: there are {len(test)} unseen tasks")
     return test[:count]

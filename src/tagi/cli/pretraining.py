@@ -1,84 +1,84 @@
-"""`tagi eval probes`: three probes under three instructions, as JSON and as a table."""
+"""The commands of a language model of one's own: `tagi eval text`, `tagi eval probes`, and the source `text`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
 
-from tagi.cli.common import bar, table
-from tagi.cli.scores import interval, made_by, percent
-from tagi.data.types import Task
-from tagi.eval.evaluate import Evaluation, InstructionControl, evaluate
-from tagi.pretraining.probes import chances
-from tagi.pretraining.text_tasks import Probe, ProbeTasks
+from tagi.cli.common import Backbone, Checkpoint, Json, bar, open_tagi, print_json, stdout, table, waiting
+from tagi.cli.eval import Positives, Seed, showing
 
 if TYPE_CHECKING:
-    from tagi.infer.engine import Tagi
+    from tagi.data.sources import Sources
 
-CONTROLS: dict[InstructionControl, str] = {
-    "aligned": "right",
-    "shuffled": "another's",
-    "empty": "none",
-}
-TITLES: dict[Probe, str] = {
-    "copy": "copy a span",
-    "choose": "choose",
-    "yes_no": "yes or no",
-}
-HEADER = ("", "n", *CONTROLS.values(), "chance", "seen", "new")
+TEXT_EXAMPLE = "Example: tagi eval text --data data/c4 --checkpoint runs/backbone/final"
+PROBES_EXAMPLE = "Example: tagi eval probes --data c4 --checkpoint runs/backbone-metatrain/final"
 
 
-def score(tagi: Tagi, drawn: Mapping[Probe, ProbeTasks], seed: int, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure, as fractions; `exact_match` is the mean over the probes."""
-    found = {name: _probe(tagi, name, tasks, seed) for name, tasks in drawn.items()}
-    made = made_by(tagi)
-    return {
-        "exact_match": fmean(one["exact_match"]["aligned"] for one in found.values()),
-        "chance": fmean(one["chance"] for one in found.values()),
-        "n": sum(one["n"] for one in found.values()),
-        "probes": found,
-        "command": {**asked, **made},
-    }
+def every_source() -> Sources:
+    """All sources that a config can name, tasks over plain text among them."""
+    from tagi.data.sources import SOURCES, Sources
+    from tagi.pretraining.text_tasks import Text
+
+    return Sources({**SOURCES, "text": Text})
 
 
-def score_table(scores: Mapping[str, Any]) -> Table:
-    """The scores for a terminal; the last columns are the right instruction's, by the values that it names."""
-    command = scores["command"]
-    shown = table(f"probes, exact match by instruction, {command['method']}", HEADER)
-    for name, title in TITLES.items():
-        one = scores["probes"][name]
-        values = [*(one["exact_match"][control] for control in CONTROLS), one["chance"], *one["by_values"].values()]
-        shown.add_row(title, f"{one['n']:,}", *map(percent, values))
-    return shown
+def text(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Documents in C4's format, of its validation part.")],
+    documents: Annotated[int, typer.Option(min=1, help="Documents, the first ones.")] = 200,
+    length: Annotated[int, typer.Option(min=8, help="Input tokens of a row.")] = 256,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    as_json: Json = False,
+) -> None:
+    """Bits per byte that a language model needs for text it was not trained on, without any instruction."""
+    from tagi.config import CorpusConfig
+    from tagi.pretraining.corpus import held_out
+
+    corpus = CorpusConfig(c4=str(data), valid_documents=documents, length=length, target_length=length)
+    texts = held_out(corpus)
+    tagi = open_tagi(checkpoint, backbone)
+    from tagi.pretraining.bits import bits_per_byte, kinds
+
+    found: dict[str, float] = {}
+    with bar("reading") as report:
+        for number, kind in enumerate(kinds(tagi), 1):
+            found[kind] = bits_per_byte(tagi, texts, corpus, kind)
+            report(number, len(kinds(tagi)))
+    if as_json:
+        print_json({"bits_per_byte": found, "documents": len(texts), "bytes": sum(len(x.encode()) for x in texts)})
+        return
+    made = table("bits per byte of held-out text", ("what is said", "bits per byte"))
+    for name, bits in found.items():
+        made.add_row(name, f"{bits:.3f}")
+    stdout().print(made)
 
 
-def _probe(tagi: Tagi, name: Probe, tasks: ProbeTasks, seed: int) -> dict[str, Any]:
-    """One probe; its chance is the best way to guess."""
-    found = {control: _evaluated(tagi, name, tasks.every, control, seed) for control in CONTROLS}
-    guesses = chances(name, tasks.every)
-    rows = sum(len(task.examples) for task in tasks.seen)
-    each = found["aligned"].exact_match
-    return {
-        "n": len(each),
-        "exact_match": {control: fmean(one.exact_match) for control, one in found.items()},
-        "interval": interval(found["aligned"], "exact_match", seed),
-        "chance": max(guesses.values()),
-        "guesses": guesses,
-        "by_values": {"seen": fmean(each[:rows]), "new": fmean(each[rows:])},
-        "by_kind": _by_kind(found["aligned"]),
-    }
+def probes(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Text in C4's format: c4-validation.*.json.gz.")],
+    tasks: Annotated[int, typer.Option(min=2, help="Tasks of each probe, and as many that name new values.")] = 24,
+    instances: Annotated[
+        int, typer.Option(min=1, help="Rows of each task; with 12 every answer stands at every place equally often.")
+    ] = 12,
+    positives: Positives = None,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Copying what the instruction names, choosing an option, yes or no by a rule: exact match beside chance.
 
+    Each with the right instruction, with another task's of the same probe, and with none.
+    """
+    from tagi.cli import probes as probes_cli
+    from tagi.pretraining.text_tasks import probes as draw
 
-def _evaluated(tagi: Tagi, name: Probe, tasks: Sequence[Task], control: InstructionControl, seed: int) -> Evaluation:
-    with bar(f"{TITLES[name]}, {CONTROLS[control]}") as report:
-        return evaluate(tagi, tasks, instruction=control, seed=seed, progress=report)
-
-
-def _by_kind(evaluation: Evaluation) -> dict[str, float]:
-    """Means over the tasks of one kind, such as `first_words`."""
-    kinds = [one.categories[0] for one in evaluation.predictions]
-    pairs = list(zip(kinds, evaluation.exact_match, strict=True))
-    return {kind: fmean(value for one, value in pairs if one == kind) for kind in sorted(set(kinds))}
+    tagi = showing(positives, open_tagi(checkpoint, backbone))
+    shown = tagi.config.prompt.positives
+    with waiting("drawing tasks"):
+        drawn = draw(data, seed, tasks=tasks, instances=instances, positives=shown)
+    asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "positives": shown}
+    scores = probes_cli.score(tagi, drawn, seed, asked | {"seed": seed, "checkpoint": checkpoint})
+    print_json(scores) if as_json else stdout().print(probes_cli.score_table(scores))

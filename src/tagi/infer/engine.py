@@ -347,12 +347,10 @@ def teacher_forced(model: nn.Module, shape: Shape, batch: Batch, memory: Tensor 
     `model` may be wrapped, as a trainer does where several processes share the work; `shape` is its backbone's,
     `memory` the batch's instructions (T, S, D) where they are encoded already.
     """
-    packing = batch.packing
-    owner = packing.target if packing is not None else None
-    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id, owner)
+    decoder_ids = shift_right(batch.labels, shape.decoder_start_token_id, shape.pad_token_id)
     rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
     instruction = (batch.instruction_ids, batch.instruction_mask)
-    return model(*instruction, batch.input_ids, batch.input_mask, decoder_ids, rows, memory, packing)
+    return model(*instruction, batch.input_ids, batch.input_mask, decoder_ids, rows, memory)
 
 
 def load_tokenizer(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:

@@ -12,7 +12,6 @@ from tagi.backbones.language_model import LanguageModel, as_t5
 from tagi.backbones.lora import folded
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Site
-from tagi.backbones.t5.model import T5
 from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
 from tagi.errors import ConfigError
 from tagi.methods import Method
@@ -167,17 +166,11 @@ class TagiModel(nn.Module):
         decoder_ids: Tensor,
         rows: Rows,
         memory: Tensor | None = None,
-        packing: tuple[Tensor, Tensor] | None = None,
     ) -> Output:
         """Instructions (T, S), inputs (R, N), shifted targets (R, O) to logits (R, O, V).
 
-        `memory` (T, S, D) are the instructions already encoded, where that was done before. With `packing` rows hold
-        several texts each, (R, N) and (R, O) say which; such rows have no instruction.
+        `memory` (T, S, D) are the instructions already encoded, where that was done before.
         """
-        if packing is not None:
-            assert isinstance(self.backbone, T5)
-            logits = self.backbone.packed(input_ids, packing[0], decoder_ids, packing[1])
-            return Output(logits, neutral(self.backbone, 1))
         if memory is None:
             adapter = self.adapt(instruction_ids, instruction_mask)
         else:
@@ -222,13 +215,8 @@ def initialise(model: TagiModel, generator: torch.Generator) -> None:
         fusion_module.initialise(model.fusion, generator)
 
 
-def shift_right(labels_RO: Tensor, start: int, pad: int, owner_RO: Tensor | None = None) -> Tensor:
-    """Labels (ignored positions -100) to decoder inputs: the start token, then all but the last label.
-
-    Where rows hold several texts, `owner_RO` says which a label belongs to, and every one of them begins anew.
-    """
+def shift_right(labels_RO: Tensor, start: int, pad: int) -> Tensor:
+    """Labels (ignored positions -100) to decoder inputs: the start token, then all but the last label."""
     shifted = labels_RO.roll(1, dims=1)
     shifted[:, 0] = start
-    if owner_RO is not None:
-        shifted[:, 1:].masked_fill_(owner_RO[:, 1:] != owner_RO[:, :-1], start)
     return shifted.masked_fill(shifted == -100, pad)

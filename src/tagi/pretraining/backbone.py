@@ -16,17 +16,15 @@ from tagi.backbones.files import read_safetensors
 from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig
 from tagi.config.files import read_json
 from tagi.data import tokenizers
-from tagi.data.c4 import TokenStore
-from tagi.data.collate import Batch
+from tagi.data.segments import TokenStore
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained
 from tagi.infer.engine import load_tokenizer
 from tagi.pretraining import corpus as corpora
 from tagi.pretraining.corpus import Corpus
-from tagi.pretraining.packing import PackedText, prefix_lm, span_corruption
+from tagi.pretraining.packing import PackedBatch, PackedText, prefix_lm, span_corruption
 
 TEXT, TOKENS, ABOUT, DROPPED = "text", "tokens.safetensors", "corpus.json", "dropped.jsonl"
-_WHAT = ("max_instances", "overlap")
 EXTRA_IDS = 100
 """Sentinels of T5's vocabularies."""
 TOKENIZER_DOCUMENTS = 40_000
@@ -85,7 +83,7 @@ def read_about(folder: Path) -> About:
     return read_json(About, folder / ABOUT, "text or checkpoint of stage backbone")
 
 
-def text_batches(config: RunConfig, text: Text, processes: int = 1) -> Callable[[int], Batch]:
+def text_batches(config: RunConfig, text: Text, processes: int = 1) -> Callable[[int], PackedBatch]:
     """Batch number i: span corruption at first, prefix LM in the last `adapt` of the steps.
 
     Args:
@@ -97,7 +95,7 @@ def text_batches(config: RunConfig, text: Text, processes: int = 1) -> Callable[
     prefixes = PackedText(text.store, prefix_lm(_corpus(config), text.tokenizer), training.seed + 1)
     turn = round(training.steps * (1.0 - _corpus(config).adapt)) * training.accumulation * processes
 
-    def batch(index: int) -> Batch:
+    def batch(index: int) -> PackedBatch:
         drawn, number = (spans, index) if index < turn else (prefixes, index - turn)
         return drawn.batch(number * rows, rows)
 
@@ -145,10 +143,7 @@ def _keep(config: RunConfig, chosen: CorpusConfig, folder: Path) -> None:
 
 
 def _check_same(about: About, chosen: CorpusConfig, folder: Path) -> None:
-    """Refuse text that was kept for another config; how it is cut into rows may change."""
-    ours, theirs = (one.model_dump(include=set(_WHAT)) for one in (chosen, about.corpus))
-    if differs := next((key for key in _WHAT if ours[key] != theirs[key]), None):
-        raise CheckpointError(f"{folder}: was read with another data.corpus.{differs}; choose another output")
+    """Refuse text that was kept of other files; how it is cut into rows may change."""
     if corpora.files_hash(chosen) != about.files:
         raise CheckpointError(f"{folder}: the files of data.corpus have changed since; choose another output")
 

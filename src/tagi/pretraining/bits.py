@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tagi.backbones.language_model import as_t5
 from tagi.backbones.t5.model import T5
 from tagi.config import CorpusConfig
-from tagi.data.c4 import SEGMENTS, TokenStore
-from tagi.data.collate import Batch
+from tagi.data.segments import SEGMENTS, TokenStore
 from tagi.data.tokenizers import sentinels
 from tagi.errors import ConfigError, InputError
-from tagi.infer.engine import Tagi, teacher_forced
+from tagi.infer.engine import Tagi
 from tagi.losses import IGNORE, cross_entropy
-from tagi.pretraining.packing import Objective, PackedText, prefix_lm, span_corruption
+from tagi.pretraining.packing import Objective, PackedBatch, PackedText, prefix_lm, span_corruption
+from tagi.pretraining.stage import PackedReader
 
 Kind = Literal["spans", "prefix"]
 _OBJECTIVES: dict[Kind, Callable[[CorpusConfig, PreTrainedTokenizerBase], Objective]] = {
@@ -63,17 +64,17 @@ def piece_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return sizes
 
 
-def _epoch(text: PackedText) -> Iterator[Batch]:
+def _epoch(text: PackedText) -> Iterator[PackedBatch]:
     rows = text.epoch_rows(0)
     return (text.batch(first, min(_ROWS, rows - first)) for first in range(0, rows, _ROWS))
 
 
 @torch.inference_mode()
-def _bits(tagi: Tagi, batches: Iterable[Batch], sizes: Tensor) -> float:
-    nats, spelt = 0.0, 0
+def _bits(tagi: Tagi, batches: Iterable[PackedBatch], sizes: Tensor) -> float:
+    nats, spelt, reader = 0.0, 0, PackedReader(as_t5(tagi.model.backbone))
     for batch in batches:
         on_device = batch.to(tagi.device)
-        logits = teacher_forced(tagi.model, tagi.model.backbone.shape, on_device).logits
+        logits = reader(on_device.input_ids, on_device.input_owner, on_device.labels, on_device.target_owner)
         nats += float(cross_entropy(logits, on_device.labels).total)
         spelt += int(sizes[batch.labels[batch.labels != IGNORE]].sum())
     if not spelt or not math.isfinite(nats):

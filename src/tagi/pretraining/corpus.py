@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tagi.config import CorpusConfig
-from tagi.data.c4 import documents, list_files
+from tagi.data.sources.c4 import documents, list_files
 from tagi.data.sources.p3_files import P3Dataset
 from tagi.data.sources.sni_files import SniDataset
 from tagi.errors import DataError
 from tagi.pretraining.overlap import Runs
+
+OVERLAP = 13
+"""A document that shares so many words in a row with a test row is dropped (Brown et al., 2020)."""
 
 
 class Document(NamedTuple):
@@ -74,7 +77,7 @@ def read(config: CorpusConfig) -> Corpus:
     Raises:
         DataError: a folder or file cannot be used, or no text is left.
     """
-    tested = Runs(test_texts(config), config.overlap)
+    tested = Runs(test_texts(config), OVERLAP)
     seen: set[bytes] = set()
     kept: list[Document] = []
     dropped: list[Dropped] = []
@@ -134,19 +137,19 @@ def _documents(config: CorpusConfig) -> Iterator[Document]:
                 Document("c4", f"{number} of {path.name}", text) for number, text in enumerate(documents([path]), 1)
             )
     if config.sni is not None:
-        yield from _sni(SniDataset(Path(config.sni)), config.max_instances)
+        yield from _sni(SniDataset(Path(config.sni)))
     if config.p3 is not None:
-        yield from _p3(P3Dataset(Path(config.p3)), config.max_instances)
+        yield from _p3(P3Dataset(Path(config.p3)))
 
 
-def _sni(dataset: SniDataset, limit: int | None) -> Iterable[Document]:
+def _sni(dataset: SniDataset) -> Iterable[Document]:
     for name in dataset.english(dataset.names("train")):
-        for example in dataset.load(name, limit=limit).examples:
+        for example in dataset.load(name).examples:
             yield Document("sni", f"{name} {example.id}", example.input)
 
 
-def _p3(dataset: P3Dataset, limit: int | None) -> Iterable[Document]:
+def _p3(dataset: P3Dataset) -> Iterable[Document]:
     for one in dataset.train_sets():
-        for task in dataset.train_tasks(one, limit=limit):
+        for task in dataset.train_tasks(one, limit=None):
             for example in task.examples:
                 yield Document("p3", f"{one.name} {example.id}", example.input)

@@ -5,19 +5,20 @@ Every row is a pure function of the seed and its number, so that training resume
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tagi.config import CorpusConfig
-from tagi.data.c4 import Tokens, TokenStore
-from tagi.data.collate import IGNORE, Batch, Packing
+from tagi.data.collate import IGNORE, Batch
 from tagi.data.mixture import epoch_order
+from tagi.data.segments import Tokens, TokenStore
 from tagi.data.tokenizers import sentinels
 from tagi.errors import ConfigError
 
@@ -25,8 +26,8 @@ SHORTEST = 8
 """Tokens of the shortest piece of a document that is trained on."""
 OPEN = 32
 """Rows that are filled at a time."""
-SPARE = 1.25
-"""Room for targets in a repacked row, relative to what it would need if all were full and alike."""
+DENSITY, MEAN_SPAN = 0.15, 3.0
+"""Share of the tokens that span corruption hides, and the mean length of a hidden span (Raffel et al., 2020)."""
 
 Ids = NDArray[np.int64]
 
@@ -36,6 +37,17 @@ class Pair(NamedTuple):
 
     input: Ids
     target: Ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch(Batch):
+    """Rows that hold several texts each and no instruction; texts of a row do not meet.
+
+    The owners say which of its row's texts, numbered from 1, each token belongs to; 0 is padding.
+    """
+
+    input_owner: Tensor  # (R, N)
+    target_owner: Tensor  # (R, O)
 
 
 class Pieces(NamedTuple):
@@ -159,7 +171,7 @@ def span_corruption(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) ->
     if not marks:
         raise ConfigError("tokenizer: has no sentinels (<extra_id_0>, …), which span corruption needs")
     room = config.length, config.target_length
-    return SpanCorruption(*room, config.density, config.mean_span, marks, tokenizer.eos_token_id)  # type: ignore[arg-type]
+    return SpanCorruption(*room, DENSITY, MEAN_SPAN, marks, tokenizer.eos_token_id)  # type: ignore[arg-type]
 
 
 def prefix_lm(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> PrefixLM:
@@ -191,7 +203,7 @@ class PackedText:
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
         self._count = lru_cache(maxsize=None)(lambda epoch: len(self._epoch(epoch).rows))
 
-    def batch(self, first: int, rows: int) -> Batch:
+    def batch(self, first: int, rows: int) -> PackedBatch:
         """Rows `first` up to `first + rows`."""
         return packed([self._row(first + i) for i in range(rows)], self.objective.room)
 
@@ -247,36 +259,22 @@ def filled(order: Ids, inputs: Ids, targets: Ids, room: tuple[int, int]) -> Sequ
     return rows
 
 
-def packed(rows: Sequence[Sequence[Pair]], room: tuple[int, int]) -> Batch:
-    """Rows of pairs as a batch of fixed shape, which says of every token which pair it belongs to."""
+def packed(rows: Sequence[Sequence[Pair]], room: tuple[int, int]) -> PackedBatch:
+    """Rows of pairs as a batch of fixed shape."""
     inputs, input_pairs = zip(*(_joined([pair.input for pair in row], room[0]) for row in rows), strict=True)
     targets, target_pairs = zip(*(_joined([pair.target for pair in row], room[1]) for row in rows), strict=True)
-    packing = Packing(torch.from_numpy(np.stack(input_pairs)), torch.from_numpy(np.stack(target_pairs)))
+    input_owner, target_owner = torch.from_numpy(np.stack(input_pairs)), torch.from_numpy(np.stack(target_pairs))
     input_ids, labels = torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
-    return Batch(
+    return PackedBatch(
         instruction_ids=torch.zeros(1, 0, dtype=torch.long),
         instruction_mask=torch.zeros(1, 0, dtype=torch.long),
         input_ids=input_ids,
-        input_mask=(packing.input > 0).long(),
-        labels=labels.masked_fill(packing.target == 0, IGNORE),
+        input_mask=(input_owner > 0).long(),
+        labels=labels.masked_fill(target_owner == 0, IGNORE),
         task_index=torch.zeros(len(rows), dtype=torch.long),
-        packing=packing,
+        input_owner=input_owner,
+        target_owner=target_owner,
     )
-
-
-def repacked(batch: Batch) -> Batch:
-    """A padded batch in fewer rows, several of its own in each: the same texts, the same loss, less padding.
-
-    Rows stay as long as the longest input; the longest go first, each into the first row that has room. Rows must read
-    nothing but their own input: the batch's instructions are left out.
-    """
-    inputs = [ids[mask.bool()].numpy() for ids, mask in zip(batch.input_ids, batch.input_mask, strict=True)]
-    targets = [labels[labels != IGNORE].numpy() for labels in batch.labels]
-    told, asked = (np.array([len(one) for one in each]) for each in (inputs, targets))
-    at_best = -(-int(told.sum()) // int(told.max()))
-    room = int(told.max()), max(int(asked.max()), round(SPARE * int(asked.sum()) / at_best))
-    rows = filled(np.argsort(-told, kind="stable"), told, asked, room)
-    return replace(packed([[Pair(inputs[i], targets[i]) for i in row] for row in rows], room), names=batch.names)
 
 
 def _joined(parts: Sequence[Ids], length: int) -> tuple[Ids, Ids]:

@@ -12,7 +12,7 @@ from random import Random
 from string import punctuation
 from typing import Literal
 
-from tagi.data.c4 import documents, list_files
+from tagi.data.sources.c4 import documents, list_files
 from tagi.errors import DataError
 
 SHORTEST, LONGEST = 4, 32

@@ -5,7 +5,7 @@ values that its instruction names (a word, a number, a letter, …), worded in m
 A few values are named in probes only: every fifth word (by a hash), and those in `text_kinds.POOLS` under `new`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle, islice
@@ -14,6 +14,9 @@ from random import Random
 from typing import Literal, overload
 from zlib import crc32
 
+from tagi.data.mixture import TaskSource
+from tagi.data.sources.base import Source
+from tagi.data.sources.c4 import C4
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import DataError
 from tagi.pretraining import text_choices, text_rewrites, text_spans
@@ -105,7 +108,7 @@ class TextRows(Sequence[Example]):
 
 
 @dataclass(frozen=True)
-class TextSource:
+class TextTasks:
     """Text tasks by number, worded anew on every visit."""
 
     passages: Passages
@@ -142,19 +145,26 @@ def text_task(passages: Passages, number: int, kind: Kind, seed: int, *, new: bo
     raise DataError(passages.origin, "text", f"gives no rows for tasks of the kind {kind.name}")
 
 
-def text_source(folder: Path, seed: int, positives: int = 0, documents: int | None = None) -> TextSource:
-    """The training tasks of a folder in C4's format.
+class Text(Source):
+    """Tasks over the training documents of a folder in C4's format; held-out ones over its validation documents."""
 
-    Raises:
-        DataError: see `Passages.read`.
-    """
-    return TextSource(_passages(folder, "train", documents or TEXT_DOCUMENTS), seed, positives)
+    def train(self, shown: int) -> TaskSource:
+        passages = _passages(self.folder, "train", self.data.max_documents or TEXT_DOCUMENTS)
+        return TextTasks(passages, self.data.seed, shown)
 
+    def valid(self, shown: int) -> list[Task]:
+        """Instructions name values as in training."""
+        if not self.data.valid_tasks:
+            return []
+        held_out = TextTasks(_passages(self.folder, "validation"), self.data.seed, shown, first=TEXT_TASKS)
+        tasks = (held_out.task(number, 0) for number in range(self.data.valid_tasks))
+        return [_with_rows(task, self.data.valid_instances) for task in tasks]
 
-def valid_tasks(folder: Path, seed: int, count: int, instances: int, positives: int = 0) -> list[Task]:
-    """Tasks over validation documents whose instructions name values of training."""
-    source = TextSource(_passages(folder, "validation"), seed, positives, first=TEXT_TASKS)
-    return [_with_rows(source.task(number, 0), instances) for number in range(count)]
+    def texts(self) -> Iterator[str]:
+        return C4(self.data).texts()
+
+    def files(self) -> list[Path]:
+        return C4(self.data).files()
 
 
 @dataclass(frozen=True, slots=True)

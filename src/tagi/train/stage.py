@@ -7,8 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from tagi.data.collate import Batch, Collator
-from tagi.data.mixture import Mixture
+from tagi.data.collate import Batch
 from tagi.infer.engine import teacher_forced
 from tagi.losses import Loss, cross_entropy, valid_positions
 from tagi.model.tagi import Output, TagiModel
@@ -131,8 +130,3 @@ class ModelStage:
         memory = self.encode(batch) if self.encode is not None else None
         output = teacher_forced(model, self.model.backbone.shape, batch, memory)
         return {term.name: term.loss(output, batch) for term in self.terms}
-
-
-def task_batches(mixture: Mixture, collator: Collator) -> Callable[[int], Batch]:
-    """Batches of a task-grouped mixture, rendered and tokenized."""
-    return lambda index: collator(mixture.batch(index))

@@ -10,14 +10,16 @@ import pytest
 from test_text_tasks import write_c4
 
 from cli_runs import Run, mistake, write_config
-from tagi.config import DataConfig
+from tagi.cli.pretraining import every_source
+from tagi.config import DataConfig, RunConfig
 from tagi.config.files import parse
 from tagi.data.mixture import FixedTasks, Mixture, Shares
+from tagi.data.sources.micro import Micro
 from tagi.data.synthetic.microtasks import micro_vocabulary, write_sni
 from tagi.data.tokenizers import unigram, unknown_words
 from tagi.data.types import Example, Instruction, Task
 from tagi.errors import ConfigError
-from tagi.train.finetune import micro_split, task_source, valid_tasks
+from tagi.train import batches
 from training_runs import config, furthest, logged, run
 
 
@@ -101,9 +103,13 @@ def test_a_batch_of_a_mixture_is_a_function_of_seed_and_number() -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Microtasks in the layout of Super-NaturalInstructions, and plain documents in C4's."""
     sni = tmp_path_factory.mktemp("sni")
-    split = micro_split(DataConfig(source="micro", compositions=20))
+    split = Micro(DataConfig(source="micro", compositions=20)).split
     write_sni(sni, (task.task(positives=2) for task in split.compositions), (split.test[0].task(),), 6)
     return {"sni": sni, "c4": write_c4(tmp_path_factory.mktemp("c4"))}
+
+
+def task_source(settings: RunConfig) -> Shares:
+    return batches.task_source(settings, every_source())
 
 
 def mixed(folders: dict[str, Path], **text: Any) -> dict[str, Any]:
@@ -126,9 +132,8 @@ def mixed(folders: dict[str, Path], **text: Any) -> dict[str, Any]:
 def test_sources_and_valid_tasks_of_a_mixture(folders: dict[str, Path], tmp_path: Path) -> None:
     settings = config(tmp_path, data=mixed(folders, valid_instances=4))
     source = task_source(settings)
-    assert isinstance(source, Shares)
     assert source.counts == (5, 2, 3)
-    held_out = valid_tasks(settings)
+    held_out = every_source().valid(settings.data, settings.prompt.positives)
     assert [len(task.examples) for task in held_out] == [2, 2, 2, 4, 4]
     trained = {source.sources[0].task(i, 0).name for i in range(len(source.sources[0]))}
     assert not trained & {task.name for task in held_out}
@@ -138,7 +143,6 @@ def test_categories_have_equally_many_turns_and_their_tasks_take_them(folders: d
     plain, balanced = mixed(folders), mixed(folders)
     balanced["parts"]["benchmark"]["balance"] = "category"
     every, source = (task_source(config(tmp_path, data=data)) for data in (plain, balanced))
-    assert isinstance(every, Shares) and isinstance(source, Shares)
     tasks = [one.task(i, 0) for one in source.sources[:-2] for i in range(len(one))]
     assert sorted(task.name for task in tasks) == sorted(every.sources[0].task(i, 0).name for i in range(len(tasks)))
     categories = {task.categories[0] for task in tasks}
@@ -156,13 +160,11 @@ def test_categories_have_equally_many_turns_and_their_tasks_take_them(folders: d
 
 def test_a_data_set_by_itself_can_be_balanced(folders: dict[str, Path], tmp_path: Path) -> None:
     source = task_source(config(tmp_path, data={"source": "sni", "path": str(folders["sni"]), "balance": "category"}))
-    assert isinstance(source, Shares)
     assert len(set(source.counts)) == 1 and len(source.counts) > 1
 
 
 def test_demonstrations_of_every_part_are_shown(folders: dict[str, Path], tmp_path: Path) -> None:
     source = task_source(config(tmp_path, data=mixed(folders), prompt={"style": "plain", "positives": 2}))
-    assert isinstance(source, Shares)
     shown = [[len(part.task(i, 0).instruction.positives) for i in range(6)] for part in source.sources]
     assert shown == [[2] * 6] * 3
 
@@ -172,8 +174,7 @@ def test_support_is_given_or_drawn(folders: dict[str, Path], tmp_path: Path) -> 
 
     def shown(support: str) -> list[tuple[str, ...]]:
         data = {"source": "sni", "path": str(folders["sni"]), "support": support}
-        source = task_source(config(tmp_path, data=data, prompt={"style": "plain", "positives": 2}))
-        assert not isinstance(source, Shares)
+        (source,) = task_source(config(tmp_path, data=data, prompt={"style": "plain", "positives": 2})).sources
         visits = [source.task(0, visit) for visit in range(6)]
         for task in visits:
             asked = {row.input for row in task.examples}
@@ -190,7 +191,6 @@ def test_some_turns_are_without_demonstrations(folders: dict[str, Path], tmp_pat
     data = mixed(folders, zero_shot=0.25)
     data["parts"]["benchmark"] |= {"zero_shot": 0.5, "balance": "category"}
     source = task_source(config(tmp_path, data=data, prompt={"style": "plain", "positives": 2}))
-    assert isinstance(source, Shares)
     counts, again = (
         [[len(part.task(i % len(part), i).instruction.positives) for i in range(200)] for part in source.sources]
         for _ in range(2)
@@ -203,9 +203,9 @@ def test_some_turns_are_without_demonstrations(folders: dict[str, Path], tmp_pat
 
 
 def test_a_resumed_mixture_sees_the_same_batches(folders: dict[str, Path], tmp_path: Path) -> None:
-    whole = run(config(tmp_path / "whole", data=mixed(folders)))
-    run(config(tmp_path / "cut", data=mixed(folders), training__steps=4))
-    cut = run(config(tmp_path / "cut", data=mixed(folders)), resume=True)
+    whole = run(config(tmp_path / "whole", data=mixed(folders)), every_source())
+    run(config(tmp_path / "cut", data=mixed(folders), training__steps=4), every_source())
+    cut = run(config(tmp_path / "cut", data=mixed(folders)), every_source(), resume=True)
     assert furthest(whole, cut) == 0
     assert logged(tmp_path / "whole")[-1] == logged(tmp_path / "cut")[-1]
 
@@ -224,7 +224,7 @@ MISTAKES = [
     (["data.parts.text.shre=1"], ["data.parts.text.shre", "unknown key", "share"]),
     (["data.parts.text.path=/nowhere"], ["/nowhere", "c4-train"]),
     (["data.parts.text.path=null"], ["data.parts.text", "data.path is required for source=text"]),
-    (["data.parts.text.balance=category"], ["data.parts.text", "balance=category needs tasks with categories"]),
+    (["data.parts.text.balance=category"], ["data.parts.text", "balance=category needs a data set with categories"]),
     (["data.parts.text.zero_shot=0.5", "prompt.positives=0"], ["zero_shot", "prompt.positives"]),
     (["data.zero_shot=0.5"], ["data", "zero_shot", "source=mixture"]),
     (["data.parts={}"], ["data", "source=mixture needs parts"]),
@@ -248,46 +248,16 @@ def test_a_dry_run_measures_a_mixture(folders: dict[str, Path], tagi: Run, tmp_p
 
 def test_a_text_source_by_itself_trains(folders: dict[str, Path], tmp_path: Path) -> None:
     data = {"source": "text", "path": str(folders["c4"]), "valid_tasks": 1, "valid_instances": 2}
-    assert (run(config(tmp_path, data=data, training__steps=1)) / "tagi.json").exists()
-
-
-def test_stages_without_tasks_refuse_a_mixture(folders: dict[str, Path], tmp_path: Path) -> None:
-    settings = config(tmp_path, data=mixed(folders), stage="pretrain")
-    with pytest.raises(ConfigError, match="mixture does not suit stage pretrain"):
+    settings = config(tmp_path, data=data, training__steps=1)
+    assert (run(settings, every_source()) / "tagi.json").exists()
+    with pytest.raises(ConfigError, match=r"data\.source: text has no tasks or text of its own here"):
         run(settings)
 
 
-def test_probes_are_scored_beside_chance(folders: dict[str, Path], tagi: Run, metatrained: Path) -> None:
-    asked = ("eval", "probes", "--data", folders["c4"], "--checkpoint", metatrained, "--tasks", 4, "--instances", 12)
-    scores = tagi(*asked, "--json").json
-    assert list(scores["probes"]) == ["copy", "choose", "yes_no"]
-    assert scores["n"] == 3 * 8 * 12
-    assert scores["probes"]["yes_no"]["chance"] == 0.5
-    assert 0.25 <= scores["probes"]["choose"]["guesses"]["random_option"] <= 0.5
-    for probe in scores["probes"].values():
-        assert list(probe["exact_match"]) == ["aligned", "shuffled", "empty"]
-        assert set(probe["by_values"]) == {"seen", "new"}
-    table = tagi(*asked)
-    assert table.code == 0 and "yes or no" in table.out
-
-
-def test_probes_show_as_many_demonstrations_as_asked(folders: dict[str, Path], tagi: Run, metatrained: Path) -> None:
-    asked = ("eval", "probes", "--data", folders["c4"], "--checkpoint", metatrained, "--tasks", 2, "--instances", 2)
-    none, two = (tagi(*asked, "--positives", shown, "--json").json for shown in (0, 2))
-    assert [one["command"]["positives"] for one in (none, two)] == [0, 2]
-
-
-def test_chance_is_what_guessing_scores() -> None:
-    from tagi.pretraining.probes import chances
-
-    def task(*rows: Example) -> Task:
-        return Task("t", Instruction("x"), (), rows)
-
-    copied = task(Example("1", "a b a c", ("a",)), Example("2", "d e", ("d e",)))
-    assert chances("copy", [copied]) == {"copy_input": 0.5, "random_span": (2 / 4 + 1) / 2}
-    offered = task(*(Example("1", "x", (one,), tuple("AB")) for one in "AAB"), Example("2", "x", ("C",), tuple("ABCD")))
-    assert chances("choose", [offered]) == {"random_option": (3 / 2 + 1 / 4) / 4, "majority": 0.5}
-    assert chances("yes_no", [task(*(Example("1", "x", (one,)) for one in ("no", "no", "yes")))]) == {"majority": 2 / 3}
+def test_stages_without_tasks_refuse_a_mixture(folders: dict[str, Path], tmp_path: Path) -> None:
+    for stage in ("pretrain", "teachers", "backbone"):
+        with pytest.raises(ConfigError, match=f"mixture does not suit stage {stage}"):
+            config(tmp_path, data=mixed(folders), stage=stage)
 
 
 def test_parts_belong_to_a_mixture_alone() -> None:

@@ -12,9 +12,10 @@ import pytest
 from jinja2 import nodes
 
 from cli_runs import Run, mistake
+from tagi.data.mixture import with_demonstrations
 from tagi.data.sandbox import environment
 from tagi.data.sources import p3_files
-from tagi.data.sources.p3_files import EVALUATION, LABELS, P3Dataset, TrainSet, data_sets, with_demonstrations
+from tagi.data.sources.p3_files import EVALUATION, LABELS, P3Dataset, TrainSet, data_sets
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
 

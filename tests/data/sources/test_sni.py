@@ -10,17 +10,17 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tagi.config import DataConfig
+from tagi.data.sources.base import meta_split
+from tagi.data.sources.sni import Sni
 from tagi.data.sources.sni_files import (
     SniDataset,
     largest_categories,
     load_task,
-    meta_split,
     overlapping_inputs,
     without_overlap,
 )
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
-from tagi.train.finetune import sni_tasks
 
 on_disk = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -379,9 +379,9 @@ def test_category_splits_are_those_of_table_10() -> None:
 
 def test_training_on_the_largest_categories(shared_data: Path) -> None:
     data = DataConfig(source="sni", path=str(shared_data / "sni"), max_instances=1)
-    found = {count: sni_tasks(data.model_copy(update={"categories": count})) for count in (6, 15, 30, 33, None)}
+    found = {count: Sni(data.model_copy(update={"categories": count})).tasks for count in (6, 15, 30, 33, None)}
     assert [len({task.categories[0] for task in tasks}) for tasks in found.values()] == [6, 15, 30, 33, 33]
     names = [{task.name for task in tasks} for tasks in found.values()]
     assert names[0] < names[1] < names[2] < names[3] == names[4]
     with pytest.raises(ConfigError, match="60 are asked for, the training tasks have 33"):
-        sni_tasks(data.model_copy(update={"categories": 60}))
+        _ = Sni(data.model_copy(update={"categories": 60})).tasks

@@ -248,24 +248,6 @@ def data_sets(split: str) -> set[str] | None:
     return {name for one in list(SPLITS)[:upto] for name in SPLITS[one]}
 
 
-def with_demonstrations(task: Task, count: int, seed: int) -> Task:
-    """The task with `count` of its own rows as demonstrations, which are then no longer among its examples.
-
-    Raises:
-        ConfigError: it has no more than `count` rows.
-    """
-    examples = list(task.examples)
-    if count >= len(examples):
-        raise ConfigError(
-            f"prompt.positives: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
-        )
-    rng = Random(f"{seed} {task.name}")
-    support = set(rng.sample(range(len(examples)), count))
-    shown = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in sorted(support))
-    kept = [one for i, one in enumerate(examples) if i not in support]
-    return replace(task, instruction=replace(task.instruction, positives=shown), examples=kept)
-
-
 def _train_set(path: Path, resolved: Mapping[str, tuple[str, Template]]) -> TrainSet:
     name = next(path.name.removesuffix(suffix) for suffix in _SUFFIXES if path.name.endswith(suffix))
     if name not in resolved:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from tagi.data.records import Record, parse_json
+from tagi.data.records import Record, parse_json, written
 from tagi.data.types import Demonstration, Example, Instruction, Task, named
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_lines, read_text
@@ -35,13 +35,7 @@ def _shown(names: list[str]) -> list[str]:
 
 
 def _first_is_written(definitions: list[str]) -> list[str]:
-    return [_is_written(definitions[0]), *definitions[1:]]
-
-
-def _is_written(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty")
-    return text
+    return [written(definitions[0]), *definitions[1:]]
 
 
 class _Positive(Record):
@@ -51,7 +45,7 @@ class _Positive(Record):
 
 class _Instance(Record):
     id: str
-    input: Annotated[str, AfterValidator(_is_written)]
+    input: Annotated[str, AfterValidator(written)]
     output: Annotated[list[str], Field(min_length=1)]
 
 
@@ -99,8 +93,8 @@ class _TaskFile(Record):
     def other_languages(self) -> list[str]:
         """Those that are stated and not English."""
         stated = (*(self.input_language or ()), *(self.output_language or ()), *(self.instruction_language or ()))
-        written = dict.fromkeys(one.strip() for one in stated if one.strip())
-        return [one for one in written if not _ENGLISH.fullmatch(one.lower())]
+        languages = dict.fromkeys(one.strip() for one in stated if one.strip())
+        return [one for one in languages if not _ENGLISH.fullmatch(one.lower())]
 
 
 View = tuple[int | None, int | None]
@@ -225,25 +219,6 @@ def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -
             for item in _take(content.instances, limit, None if seed is None else f"{seed} {path.stem}")
         ],
     )
-
-
-def meta_split(names: Sequence[str], valid: int, seed: int) -> tuple[list[str], list[str]]:
-    """Hold out `valid` whole tasks of the training part for model selection: (meta-train, meta-valid).
-
-    The choice is uniform over tasks and depends on the seed and the set of names only; a smaller `valid`
-    gives a subset of a larger one's. It is not stratified: categories are not known before task files
-    are opened, and many have a single task. A held-out task may share its category or source with training
-    tasks, so its scores compare checkpoints and say little about unseen categories.
-
-    Raises:
-        ConfigError: If no training task would be left.
-    """
-    if valid >= len(names):
-        raise ConfigError(f"valid_tasks {valid} leaves no training task: there are {len(names)}")
-    shuffled = sorted(names)
-    Random(seed).shuffle(shuffled)
-    held_out = set(shuffled[:valid])
-    return [name for name in names if name not in held_out], [name for name in names if name in held_out]
 
 
 def largest_categories(tasks: Iterable[Task], count: int) -> list[str]:

@@ -1,20 +1,16 @@
-"""Plain text in C4's format, and the three segments that hypernetwork pretraining cuts each document into."""
+"""Tokenized plain text, and the three segments that hypernetwork pretraining cuts each document into."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tagi.data.mixture import epoch_order
-from tagi.data.records import Record, parse_json
-from tagi.errors import DataError
-from tagi.reading import read_lines
 
 SEGMENTS = 3
 MAX_LENGTH = 1024
@@ -33,34 +29,6 @@ class Cut(NamedTuple):
     c: Tokens
     ends: bool
     """Whether c ends where the document does, and not where it was cut off."""
-
-
-class _Document(Record):
-    text: str
-
-
-def list_files(folder: Path, part: Literal["train", "validation"] | None = None) -> list[Path]:
-    """The `*.json.gz` and `*.json` files of a folder, sorted; of one part by C4's naming (`c4-train.…`).
-
-    Raises:
-        DataError: If there is none.
-    """
-    stem = "*" if part is None else f"c4-{part}.*"
-    files = sorted([*folder.glob(f"{stem}.json.gz"), *folder.glob(f"{stem}.json")])
-    if not files:
-        raise DataError(folder, "", f"holds no {stem}.json.gz or {stem}.json file")
-    return files
-
-
-def documents(files: Iterable[Path]) -> Iterator[str]:
-    """The texts of JSON-lines files, one at a time.
-
-    Raises:
-        DataError: If a file cannot be read or unpacked, or a line is no JSON object with a string `text`.
-    """
-    for path in files:
-        for number, line in read_lines(path):
-            yield parse_json(_Document, line, path, f"line {number}").text
 
 
 def cut(tokens: Tokens, rng: np.random.Generator) -> Segments:
@@ -85,18 +53,6 @@ class TokenStore:
     offsets: NDArray[np.int64]
     shortened: frozenset[int] = frozenset()
     """Numbers of the documents whose end is not here."""
-
-    @staticmethod
-    def build(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None) -> "TokenStore":
-        """Tokenize the first `limit` documents of some files; see `of`.
-
-        Raises:
-            DataError: See `documents`; also if no document is long enough.
-        """
-        store = TokenStore.of(islice(documents(files), limit), tokenizer, longest=MAX_LENGTH)
-        if not len(store):
-            raise DataError(files[0].parent, "text", f"no document has {SEGMENTS} tokens or more")
-        return store
 
     @staticmethod
     def of(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, *, longest: int | None = None) -> "TokenStore":
