@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Source:
     """What a data config names. Files are read when they are asked for, and each of them once.
 
-    A source has some of this and refuses the rest. `shown` is how many demonstrations an instruction brings along,
-    where the source draws or cuts them.
+    A source has some of this and refuses the rest (ConfigError); files that cannot be used are a TagiError.
+    `shown` is how many demonstrations an instruction brings along, where the source draws them.
     """
 
     data: DataConfig
@@ -31,51 +31,27 @@ class Source:
         return Path(self.data.path or "")
 
     def train(self, shown: int) -> TaskSource:
-        """The training tasks; with `part=test` the target tasks, without the instances that they are scored on.
-
-        Raises:
-            TagiError: there are none, or a file cannot be used.
-        """
+        """The training tasks; with `part=test` the target tasks, without the instances that they are scored on."""
         raise self._lacks("tasks to train on")
 
     def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        """The training tasks by their first category, or each by itself, in a fixed order.
-
-        Raises:
-            TagiError: there are none, or a file cannot be used.
-        """
+        """The training tasks by their first category, or each by itself, in a fixed order."""
         raise self._lacks("groups of tasks")
 
     def valid(self, shown: int) -> list[Task]:
-        """The tasks held out of training, with their first `valid_instances` instances.
-
-        Raises:
-            TagiError: a file cannot be used.
-        """
+        """The tasks held out of training, with their first `valid_instances` instances."""
         return []
 
     def test(self, shown: int) -> list[Task]:
-        """The tasks that are scored, with all of their instances; of those named by `only`, where any are.
-
-        Raises:
-            TagiError: there are none, or a file cannot be used.
-        """
+        """The tasks that are scored, with all of their instances; of those named by `only`, where any are."""
         raise self._lacks("test tasks")
 
     def documents(self) -> Iterator[str]:
-        """Plain text for hypernetwork pretraining, the first `max_documents` of it.
-
-        Raises:
-            TagiError: there is none, or a file cannot be used.
-        """
+        """Plain text for hypernetwork pretraining, the first `max_documents` of it."""
         raise self._lacks("plain text")
 
     def texts(self) -> Iterator[str]:
-        """What a tokenizer is trained on.
-
-        Raises:
-            TagiError: a file cannot be used.
-        """
+        """What a tokenizer is trained on."""
         raise self._lacks("text to train a tokenizer on")
 
     def files(self) -> list[Path]:
@@ -113,9 +89,9 @@ def grouped(things: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
     return dict(sorted(groups.items()))
 
 
-def by_group(tasks: Iterable[Task], by: Group) -> dict[str, list[Task]]:
-    """Tasks by their first category, or each by itself."""
-    return grouped(tasks, lambda task: task.name if by == "task" else task.categories[0])
+def group_of(task: Task, by: Group) -> str:
+    """A task's first category, or its name."""
+    return task.name if by == "task" else task.categories[0]
 
 
 def texts_of(tasks: Iterable[Task]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from tagi.data.mixture import DrawnDemonstrations, TaskSource
 from tagi.data.records import Record, parse_json, written
-from tagi.data.sources.base import Group, Source, by_group, grouped, later
+from tagi.data.sources.base import Group, Source, group_of, grouped, later, texts_of
 from tagi.data.types import Example, Instruction, Task, named
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_text
@@ -71,9 +71,8 @@ class Everyday(Source):
         return self._turns(self._training, shown)
 
     def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        worded = {one.task.name: one for one in self._training}
-        groups = by_group((one.task for one in self._training), by)
-        return {name: self._turns([worded[task.name] for task in own], shown) for name, own in groups.items()}
+        groups = grouped(self._training, lambda one: group_of(one.task, by))
+        return {name: self._turns(own, shown) for name, own in groups.items()}
 
     def valid(self, shown: int) -> list[Task]:
         held_out = DrawnDemonstrations([one.task for one in self._split[1]], shown)
@@ -96,11 +95,9 @@ class Everyday(Source):
         return [drawn.task(number, 0) for number in range(len(drawn))]
 
     def texts(self) -> Iterator[str]:
+        yield from texts_of(one.task for one in self._training)
         for one in self._training:
-            yield from one.wordings
-            for example in one.task.examples:
-                yield example.input
-                yield from example.targets
+            yield from one.wordings[1:]
 
     def files(self) -> list[Path]:
         return _files(self.folder, self.data.part)

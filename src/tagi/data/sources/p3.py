@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tagi.data.mixture import DrawnDemonstrations, TaskSource
-from tagi.data.sources.base import Group, Source, by_group, later, meta_split, texts_of
+from tagi.data.sources.base import Group, Source, group_of, grouped, later, meta_split, texts_of
 from tagi.data.sources.p3_files import P3Dataset, TrainSet
 from tagi.data.types import Task, named
 
@@ -35,7 +35,8 @@ class P3(Source):
         return DrawnDemonstrations(self.tasks, shown)
 
     def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        return {name: DrawnDemonstrations(own, shown) for name, own in by_group(self.tasks, by).items()}
+        groups = grouped(self.tasks, lambda task: group_of(task, by))
+        return {name: DrawnDemonstrations(own, shown) for name, own in groups.items()}
 
     def valid(self, shown: int) -> list[Task]:
         drawn = DrawnDemonstrations(self._held_out, shown)

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tagi.data.mixture import DrawnDemonstrations, FixedTasks, TaskSource
-from tagi.data.sources.base import Group, Source, by_group, later, meta_split, texts_of
+from tagi.data.sources.base import Group, Source, group_of, grouped, later, meta_split, texts_of
 from tagi.data.sources.sni_files import SniDataset, largest_categories
 from tagi.data.types import Task, named
 
@@ -38,7 +38,8 @@ class Sni(Source):
         return self._turns(self.tasks, shown)
 
     def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        return {name: self._turns(own, shown) for name, own in by_group(self.tasks, by).items()}
+        groups = grouped(self.tasks, lambda task: group_of(task, by))
+        return {name: self._turns(own, shown) for name, own in groups.items()}
 
     def valid(self, shown: int) -> list[Task]:
         return [self.dataset.load(name, limit=self.data.valid_instances) for name in self._names[1]]
