@@ -70,7 +70,7 @@ def test_bench_train(tagi: Run, tmp_path: Path) -> None:
         2,
     )
     found = tagi("bench", "train", *small, "--json-file", tmp_path / "bench.json", "--json").json
-    assert [len(one["cases"]) for one in found["comparisons"]] == [2, 4, 2, 3, 3]
+    assert [len(one["cases"]) for one in found["comparisons"]] == [2, 4, 2, 3]
     for one in found["comparisons"]:
         assert one["cases"][0]["ratio"] == 1.0
         assert all(case["median_s"] > 0 for case in one["cases"])
