@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tagi.config import RunConfig
 from tagi.config.files import parse
+from tagi.data.sources import Sources
 from tagi.train.build import build_stage
 from tagi.train.trainer import train
 
@@ -51,8 +52,8 @@ def config(output: Path, **changes: Any) -> RunConfig:
     return parse(RunConfig, values, source="test")
 
 
-def run(settings: RunConfig, **options: Any) -> Path:
-    return train(build_stage(settings), settings.training, Path(settings.output), **options)
+def run(settings: RunConfig, sources: Sources | None = None, **options: Any) -> Path:
+    return train(build_stage(settings, sources), settings.training, Path(settings.output), **options)
 
 
 def in_two_processes(*work: object, **environment: str) -> None:

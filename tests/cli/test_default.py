@@ -10,7 +10,7 @@ from tagi import Tagi
 from tagi.cli.common import default_checkpoint
 from tagi.cli.micro import strangers, trained_on, unseen, with_instances
 from tagi.config.files import RUN_FILE, load
-from tagi.data.microtasks import MicroTask
+from tagi.data.synthetic.microtasks import MicroTask
 from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
 from tagi.model import checkpoint
 

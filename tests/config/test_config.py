@@ -24,7 +24,7 @@ MINIMAL: dict[str, Any] = {
     "output": "runs/x",
 }
 EVERY_SECTION: dict[str, Any] = MINIMAL | {
-    "stage": "pretrain",
+    "stage": "finetune",
     "backbone": {"shape": {"vocab_size": 99, "gated": True, "activation": "gelu_new"}, "tokenizer": "unigram"},
     "hypernetwork": {"generator": "flat", "rank": 4, "alpha": 8.0},
     "fusion": {"width": 24, "every": 2},

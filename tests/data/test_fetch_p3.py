@@ -13,7 +13,7 @@ from cli_runs import Run, mistake
 from tagi.data import fetch as fetching
 from tagi.data import fetch_p3
 from tagi.data.fetch_p3 import HELD_OUT, HeldOut, fetch_held_out_rows, fetch_training_rows
-from tagi.data.p3 import EVALUATION, P3Dataset
+from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.errors import DataError
 
 TEMPLATES = """dataset: ag_news

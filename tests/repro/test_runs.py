@@ -12,7 +12,7 @@ from tagi import methods
 from tagi.cli import train as train_command
 from tagi.config import RunConfig
 from tagi.config import files as config_files
-from tagi.data.c4 import MAX_LENGTH
+from tagi.data.segments import MAX_LENGTH
 from tagi.errors import ConfigError
 from tagi.repro import listing
 from tagi.repro import runs as registry

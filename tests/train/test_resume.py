@@ -8,8 +8,8 @@ import pytest
 
 from cli_runs import CONFIG, Run, mistake, write_config
 from tagi.config.files import RUN_FILE
-from tagi.data.micro_splits import splits
-from tagi.data.microtasks import write_sni
+from tagi.data.synthetic.micro_splits import splits
+from tagi.data.synthetic.microtasks import write_sni
 from tagi.errors import CheckpointError
 from tagi.train import resume
 from tagi.train.build import build_stage

@@ -21,7 +21,7 @@ from tagi.config import RunConfig
 from tagi.config.files import parse
 from tagi.data import tokenizers
 from tagi.data.collate import Batch
-from tagi.data.microtasks import micro_vocabulary
+from tagi.data.synthetic.microtasks import micro_vocabulary
 from tagi.errors import CheckpointError, ConfigError
 from tagi.infer.export import from_bank
 from tagi.losses import IGNORE

@@ -15,8 +15,8 @@ from tagi import Tagi, methods
 from tagi.backbones.t5.model import T5, T5Shape
 from tagi.config import FusionConfig, HypernetworkConfig, TrainingConfig
 from tagi.config.files import parse
-from tagi.data.micro_splits import splits
-from tagi.data.microtasks import write_sni
+from tagi.data.synthetic.micro_splits import splits
+from tagi.data.synthetic.microtasks import write_sni
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import Loss
 from tagi.model import checkpoint
@@ -141,7 +141,6 @@ def test_evaluation_is_called_at_checkpoints_and_logged(tmp_path: Path) -> None:
         ({"method": "lora_only", "training__trainable": ["fusion"]}, "training.trainable"),
         ({"method": "tagy"}, "did you mean tagi"),
         ({"training__bucket": "prompt"}, "training.bucket: tagi reads no prompt"),
-        ({"training__packing": True}, "training.packing: rows of tagi at stage finetune cannot stand end to end"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -158,17 +157,6 @@ def test_both_systems_start_from_the_same_tensors_and_see_the_same_rows(tmp_path
         one, other = tagi.batch(index), baseline.batch(index)
         assert torch.equal(one.labels, other.labels)
         assert other.input_ids.shape[1] > one.input_ids.shape[1]
-
-
-def test_packing_changes_the_places_of_rows_and_nothing_else(tmp_path: Path) -> None:
-    """The worst difference of a loss measured is 9.5e-7."""
-    prompts: dict[str, Any] = {"stage": "metatrain", "method": "metatrain", "training__trainable": ["backbone"]}
-    plain, packed = config(tmp_path / "plain", **prompts), config(tmp_path / "p", **prompts, training__packing=True)
-    for one in (plain, packed):
-        run(one)
-    for (step, ours), (_, theirs) in zip(losses(tmp_path / "p"), losses(tmp_path / "plain"), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-5), step
-    assert build_stage(packed).batch(0).packing is not None and build_stage(plain).batch(0).packing is None
 
 
 def test_training_runs_on_sni_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tagi.bench.models import Setup
 from tagi.bench.timing import Comparison, Progress, Timing
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
-from tagi.data import microtasks
+from tagi.data.synthetic import microtasks
 from tagi.data.tokenizers import word_level
 from tagi.infer.engine import Tagi
 from tagi.infer.store import AdapterStore, StoreUse

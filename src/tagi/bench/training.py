@@ -20,14 +20,15 @@ from tagi.backbones.t5.model import T5, initialise
 from tagi.bench.models import as_transformers
 from tagi.bench.timing import Comparison, Group, Progress, alternate
 from tagi.config import CorpusConfig, FusionConfig, HypernetworkConfig, T5Shape, TrainingConfig
-from tagi.data.c4 import TokenStore
-from tagi.data.collate import Batch, assemble
-from tagi.data.packing import PackedText, SpanCorruption, repacked
+from tagi.data.collate import Batch
+from tagi.data.segments import TokenStore
 from tagi.errors import ConfigError
 from tagi.losses import IGNORE
 from tagi.model import tagi as tagi_module
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.tagi import TagiModel
+from tagi.pretraining.packing import DENSITY, MEAN_SPAN, PackedBatch, PackedText, SpanCorruption
+from tagi.pretraining.stage import PackedReader, TextStage
 from tagi.train import optim
 from tagi.train.objectives.align import alignment_term
 from tagi.train.objectives.distill import distillation_term, instruct_teacher
@@ -127,26 +128,10 @@ def text_against_transformers(
     cases = {
         "transformers, one text a row": _transformers_steps(as_t5(ours.backbone), alone),
         "transformers, filled rows": _transformers_steps(as_t5(ours.backbone), [_tensors(batch)]),
-        "ours, packed": _step(
-            _training(ModelStage(ours, {}, lambda _: batch, _nothing, _nothing), ("backbone",)), _PLAIN
-        ),
+        "ours, packed": _step(_reading(as_t5(ours.backbone), batch), _PLAIN),
     }
     title = f"{batch.tokens:,} tokens of text, {rows} rows of {corpus.length} + {corpus.target_length}"
     return alternate(Group(title, cases), rounds, report)
-
-
-def packing_against_padding(shape: T5Shape, lengths: Lengths, rounds: int, report: Progress) -> Comparison:
-    """A training step on a batch of prompts of many lengths: padded, by `transformers` and by ours, and repacked."""
-    batch = _uneven(lengths.tasks * lengths.rows, shape)
-    ours = _model("metatrain", shape, 1)
-    cases = {"transformers, padded": _transformers_steps(as_t5(ours.backbone), [_tensors(batch)])}
-    for name, one in (("ours, padded", batch), ("ours, packed", repacked(batch))):
-        stage = ModelStage(_model("metatrain", shape, 1), {}, lambda _, one=one: one, _nothing, _nothing)
-        cases[name] = _step(_training(stage, ("backbone",)), _PLAIN)
-    places = batch.input_ids.numel()
-    return alternate(
-        Group(f"{len(batch.labels)} prompts, {batch.tokens:,} tokens in {places:,} places", cases), rounds, report
-    )
 
 
 _PLAIN = TrainingConfig(steps=1, lr=1e-4)
@@ -184,15 +169,6 @@ def _batch(lengths: Lengths, shape: T5Shape) -> Batch:
     names = tuple(map(str, range(lengths.tasks)))
     masks = [torch.ones_like(x) for x in (instruction, inputs, prompts)]
     return Batch(instruction, masks[0], inputs, masks[1], labels, task_index, names, prompts, masks[2])
-
-
-def _uneven(rows: int, shape: T5Shape) -> Batch:
-    """Random prompts as long as those of Super-NaturalInstructions and P3 are, in one padded batch."""
-    rng = np.random.default_rng(0)
-    told = np.clip(np.exp(rng.normal(4.7, 0.6, rows)), 8, 512).astype(np.int64)
-    asked = np.clip(rng.geometric(0.1, rows), 1, 64)
-    inputs, targets = ([rng.integers(2, shape.vocab_size, n).tolist() for n in each] for each in (told, asked))
-    return assemble([[]], inputs, targets, torch.zeros(rows, dtype=torch.long))
 
 
 def _training(stage: ModelStage, parts: tuple[Any, ...]) -> ModelStage:
@@ -262,7 +238,7 @@ def _corruption(shape: T5Shape, corpus: CorpusConfig) -> SpanCorruption:
     """Span corruption whose sentinels are the last ids of a vocabulary."""
     marks = tuple(range(shape.vocab_size - 1, shape.vocab_size - 101, -1))
     room = corpus.length, corpus.target_length
-    return SpanCorruption(*room, corpus.density, corpus.mean_span, marks, shape.eos_token_id)
+    return SpanCorruption(*room, DENSITY, MEAN_SPAN, marks, shape.eos_token_id)
 
 
 def _documents(shape: T5Shape, sentinels: tuple[int, ...]) -> TokenStore:
@@ -272,11 +248,14 @@ def _documents(shape: T5Shape, sentinels: tuple[int, ...]) -> TokenStore:
     return TokenStore(rng.integers(2, min(sentinels), lengths.sum()), np.concatenate(([0], np.cumsum(lengths))))
 
 
-def _apart(batch: Batch) -> list[Tensors]:
+def _reading(backbone: T5, batch: PackedBatch) -> TextStage:
+    reader = PackedReader(backbone)
+    return TextStage(reader, {"backbone": list(reader.parameters())}, lambda _: batch, _nothing, _nothing)
+
+
+def _apart(batch: PackedBatch) -> list[Tensors]:
     """The texts of packed rows, each in a row of its own, in batches of as many rows, similar lengths together."""
-    assert batch.packing is not None
-    told, asked = batch.packing
-    each = zip(batch.input_ids, told, batch.labels, asked, strict=True)
+    each = zip(batch.input_ids, batch.input_owner, batch.labels, batch.target_owner, strict=True)
     pairs = [
         (ids[owner == number], labels[said == number])
         for ids, owner, labels, said in each

@@ -6,20 +6,20 @@ from tagi.backbones.files import locate
 from tagi.cli.common import default_checkpoint, note
 from tagi.config import DataConfig
 from tagi.config.files import RUN_FILE, load
-from tagi.data.micro_splits import shuffled_partner
-from tagi.data.microtasks import MicroTask
+from tagi.data.sources.micro import Micro
+from tagi.data.synthetic.micro_splits import shuffled_partner
+from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Task
 from tagi.errors import InputError
-from tagi.train.finetune import micro_split
 
 
 def trained_on(checkpoint: str | None) -> DataConfig:
     """The data of the run that trained a checkpoint: what it was not, its test tasks, depends on all of it."""
     file = locate(checkpoint or default_checkpoint()) / RUN_FILE
-    data = load(file).data if file.is_file() else DataConfig(source="micro")
     if not file.is_file():
         note(f"the checkpoint has no {RUN_FILE} that says what it was trained on; some tasks may not be unseen")
-    return data if data.source == "micro" else DataConfig(source="micro")
+    known = load(file).data.of_source("micro") if file.is_file() else None
+    return known or DataConfig(source="micro")
 
 
 def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
@@ -28,7 +28,7 @@ def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
     Raises:
         InputError: there are not so many.
     """
-    test = micro_split(data).test
+    test = Micro(data).split.test
     if count > len(test):
         raise InputError(f"--tasks {count}: there are {len(test)} unseen tasks")
     return test[:count]

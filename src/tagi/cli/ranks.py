@@ -13,7 +13,7 @@ from rich.table import Table
 from tagi.cli.common import bar, print_json, stderr, stdout, table
 from tagi.cli.scores import made_by, percent, with_interval
 from tagi.config import P3Instruction, RankNorm
-from tagi.data.p3 import EVALUATION, P3Dataset
+from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
 from tagi.eval.rank import Accuracy, Ranking, accuracy, chance, majority, rank

@@ -34,9 +34,6 @@ class TrainingConfig(Frozen):
     bucket: Literal["input", "prompt"] = "input"
     """A batch holds rows of similar length: of their inputs, so that all methods see the same batches, or of their
     prompts, which leaves less padding where the instruction is read with every input."""
-    packing: bool = False
-    """Rows of a batch stand end to end where there is room: the same loss in less time, where prompts are all that
-    a T5 reads."""
     instruction_cache_mb: Annotated[int, Field(ge=0)] = 512
     """Memory for encoded instructions that are kept across steps while the backbone is frozen."""
     checkpoint_every: Positive = 500

@@ -24,16 +24,16 @@ from tagi.config import (
     Shape,
     T5Shape,
 )
+from tagi.data.sources import Sources
 from tagi.errors import CheckpointError, ConfigError
 from tagi.model import checkpoint, flops
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import measure, memory, optim
 from tagi.train.checkpoints import FINAL
-from tagi.train.datasets import Datasets
+from tagi.train.checks import check_stage
 from tagi.train.measure import Measured
 from tagi.train.memory import Memory
-from tagi.train.sources import check_stage
 from tagi.train.start import random_tokenizer
 
 LARGE_SHARE = 0.25
@@ -82,7 +82,7 @@ def plan(
     *,
     draw: bool = True,
     report: Report = lambda done, total: None,
-    datasets: Datasets | None = None,
+    sources: Sources | None = None,
 ) -> Plan:
     """Plan one stage.
 
@@ -90,18 +90,18 @@ def plan(
         earlier: the stages of the same run before this one, whose output may not be there yet.
         draw: whether rows and tokens are measured from the data, where data and tokenizer are at hand.
         report: told how many batches were drawn, and of how many.
-        datasets: that others read as well.
+        sources: that others read as well.
 
     Raises:
         TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    parts, datasets = resolve(config, earlier), datasets or Datasets()
+    parts, sources = resolve(config, earlier), sources or Sources()
     tokenizer = (
-        measure.tokenizer_at_hand(config, parts.shape, datasets) if draw and measure.data_at_hand(config) else None
+        measure.tokenizer_at_hand(config, parts.shape, sources) if draw and measure.data_at_hand(config) else None
     )
-    found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report, datasets)
+    found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report, sources)
     with torch.device("meta"):
         model = TagiModel(build(parts.shape), method, parts.hypernetwork, parts.fusion)
     return (

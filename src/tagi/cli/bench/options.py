@@ -92,7 +92,7 @@ def lengths_of_tasks(data: Path, positives: int, tokenizer: str | None) -> list[
     """
     from tagi.bench.tasks import lengths_of
     from tagi.config import PromptConfig
-    from tagi.data.sni import SniDataset
+    from tagi.data.sources.sni_files import SniDataset
 
     dataset, prompt = SniDataset(data), PromptConfig(positives=positives)
     with waiting("reading tasks"):

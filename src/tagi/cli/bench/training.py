@@ -15,7 +15,7 @@ from tagi.errors import ConfigError
 
 TRAIN_EXAMPLE = "Example: tagi bench train --shape micro --rounds 5 --json-file train.json"
 LOGITS_EXAMPLE = "Example: tagi bench logits --config configs/ablation/full.yaml"
-CASES = ("teachers", "step", "t5", "text", "packing")
+CASES = ("teachers", "step", "t5", "text")
 
 
 def train(
@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Training: the teacher bank against peft, TAGI's step against metatraining's, our T5 against transformers'.
 
-    The last on prompts (t5) and on documents of many lengths (text); packing is of prompts of many lengths.
+    The last on prompts (t5) and on documents of many lengths (text).
     """
     out = output(context, json_file, plot, as_json)
     from tagi.bench import training
@@ -59,8 +59,6 @@ def train(
                 elif case == "text":
                     corpus = CorpusConfig(c4="-", length=text_length, target_length=max(text_length // 4, 8))
                     found.append(training.text_against_transformers(chosen, corpus, text_rows, rounds, report))
-                elif case == "packing":
-                    found.append(training.packing_against_padding(chosen, lengths, rounds, report))
                 else:
                     found.append(training.t5_against_transformers(chosen, lengths, rounds, report))
     out.show(found)

@@ -40,7 +40,7 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
     bank = _bank(config, model)
     cache = taught = None
     if settings.lambda_kl:
-        if config.data.source == "c4":
+        if config.stage == "pretrain":
             raise ConfigError("objective.lambda_kl: plain text has no instruction for a teacher to read")
         assert settings.teacher is not None
         built = build_teacher(config, tokenizer, bank, model.backbone.shape.vocab_size)
