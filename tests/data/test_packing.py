@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from benchmarks.models import as_transformers
 from builders import VOCABULARY, small_t5, small_tagi, worst
 from tagi.backbones.language_model import as_t5
-from tagi.bench.models import as_transformers
 from tagi.data.c4 import TokenStore
 from tagi.data.collate import IGNORE, Batch, assemble
 from tagi.data.packing import (
