@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tagi.backbones.causal import CausalLM
+from tagi.infer.decode import score_answers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +25,6 @@ from builders import (
 )
 from cli_runs import CONFIG, INSTRUCTION, Run, mistake, write_config
 from tagi import Tagi, methods
-from tagi.backbones.causal import CausalLM
 from tagi.backbones.language_model import load_language_model, save_language_model
 from tagi.backbones.rows import Rows
 from tagi.config import TrainingConfig
@@ -31,7 +32,6 @@ from tagi.data.types import Instruction
 from tagi.errors import CheckpointError, ConfigError, InputError
 from tagi.eval.report import read_predictions
 from tagi.eval.rouge import exact_match
-from tagi.infer.decode import score_answers
 from tagi.model import checkpoint, costs, flops
 from tagi.model.costs import TaskLengths
 from tagi.model.flops import Lengths

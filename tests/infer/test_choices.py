@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 import torch
+from tagi.infer.decode import averaged
 from test_engine import make
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
@@ -20,7 +21,6 @@ from tagi.errors import InputError
 from tagi.eval.rank import MTEST11, Ranking, accuracy, chance, hypert5_average, majority, rank
 from tagi.eval.report import Prediction
 from tagi.infer.choices import score_choices
-from tagi.infer.decode import averaged
 from tagi.infer.engine import Tagi
 from tagi.model.tagi import neutral
 

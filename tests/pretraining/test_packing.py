@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.models import as_transformers
 from builders import VOCABULARY, small_t5, worst
 from tagi.backbones.t5.model import T5
-from tagi.bench.models import as_transformers
 from tagi.data.collate import IGNORE, Batch
 from tagi.data.segments import TokenStore
 from tagi.losses import cross_entropy
