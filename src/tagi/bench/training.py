@@ -28,7 +28,7 @@ from tagi.model import tagi as tagi_module
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.tagi import TagiModel
 from tagi.pretraining.packing import DENSITY, MEAN_SPAN, PackedBatch, PackedText, SpanCorruption
-from tagi.pretraining.stage import PackedReader, TextStage
+from tagi.pretraining.stage import PackedStage, PackedT5
 from tagi.train import optim
 from tagi.train.align import alignment_term
 from tagi.train.distill import distillation_term, instruct_teacher
@@ -248,9 +248,9 @@ def _documents(shape: T5Shape, sentinels: tuple[int, ...]) -> TokenStore:
     return TokenStore(rng.integers(2, min(sentinels), lengths.sum()), np.concatenate(([0], np.cumsum(lengths))))
 
 
-def _reading(backbone: T5, batch: PackedBatch) -> TextStage:
-    reader = PackedReader(backbone)
-    return TextStage(reader, {"backbone": list(reader.parameters())}, lambda _: batch, _nothing, _nothing)
+def _reading(backbone: T5, batch: PackedBatch) -> PackedStage:
+    reader = PackedT5(backbone)
+    return PackedStage(reader, {"backbone": list(reader.parameters())}, lambda _: batch, _nothing, _nothing)
 
 
 def _apart(batch: PackedBatch) -> list[Tensors]:

@@ -23,7 +23,7 @@ from tagi.train.start import start
 from tagi.train.team import launched
 
 
-class PackedReader(nn.Module):
+class PackedT5(nn.Module):
     """A language model that reads packed rows."""
 
     def __init__(self, backbone: T5) -> None:
@@ -40,10 +40,10 @@ class PackedReader(nn.Module):
 
 
 @dataclass(frozen=True)
-class TextStage:
+class PackedStage:
     """Cross-entropy of all target tokens; `write` and `read` keep checkpoints as every other stage does."""
 
-    model: PackedReader
+    model: PackedT5
     parts: Parts
     batches: Callable[[int], PackedBatch]
     write: Callable[[Path], None]
@@ -67,7 +67,7 @@ class TextStage:
         return {"ce": cross_entropy(logits, batch.labels)}
 
 
-def build_stage(config: RunConfig) -> TextStage:
+def build_stage(config: RunConfig) -> PackedStage:
     """Everything that a run of stage `backbone` describes, ready for the trainer.
 
     Raises:
@@ -88,5 +88,5 @@ def build_stage(config: RunConfig) -> TextStage:
         begin.read(folder)
 
     parts = optim.trainable(begin.model, config.training)
-    reader = PackedReader(as_t5(begin.model.backbone))
-    return TextStage(reader, parts, text_batches(config, text, launched()), write, read, record.check)
+    reader = PackedT5(as_t5(begin.model.backbone))
+    return PackedStage(reader, parts, text_batches(config, text, launched()), write, read, record.check)
