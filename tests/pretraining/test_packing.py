@@ -26,7 +26,7 @@ from tagi.pretraining.packing import (
     packed,
     pieces,
 )
-from tagi.pretraining.stage import PackedReader
+from tagi.pretraining.stage import PackedT5
 
 SENTINELS = tuple(range(47, 37, -1))
 END = 1
@@ -193,4 +193,4 @@ def test_a_text_does_not_see_its_neighbours() -> None:
 
 
 def read(model: T5, batch: PackedBatch) -> torch.Tensor:
-    return PackedReader(model)(batch.input_ids, batch.input_owner, batch.labels, batch.target_owner)
+    return PackedT5(model)(batch.input_ids, batch.input_owner, batch.labels, batch.target_owner)

@@ -16,7 +16,7 @@ from tagi.errors import ConfigError, InputError
 from tagi.infer.engine import Tagi
 from tagi.losses import IGNORE, cross_entropy
 from tagi.pretraining.packing import Objective, PackedBatch, PackedText, prefix_lm, span_corruption
-from tagi.pretraining.stage import PackedReader
+from tagi.pretraining.stage import PackedT5
 
 Kind = Literal["spans", "prefix"]
 _OBJECTIVES: dict[Kind, Callable[[CorpusConfig, PreTrainedTokenizerBase], Objective]] = {
@@ -70,7 +70,7 @@ def _epoch(text: PackedText) -> Iterator[PackedBatch]:
 
 @torch.inference_mode()
 def _bits(tagi: Tagi, batches: Iterable[PackedBatch], sizes: Tensor) -> float:
-    nats, spelt, reader = 0.0, 0, PackedReader(cast(T5, tagi.model.backbone))
+    nats, spelt, reader = 0.0, 0, PackedT5(cast(T5, tagi.model.backbone))
     for batch in batches:
         on_device = batch.to(tagi.device)
         logits = reader(on_device.input_ids, on_device.input_owner, on_device.target_ids, on_device.target_owner)

@@ -26,29 +26,29 @@ from tagi.train.stage import Metrics, Parts, target_tokens
 from tagi.train.start import start
 
 
-class PackedReader(nn.Module):
+class PackedT5(nn.Module):
     """A T5 that reads rows which hold several texts each, as if every text were a row of its own."""
 
-    def __init__(self, t5: T5) -> None:
+    def __init__(self, backbone: T5) -> None:
         super().__init__()
-        self.t5 = t5
+        self.backbone = backbone
 
     def forward(self, input_ids: Tensor, input_owner: Tensor, target_ids: Tensor, target_owner: Tensor) -> Tensor:
         """A batch's inputs (R, N) and targets (R, O), and which text of its row each token belongs to, from 1 (0 is
         padding), to logits (R, O, V)."""
         alone, rows = Prepared(len(input_ids), {}), Rows(len(input_ids), len(input_ids))
-        hidden = self.t5.encode(input_ids, _same(input_owner, input_owner), alone, rows)
+        hidden = self.backbone.encode(input_ids, _same(input_owner, input_owner), alone, rows)
         bias = padding_bias(_same(target_owner, input_owner), hidden.dtype)
-        inputs = Inputs(self.t5.cross_key_values(hidden, {}, rows), bias)
-        shifted = _shifted(target_ids, target_owner, self.t5.shape.decoder_start_token_id)
-        return self.t5.decode(shifted, inputs, alone, rows, seen=_same(target_owner, target_owner))[0]
+        inputs = Inputs(self.backbone.cross_key_values(hidden, {}, rows), bias)
+        shifted = _shifted(target_ids, target_owner, self.backbone.shape.decoder_start_token_id)
+        return self.backbone.decode(shifted, inputs, alone, rows, seen=_same(target_owner, target_owner))[0]
 
 
 @dataclass(frozen=True)
-class TextStage:
+class PackedStage:
     """Cross-entropy of all target tokens; `write` and `read` keep checkpoints as every other stage does."""
 
-    model: PackedReader
+    model: PackedT5
     parts: Parts
     batches: Callable[[int], PackedBatch]
     write: Callable[[Path], None]
@@ -72,7 +72,7 @@ class TextStage:
         return {"ce": cross_entropy(logits, batch.labels)}
 
 
-def build_stage(config: RunConfig) -> TextStage:
+def build_stage(config: RunConfig) -> PackedStage:
     """Everything that a run of stage `backbone` describes, ready for the trainer.
 
     Raises:
@@ -93,8 +93,8 @@ def build_stage(config: RunConfig) -> TextStage:
         begin.read(folder)
 
     parts = optim.trainable(begin.model, config.training)
-    reader = PackedReader(cast(T5, begin.model.backbone))
-    return TextStage(reader, parts, text_batches(config, text, launched()), write, read, record.check)
+    reader = PackedT5(cast(T5, begin.model.backbone))
+    return PackedStage(reader, parts, text_batches(config, text, launched()), write, read, record.check)
 
 
 def _shifted(target_ids: Tensor, owner_RO: Tensor, start: int) -> Tensor:
