@@ -22,16 +22,17 @@ HELP = {
     "batch": "examples at a time",
     "batches": "training batches to take the loss over",
     "compile": "time every system once more with compiled steps, and answers alone",
-    "dtype": "number format of every model that is compared: fp32 or bf16",
+    "dtype": "number format of every model that is compared",
     "hidden": "hidden width of the adapter generator",
     "rounds": "rounds in which the cases take turns",
     "shape": "micro, a named shape such as t5-small, or a run's file, for its backbone",
     "shots": "demonstrations of every task: 0 is Def, 2 is Def+2Pos",
     "system": "what to compare; the first is what others are held to",
-    "tasks": "numbers of tasks",
+    "tasks": "how many tasks",
     "transformers": "compare with the instruction in the prompt of `transformers`",
     "width": "width of fusion; 0 is d_model / 4",
 }
+CHOICES = {"dtype": ("fp32", "bf16")}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -46,7 +47,9 @@ def parser(about: str | None, **defaults: Any) -> ArgumentParser:
             continue
         kind = str if isinstance(one, str) else _at_least(min(one, 1))
         many = "+" if isinstance(default, tuple) else None
-        made.add_argument(f"--{name}", type=kind, nargs=many, default=default, help=HELP[name])
+        made.add_argument(
+            f"--{name}", type=kind, nargs=many, choices=CHOICES.get(name), default=default, help=HELP[name]
+        )
     made.add_argument("--json-file", type=Path, help="write every round, and how it was measured, here")
     return made
 

@@ -33,6 +33,8 @@ SEED = 0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MICRO = {"vocab_size": 4000, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4}
 """The shape `micro`: 3 + 3 blocks of width 128."""
+QUERIES_AND_VALUES = ["q", "v", "q_proj", "v_proj"]
+"""The projections that LoRA adapts, by their names in `transformers`, T5's and those of decoders."""
 SYSTEMS = tuple(one.name for one in methods.METHODS if one.name not in ("no_ft", "full_ft", "decoder_only"))
 """All that differ when they answer: No FT and Full FT do what metatraining does."""
 
@@ -106,7 +108,7 @@ class Setup:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
             raise ConfigError("this comparison needs peft: pip install peft") from error
-        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=["q", "v"])
+        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=QUERIES_AND_VALUES)
         first, *others = adapter_names(tasks)
         model: Any = get_peft_model(self.transformers(), config, first, autocast_adapter_dtype=False)
         for name in others:

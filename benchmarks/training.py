@@ -66,7 +66,7 @@ def against_metatraining(setup: Setup, lengths: Lengths, folder: Path) -> Compar
     """A metatraining step, and TAGI's steps on the same examples, distilled and aligned: on a frozen backbone (the
     paper) with cached teacher logits, with the backbone trained along, and frozen with the teacher asked every time."""
     batch, vocabulary = random_batch(setup, lengths), setup.shape.vocab_size
-    reader, teacher = setup.models("metatrain", "metatrain")
+    (reader,), (teacher,) = setup.models("metatrain"), setup.models("metatrain")
     online = instruct_teacher(teacher, TEMPERATURE)
     top_k = min(CACHED_TOP_K, vocabulary)
     kept = CacheIdentity(teacher="random", temperature=TEMPERATURE, top_k=top_k, vocabulary=vocabulary)

@@ -137,6 +137,7 @@ def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "did you mean t5-small?" in mistake(capsys, mixed, "--shape", "t5-smal")
     few = ("--shape", "micro", "--system", "tgi")
     assert "did you mean tagi?" in mistake(capsys, inference, *few)
+    assert "'fp32', 'bf16'" in mistake(capsys, mixed, "--dtype", "fp16")
     assert "'0' is no whole number from 1 on" in mistake(capsys, mixed, "--tasks", "0")
 
 
