@@ -144,9 +144,9 @@ def random_lora(
 
 
 def token_batch(lengths: Sequence[int], *, seed: int) -> tuple[Tensor, Tensor]:
-    """Random token ids and their mask, padded on the right to the longest."""
+    """Random token ids and their bool mask, padded on the right to the longest."""
     ids = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=seeded(seed))
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return ids * mask, mask
 
 
