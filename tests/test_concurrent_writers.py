@@ -42,9 +42,10 @@ def read_adapter(folder: Path) -> bool:
 
 def peft_writer(number: int) -> Write:
     """LoRAs whose config, tensors and metadata tell the same number: scale 1 or 2, values 1 or 2."""
-    lora = random_lora(small_t5(), 1, seed=0, scale=float(number + 1))
+    t5 = small_t5()
+    lora = random_lora(t5, 1, seed=0, scale=float(number + 1))
     lora = {site: replace(f, a=torch.full_like(f.a, number + 1.0)) for site, f in lora.items()}
-    return lambda folder: save_peft(lora, "base", folder, "About.", fingerprint=fingerprint(small_t5()))
+    return lambda folder: save_peft(lora, t5, "base", folder, "About.", fingerprint=fingerprint(t5))
 
 
 def read_peft(folder: Path) -> bool:

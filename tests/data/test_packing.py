@@ -3,17 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
+from transformers import T5ForConditionalGeneration
 
-from builders import VOCABULARY, small_t5, small_tagi, worst
-from tagi.backbones.language_model import as_t5
-from tagi.bench.models import as_transformers
+from builders import VOCABULARY, small_t5, worst
+from tagi.backbones.base import Prepared
+from tagi.backbones.rows import Rows
+from tagi.backbones.t5.packed import PackedT5
+from tagi.backbones.t5.packed import packed as logits_of
+from tagi.backbones.t5.weights import save_t5
 from tagi.data.c4 import TokenStore
 from tagi.data.collate import IGNORE, Batch, assemble
 from tagi.data.packing import (
@@ -28,9 +32,7 @@ from tagi.data.packing import (
     pieces,
     repacked,
 )
-from tagi.infer.engine import teacher_forced
 from tagi.losses import cross_entropy
-from tagi.train.stage import label_loss
 
 SENTINELS = tuple(range(47, 37, -1))
 END = 1
@@ -155,12 +157,13 @@ def _rows() -> list[list[Pair]]:
     return [[pair(5, 3), pair(9, 4), pair(10, 5)], [pair(24, 2)], [pair(2, 6), pair(3, 1)]]
 
 
-def test_packed_rows_give_the_logits_that_transformers_gives_to_each_text_alone() -> None:
+def test_packed_rows_give_the_logits_that_transformers_gives_to_each_text_alone(tmp_path: Path) -> None:
     """The worst difference measured is 1.4e-6, of logits up to 4.5."""
     rows = _rows()
-    model = small_tagi(method="no_instruction")
-    reference = as_transformers(as_t5(model.backbone)).eval()
-    logits = teacher_forced(model.eval(), model.backbone.shape, packed(rows, (24, 12))).logits
+    t5 = small_t5()
+    save_t5(t5, tmp_path)
+    reference = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    logits = logits_of(PackedT5(t5), packed(rows, (24, 12)))
     for number, row in enumerate(rows):
         place = 0
         for pair in row:
@@ -173,14 +176,13 @@ def test_packed_rows_give_the_logits_that_transformers_gives_to_each_text_alone(
 def test_the_loss_of_packed_rows_and_its_gradient_are_the_sum_over_their_texts() -> None:
     """The worst difference of a gradient measured is 5.5e-7 of its largest value."""
     rows = _rows()
-    together, apart = small_tagi(method="no_instruction"), small_tagi(method="no_instruction")
+    together, apart = PackedT5(small_t5()), PackedT5(small_t5())
     batch = packed(rows, (24, 12))
-    loss = label_loss(teacher_forced(together, together.backbone.shape, batch), batch)
+    loss = cross_entropy(logits_of(together, batch), batch.labels)
     loss.total.backward()
     every = [packed([[pair]], (24, 12)) for row in rows for pair in row]
     for one in every:
-        logits = teacher_forced(apart, apart.backbone.shape, one).logits
-        cross_entropy(logits, one.labels).total.backward()
+        cross_entropy(logits_of(apart, one), one.labels).total.backward()
     assert int(loss.count) == sum(len(pair.target) for row in rows for pair in row)
     for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None, name
@@ -221,10 +223,15 @@ def test_a_repacked_batch_has_the_loss_and_gradient_of_the_padded_one() -> None:
     """The worst difference of a gradient measured in 60 batches is 1.3e-6 of its largest value."""
     padded = _padded([(24, 3), (5, 1), (11, 4), (12, 2), (2, 5), (17, 1)])
     assert len(repacked(padded).input_ids) == 3 < len(padded.input_ids)
-    together, apart = small_tagi(method="no_instruction"), small_tagi(method="no_instruction")
-    losses = []
-    for model, batch in ((together, repacked(padded)), (apart, padded)):
-        loss = label_loss(teacher_forced(model, model.backbone.shape, batch), batch)
+    together, apart = small_t5(), small_t5()
+    alone = {"prepared": Prepared(1, {}), "rows": Rows(1, len(padded.labels))}
+    dense = repacked(padded)
+    losses: list[tuple[float, int]] = []
+    for logits, labels in (
+        (logits_of(PackedT5(together), dense), dense.labels),
+        (apart.score(padded.input_ids, padded.input_mask, padded.target_ids, **alone), padded.labels),
+    ):
+        loss = cross_entropy(logits, labels)
         loss.total.backward()
         losses.append((float(loss.total.detach()), int(loss.count)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # measured 0
@@ -235,15 +242,9 @@ def test_a_repacked_batch_has_the_loss_and_gradient_of_the_padded_one() -> None:
 
 def test_a_text_does_not_see_its_neighbours() -> None:
     rows = _rows()
-    model = small_t5()
+    model = PackedT5(small_t5())
     changed = [[rows[0][0], Pair(rows[0][1].input[::-1].copy(), rows[0][1].target), rows[0][2]], *rows[1:]]
-    before, after = (_packed_logits(model, packed(one, (24, 12))) for one in (rows, changed))
+    before, after = (logits_of(model, packed(one, (24, 12))) for one in (rows, changed))
     same = (before - after).detach().abs().amax(-1)
     assert float(same[0, :3].max()) == float(same[0, 7:12].max()) == float(same[1:].max()) == 0.0
     assert float(same[0, 3:7].min()) > 0.0
-
-
-def _packed_logits(model: object, batch: Batch) -> torch.Tensor:
-    assert batch.packing is not None
-    starts = F.pad(batch.labels.clamp(min=0), (1, 0))[:, :-1]
-    return model.packed(batch.input_ids, batch.packing.input, starts, batch.packing.target)  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from transformers import BertConfig, T5ForConditionalGeneration
 
 from builders import model_config, small_t5, small_tagi, token_batch, trained
 from tagi import methods
+from tagi.backbones.base import Prepared
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5.weights import load_t5, save_t5
 from tagi.errors import CheckpointError
@@ -96,10 +97,8 @@ def test_transformers_opens_the_backbone_of_a_checkpoint(saved: Path) -> None:
     theirs = T5ForConditionalGeneration.from_pretrained(saved / BACKBONE).eval()
     ours = load_t5(saved / BACKBONE).eval()
     ids, mask = token_batch([6, 3], seed=0)
-    expected = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
-    hidden = ours.encode(ids, mask, modules={}, rows=Rows(1, 2))
-    context = ours.context(hidden, mask, modules={}, rows=Rows(1, 2), memory=None)
-    found, _ = ours.decode(ids, context, modules={}, rows=Rows(1, 2))
+    expected = theirs(input_ids=ids, attention_mask=mask, labels=ids).logits
+    found = ours.score(ids, mask, ids, prepared=Prepared(1, {}), rows=Rows(1, 2))
     assert torch.allclose(found, expected, atol=1e-5, rtol=0)  # worst 1.0e-6
 
 
@@ -257,12 +256,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "empty weights": (write("model.safetensors", ""), "{0}/model.safetensors: is damaged or half-written"),
     "a pickle": (write("model.safetensors", "\x80\x04K\x01."), "{0}/model.safetensors: is damaged or half-written"),
     "tensor missing": (
-        retensor("model.safetensors", lambda t: t.pop("hypernetwork.head_a")),
-        "{0}/model.safetensors: tensor hypernetwork.head_a is missing",
+        retensor("model.safetensors", lambda t: t.pop("hypernetwork.groups.0.head_a.32")),
+        "{0}/model.safetensors: tensor hypernetwork.groups.0.head_a.32 is missing",
     ),
     "tensor of another shape": (
-        retensor("model.safetensors", lambda t: t.update({"hypernetwork.a0": torch.zeros(1)})),
-        "{0}/model.safetensors: tensor hypernetwork.a0 has another shape than tagi.json says",
+        retensor("model.safetensors", lambda t: t.update({"hypernetwork.groups.0.a0_0": torch.zeros(1)})),
+        "{0}/model.safetensors: tensor hypernetwork.groups.0.a0_0 has another shape than tagi.json says",
     ),
     "no backbone": (lambda folder: shutil.rmtree(folder / "backbone"), "{0}/backbone: no such folder"),
     "no backbone config": (remove("backbone/config.json"), "{0}/backbone/config.json: is missing"),

@@ -58,7 +58,7 @@ def logits(base: Path, adapter: TaskAdapter, method: str, ids: Tensor, mask: Ten
 
 def worn(t5: T5, folder: Path) -> TaskAdapter:
     bare = neutral(t5, 1)
-    return TaskAdapter(load_peft(folder, t5, fingerprint(t5)), bare.memory, bare.mask)
+    return TaskAdapter(load_peft(folder, t5, fingerprint(t5)), bare.instruction)
 
 
 @pytest.mark.parametrize("method", ["lora_only", "tagi"])
@@ -77,7 +77,7 @@ def test_a_lora_of_peft_gives_its_logits(base: Path, settings: dict[str, Any], m
     reference = theirs(base, tmp_path, **settings)
     ids, mask = token_batch([9, 4], seed=0)
     with torch.inference_mode():
-        expected = reference(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
+        expected = reference(input_ids=ids, attention_mask=mask, labels=ids).logits
     adapter = worn(load_t5(base), tmp_path)
     assert worst(logits(base, adapter, method, ids, mask), expected) < BOUND
     bare = logits(base, adapter.without_modules(), method, ids, mask)
@@ -87,7 +87,7 @@ def test_a_lora_of_peft_gives_its_logits(base: Path, settings: dict[str, Any], m
 def test_our_own_files_come_back(base: Path, tmp_path: Path) -> None:
     t5 = load_t5(base)
     lora = random_lora(t5, 1, seed=0)
-    save_peft(lora, str(base), tmp_path / "peft", "About.", fingerprint=fingerprint(t5))
+    save_peft(lora, t5, str(base), tmp_path / "peft", "About.", fingerprint=fingerprint(t5))
     again = load_peft(tmp_path / "peft", t5, fingerprint(t5))
     assert again.keys() == lora.keys()
     for site, factors in lora.items():
@@ -143,7 +143,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "whole modules": (edit(modules_to_save=["lm_head"]), CONFIG + "modules_to_save: ['lm_head'] is not supported"),
     "a later setting": (edit(use_tomorrow=1.5), CONFIG + "use_tomorrow: 1.5 is not supported"),
     "pissa": (edit(init_lora_weights="pissa"), CONFIG + "init_lora_weights: 'pissa' changes the language model too"),
-    "keys": (edit(target_modules=["q", "k"]), CONFIG + "target_modules: 'k' is no q or v projection of this model"),
+    "keys": (
+        edit(target_modules=["q", "k"]),
+        CONFIG + "target_modules: 'k' is no projection of this model that LoRA",
+    ),
     "a pattern": (edit(target_modules=".*[qv]"), CONFIG + "target_modules: Input should be a valid list"),
     "no target": (edit(target_modules=[]), CONFIG + "target_modules: List should have at least 1 item"),
     "a missing tensor": (retensor(B, None), WEIGHTS + f"tensor {B} is missing"),
