@@ -179,6 +179,18 @@ def test_incremental_decoding_equals_full_decoding(pair: Pair, chunks: list[int]
     assert past.layers[0].k.shape == layers[0].k.shape
 
 
+def test_targets_are_read_behind_the_start_token_of_the_config(pair: Pair) -> None:
+    ids, mask = token_batch([12, 5], seed=0)
+    targets, _ = token_batch([4, 4], seed=1)
+    other = T5(pair.ours.shape.model_copy(update={"decoder_start_token_id": 9}))
+    other.load_state_dict(pair.ours.state_dict())
+    before = targets.clone()
+    behind = F.pad(targets[:, :-1], (1, 0), value=9)
+    expected = pair.theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=behind).logits
+    assert worst(logits_of(other.eval(), ids, mask, targets), expected) < LOGITS
+    assert torch.equal(targets, before), "the targets themselves stay as they are"
+
+
 @pytest.mark.parametrize("room", [0, 3, 20])
 def test_steps_equal_one_pass(pair: Pair, room: int) -> None:
     ids, mask = token_batch([12, 5, 9], seed=0)
@@ -311,3 +323,10 @@ def test_training_drops_attention_weights_and_inference_does_not() -> None:
     # scaled up by 1 / (1 - p), so the mean stays: 0.990 measured, its standard error is 0.05 / √24 (rows of all heads)
     assert 0.95 < float(kept.mean()) < 1.05
     assert 0.03 < float(kept.std()) < 0.07  # 0.051 measured: 1 / √400, of as many weights at p = 0.5
+
+
+def test_parameters_stand_in_the_order_that_optimizer_states_were_saved_in() -> None:
+    """Adam's moments of a run that is resumed are matched by place."""
+    parts = dict.fromkeys(name.split(".")[0] for name, _ in T5(small_shape(tied=False)).named_parameters())
+    tables = ["encoder_position", "decoder_position", "encoder_norm", "decoder_norm"]
+    assert list(parts) == ["embedding", "encoder", "decoder", *tables, "output"]
