@@ -161,6 +161,7 @@ def peft_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, T5, dict[S
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     config = T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=6, d_ff=40, num_layers=2, num_heads=4)
+    config.decoder_start_token_id = 0
     base = T5ForConditionalGeneration(config)
     base.save_pretrained(folder)
     settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q", "v"], init_lora_weights=False)

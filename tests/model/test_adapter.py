@@ -56,10 +56,10 @@ def write(adapter: TaskAdapter, folder: Path) -> Path:
     return folder / "a"
 
 
-def read(folder: Path, backbone: Backbone) -> TaskAdapter:
+def read(folder: Path, backbone: Backbone, *, attends: bool = True) -> TaskAdapter:
     """As `Tagi.load_adapter` does."""
     adapter = TaskAdapter.from_pretrained(folder)
-    adapters.check_fits(adapter, backbone, folder / "adapter.safetensors")
+    adapters.check_fits(adapter, backbone, folder / "adapter.safetensors", attends=attends)
     return adapter
 
 
@@ -92,9 +92,10 @@ def test_every_method_s_adapter_fits_its_model(
 ) -> None:
     model = trained(small_tagi(method, backbone=backbone()))
     adapter = model.adapt(*token_batch([5], seed=0))
-    same_adapter(read(write(adapter, tmp_path), model.backbone), adapter)
-    for part in (adapter.without_modules(), adapter.without_instruction()):
-        same_adapter(read(write(part, tmp_path), model.backbone), part)
+    for part in (adapter, adapter.without_modules(), adapter.without_instruction()):
+        same_adapter(read(write(part, tmp_path), model.backbone, attends=model.method.fuses_decoder), part)
+    held = adapter.instruction.attended is not None
+    assert held is (model.method.fuses_decoder and not model.backbone.has_encoder), "what is attended to, and no more"
 
 
 def decoder_adapter(seed: int = 0) -> TaskAdapter:

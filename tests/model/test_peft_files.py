@@ -1,5 +1,6 @@
 """PEFT's files, in: a LoRA that `peft` itself wrote computes the same in our model; what we cannot wear is refused."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import fields
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import ONE_EACH, VARIANTS, Variant, pair
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +18,7 @@ from transformers import T5ForConditionalGeneration
 from builders import normal, random_lora, small_t5, small_tagi, token_batch, worst
 from cli_runs import Run, mistake
 from tagi import Tagi
+from tagi.backbones.base import Prepared
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5.model import T5
 from tagi.backbones.t5.weights import load_t5, save_t5
@@ -95,6 +98,36 @@ def test_our_own_files_come_back(base: Path, tmp_path: Path) -> None:
         assert again[site].scale == factors.scale
     with pytest.raises(CheckpointError, match="safetensors: belongs to another language model"):
         load_peft(tmp_path / "peft", t5, "another")
+
+
+GPT2 = next(one for one in VARIANTS if one.name == "gpt2")
+
+
+@pytest.mark.parametrize("variant", [one for one in ONE_EACH if one is not GPT2], ids=lambda variant: variant.name)
+def test_a_decoder_s_lora_goes_to_peft_and_comes_back(variant: Variant, tmp_path: Path) -> None:
+    """Of q and v, which differ in width under grouped heads; logits of `peft` on the same prompt."""
+    both = pair(variant)
+    lora = random_lora(both.ours, 1, seed=0)
+    save_peft(lora, both.ours, str(both.folder), tmp_path / "a", "About.", fingerprint=fingerprint(both.ours))
+    theirs: Any = PeftModel.from_pretrained(copy.deepcopy(both.theirs), str(tmp_path / "a")).eval()
+    ids, mask = token_batch([9, 9], seed=0)
+    answers, _ = token_batch([3, 3], seed=1)
+    again = load_peft(tmp_path / "a", both.ours, fingerprint(both.ours))
+    with torch.inference_mode():
+        expected = theirs(input_ids=torch.cat((ids, answers), dim=1), use_cache=False).logits[:, 8:-1]
+        found, bare = (
+            both.ours.score(ids, mask, answers, prepared=Prepared(1, modules), rows=Rows(1, 2))
+            for modules in (again, {})
+        )
+    assert worst(found, expected) < 5e-5  # logits of up to 40
+    assert worst(bare, expected) > 0.1, "the LoRA should move the logits"
+
+
+def test_gpt2_has_q_k_and_v_in_one_projection_which_peft_cannot_adapt_apart(tmp_path: Path) -> None:
+    ours = pair(GPT2).ours
+    with pytest.raises(CheckpointError, match=r"a: gpt2 has q, k and v in one projection, which PEFT cannot adapt apa"):
+        save_peft(random_lora(ours, 1, seed=0), ours, "base", tmp_path / "a", "About.")
+    assert not (tmp_path / "a").exists()
 
 
 def edit(**values: Any) -> Callable[[Path], None]:
