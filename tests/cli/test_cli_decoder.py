@@ -16,6 +16,8 @@ from tagi.data.types import Instruction
 from tagi.errors import ConfigError
 from tagi.eval.report import read_predictions
 from tagi.eval.rouge import exact_match
+from tagi.train.build import build_stage
+from tagi.train.teachers import plan_teachers
 from training_runs import run
 
 
@@ -131,6 +133,19 @@ def test_what_a_decoder_only_run_cannot_be(
 ) -> None:
     config = write_config(tmp_path, **METATRAIN | {"backbone": {"path": str(gpt2)}} | changes)
     mistake(tagi("train", changes.get("stage", "metatrain"), "--config", config), *words)
+
+
+def test_a_batch_is_joined_as_an_answer_s_prompt_is(tmp_path: Path) -> None:
+    """A tokenizer's end token stands behind the whole prompt, not between instruction and input."""
+    values = FINETUNE | {"backbone": {"tokenizer": "micro", "decoder": SHAPE}}
+    stage = build_stage(load(write_config(tmp_path, **values)))
+    batch = stage.batch(0)
+    assert not (batch.instruction_ids == 1).any()
+    assert [row[real].tolist().index(1) for row, real in zip(batch.input_ids, batch.input_mask, strict=True)] == (
+        batch.input_mask.sum(1) - 1
+    ).tolist()
+    bank = {"stage": "teachers", "method": "no_instruction", "teachers": {}}
+    assert plan_teachers(load(write_config(tmp_path, **values | bank))).collator.joined
 
 
 def test_style_chat_needs_a_chat_template(gpt2: Path, tmp_path: Path) -> None:

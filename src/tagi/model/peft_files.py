@@ -60,8 +60,8 @@ def load_peft(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, 
 
     Raises:
         CheckpointError: no LoRA of projections that can be adapted, pickled, an unsupported setting, a tensor missing
-            or of another shape, values that are no finite numbers, or made by us for another language model; names file
-            and field or tensor.
+            of another shape, values that are no finite numbers, or made by us for another language model; names file and
+            field or tensor.
     """
     return read_whole(folder, lambda: _loaded(folder, backbone, fingerprint))
 
