@@ -120,7 +120,8 @@ def _save_adapter(folder: Path, checkpoint: Path) -> None:
 
 def _save_lora(folder: Path, checkpoint: Path) -> None:
     model = Tagi.from_pretrained(checkpoint)
-    save_peft(model.adapt(Instruction("Repeat.")).modules, "base", folder, "a test", fingerprint="0")
+    lora = model.adapt(Instruction("Repeat.")).modules
+    save_peft(lora, model.model.backbone, "base", folder, "a test", fingerprint="0")
     shutil.copytree(checkpoint, folder / "model")
 
 

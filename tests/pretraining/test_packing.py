@@ -193,4 +193,4 @@ def test_a_text_does_not_see_its_neighbours() -> None:
 
 
 def read(model: T5, batch: PackedBatch) -> torch.Tensor:
-    return PackedT5(model)(batch.input_ids, batch.input_owner, batch.labels, batch.target_owner)
+    return PackedT5(model)(batch.input_ids, batch.input_owner, batch.target_ids, batch.target_owner)

@@ -144,7 +144,7 @@ class Collator:
         """Token ids of what the language model reads for one input; without an instruction, the input alone.
 
         Args:
-            follows: an adapter that is given holds an instruction, which the input goes on from.
+            follows: an adapter that is given holds an instruction that is attended to: the input goes on from it.
         """
         return self._cut(self._input(instruction, text, follows=follows))
 

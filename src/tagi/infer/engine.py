@@ -226,9 +226,10 @@ class Tagi:
         told, inputs, generation = asked.told(told), asked.inputs(inputs), asked.generation(generation)
         instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
         owners = asked.owners(tasks, adapter.tasks, len(inputs))
-        told_of = adapter.instruction.mask.any(1).tolist()
+        attended = adapter.instruction.attended
+        follows = [False] * adapter.tasks if attended is None else attended.mask.any(1).tolist()
         prompts = [
-            self.prompts(instruction, text, follows=told_of[owner]) for text, owner in zip(inputs, owners, strict=True)
+            self.prompts(instruction, text, follows=follows[owner]) for text, owner in zip(inputs, owners, strict=True)
         ]
         prepared, limits = self.prepare(adapter, len(inputs)), self._limits(generation)
         seeds = seeded(generation.seed, inputs)
@@ -307,7 +308,8 @@ class Tagi:
         else:
             adapter = TaskAdapter.from_pretrained(folder)
             self._check_own(adapter, folder)
-            adapters.check_fits(adapter, self.model.backbone, folder / adapters.WEIGHTS)
+            attends = self.model.method.fuses_decoder
+            adapters.check_fits(adapter, self.model.backbone, folder / adapters.WEIGHTS, attends=attends)
         return adapter.to(self.device, self.model.backbone.embedding.weight.dtype)
 
     def fingerprint(self) -> str:

@@ -42,7 +42,8 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
     if objective.taught is not None:
         check_taught(config, objective.taught, sources)
     distils = config.objective.lambda_kl > 0
-    collator = Collator(tokenizer, config.prompt, model.method, prompts=distils, shots=config.objective.shots)
+    joined, shots = not model.backbone.has_encoder, config.objective.shots
+    collator = Collator(tokenizer, config.prompt, model.method, joined, prompts=distils, shots=shots)
 
     record = Record.of(config, launched(), sources)
 

@@ -116,7 +116,7 @@ def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None
     waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
     begin = start(config, sources=sources)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
-    collator = Collator(begin.tokenizer, config.prompt, method)
+    collator = Collator(begin.tokenizer, config.prompt, method, joined=not base.backbone.has_encoder)
     groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in of_group.items()}
     fingerprint = begin.settings.backbone_fingerprint
     previous = _previous(config, base, fingerprint)
