@@ -46,8 +46,14 @@ def build_stage(config: RunConfig, datasets: Datasets | None = None) -> Stage:
     objective = build_objective(config, model, tokenizer)
     if objective.taught is not None:
         check_taught(config, objective.taught, datasets)
-    distils = config.objective.lambda_kl > 0
-    collator = Collator(tokenizer, config.prompt, model.method, prompts=distils, shots=config.objective.shots)
+    collator = Collator(
+        tokenizer,
+        config.prompt,
+        model.method,
+        joined=not model.backbone.has_encoder,
+        prompts=config.objective.lambda_kl > 0,
+        shots=config.objective.shots,
+    )
 
     record = Record.of(config, launched(), datasets)
 

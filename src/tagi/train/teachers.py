@@ -117,7 +117,7 @@ def plan_teachers(config: RunConfig, processes: int = 1, datasets: Datasets | No
     waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
     begin = start(config, datasets=datasets)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
-    collator = Collator(begin.tokenizer, config.prompt, method)
+    collator = Collator(begin.tokenizer, config.prompt, method, joined=not base.backbone.has_encoder)
     groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in sources.items()}
     fingerprint = begin.settings.backbone_fingerprint
     previous = _previous(config, base, fingerprint)
