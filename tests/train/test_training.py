@@ -25,7 +25,7 @@ from tagi.train import checkpoints, optim
 from tagi.train.build import build_stage
 from tagi.train.stage import ModelStage, Term
 from tagi.train.trainer import TrainingError, train
-from training_runs import SHAPE, config, losses, run, tensors
+from training_runs import BOTH, SHAPE, config, losses, run, tensors
 
 
 class Stop(Exception):
@@ -41,10 +41,11 @@ def crash_at(stage: ModelStage, index: int) -> ModelStage:
     return replace(stage, batches=batch)
 
 
+@BOTH
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_rms", "muon", "adafactor"])
-def test_resume_is_exact_to_the_bit(tmp_path: Path, optimizer: str) -> None:
-    whole = config(tmp_path / "whole", training__optimizer=optimizer)
-    broken = config(tmp_path / "broken", training__optimizer=optimizer)
+def test_resume_is_exact_to_the_bit(tmp_path: Path, optimizer: str, family: str) -> None:
+    whole = config(tmp_path / "whole", family, training__optimizer=optimizer)
+    broken = config(tmp_path / "broken", family, training__optimizer=optimizer)
     run(whole)
     with pytest.raises(Stop):
         train(crash_at(build_stage(broken), 5), broken.training, tmp_path / "broken")
@@ -66,14 +67,13 @@ def test_dropout_is_repeated_on_resume(tmp_path: Path) -> None:
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
 
 
-def test_a_frozen_backbone_does_not_move(tmp_path: Path) -> None:
-    start = run(config(tmp_path / "start", training__steps=1))
+@BOTH
+def test_a_frozen_backbone_does_not_move(tmp_path: Path, family: str) -> None:
+    start = run(config(tmp_path / "start", family, training__steps=1))
     settings = config(
         tmp_path / "run", backbone={"path": str(start / "backbone")}, training__trainable=["hypernetwork", "fusion"]
     )
     # the tokenizer stands beside the checkpoint, not beside its backbone
-    checkpoint_tokenizer = build_stage(config(tmp_path / "x"))
-    del checkpoint_tokenizer
     Tagi.from_pretrained(start).tokenizer.save_pretrained(start / "backbone")
     stage = build_stage(settings)
     before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}

@@ -83,11 +83,6 @@ class Reading:
     """Whether the tokens stand before it that its tokenizer puts before a text, and `closes` those behind one."""
     closes: bool = True
 
-    @property
-    def limit(self) -> int:
-        """Tokens that are read at most."""
-        return sum(limit or 0 for _, limit in self.parts)
-
     def then(self, other: "Reading") -> "Reading":
         """Both, one after the other."""
         shown = self.demonstrations + other.demonstrations
@@ -165,8 +160,12 @@ class Collator:
         return [self._input(instruction, text)]
 
     def length(self, reading: Reading) -> int:
-        """Tokens of a text before any is dropped; as many are read as its limit lets through."""
+        """Tokens of a text before any is dropped."""
         return len(self._cut(replace(reading, parts=tuple((text, None) for text, _ in reading.parts))))
+
+    def dropped(self, reading: Reading) -> int:
+        """Tokens of a text that are not read, for each part is cut to its own limit."""
+        return self.length(reading) - len(self._cut(reading))
 
     def _pieces(self, instruction: Instruction, count: int) -> list[Reading]:
         texts = (render_demonstration(item, style=self.prompt.style) for item in instruction.positives[:count])
