@@ -114,7 +114,7 @@ def test_run_streams_and_says_that_a_stop_string_did_not_come(tagi: Run, checkpo
         (["--beams", "0"], ["beams: 0"]),
         (["--beams", "2", "--temperature", "1"], ["beam search does not sample"]),
         (["--top-p", "2"], ["top_p: 2.0"]),
-        (["--max-tokens", "0"], ["max_tokens: 0"]),
+        (["--max-tokens", "0"], ["max_new_tokens: 0"]),
         (["--stop", ""], ["stop string is empty"]),
         (["--checkpoint", ""], ["--checkpoint: is empty"]),
         (["--backbone="], ["--backbone: is empty"]),

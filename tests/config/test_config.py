@@ -105,7 +105,7 @@ def test_later_overrides_win_and_may_replace_a_source(tmp_path: Path) -> None:
         ("data.source=sni", "data: data.path is required for source=sni"),
         ("backbone=null", "give either backbone (a fresh start) or start_from (an earlier stage)"),
         ("start_from=runs/y", "give either backbone (a fresh start) or start_from (an earlier stage)"),
-        ("backbone.path=null", "backbone: give either path (a checkpoint) or shape or causal (random initialisation)"),
+        ("backbone.path=null", "backbone: give either path (a checkpoint) or shape or decoder (random initialisation)"),
         (
             "backbone.shape=t5-v1_1-bse",
             "backbone.shape: 't5-v1_1-bse' is no published shape, did you mean t5-v1_1-base?",

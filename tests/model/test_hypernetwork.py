@@ -112,11 +112,11 @@ def test_equation_2_literally(config: HypernetworkConfig, on: str, kind: ModuleK
     backbone, targets = BACKBONES[on]
     assert tuple(found) == backbone.sites(kind, targets)
     assert {site for site, *_ in places(net)} == set(found)
-    for site, *where in places(net):
+    for site, group, module, place in places(net):
         assert found[site].scale == (SCALE if kind == "lora" else 1.0)
         assert (found[site].a.shape[2], found[site].b.shape[1]) == backbone.site_shape(site)
         for task, length in enumerate(lengths):
-            a, b = literal_site(net, hidden[task, :length], *where)
+            a, b = literal_site(net, hidden[task, :length], group, module, place)
             assert worst(found[site].a[task], a) < LITERAL, site
             assert worst(found[site].b[task], b) < LITERAL, site
 
