@@ -14,10 +14,10 @@ from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.language_model import LanguageModel
 from tagi.backbones.t5.model import T5
 from tagi.data.collate import pad
-from tagi.infer.tasks import Request
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GREEDY, GenerationConfig, Limits
+from tagi.infer.tasks import Request
 from tagi.model.tagi import TagiModel, neutral
 
 END, MOST = 20, 14

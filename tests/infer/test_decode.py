@@ -32,8 +32,8 @@ from tagi.backbones.t5.model import T5
 from tagi.backbones.t5.weights import save_t5
 from tagi.data.collate import pad
 from tagi.errors import InputError
-from tagi.infer.tasks import Request
 from tagi.infer.search import GREEDY, GenerationConfig, Limits, sample
+from tagi.infer.tasks import Request
 from tagi.model.tagi import TagiModel
 
 METHODS = [

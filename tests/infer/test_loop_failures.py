@@ -26,12 +26,13 @@ from builders import random_lora, small_tagi
 from tagi.backbones.base import Prepared
 from tagi.backbones.sites import Factors
 from tagi.errors import InputError
-from tagi.infer.tasks import Request
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GenerationConfig, Limits
+from tagi.infer.tasks import Request
 from tagi.model.adapter import TaskAdapter
 from tagi.model.tagi import TagiModel, neutral
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> TagiModel:
