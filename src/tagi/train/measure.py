@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
 from tagi.config import DataConfig, RunConfig, Shape
+from tagi.cost.step import Lengths
 from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
 from tagi.model import checkpoint
-from tagi.model.flops import Lengths
 from tagi.train.datasets import Datasets
 from tagi.train.sources import batches
 from tagi.train.start import random_tokenizer
