@@ -4,6 +4,7 @@
 """
 
 import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -46,6 +47,16 @@ class T5Shape(Frozen):
     def inner_dim(self) -> int:
         """Width of all heads together."""
         return self.num_heads * self.d_kv
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of each stack: encoder and decoder."""
+        return self.num_layers, self.num_decoder_layers
+
+    def with_depths(self, depths: Sequence[int]) -> Self:
+        """The same widths with so many blocks in each stack."""
+        layers, decoder_layers = depths
+        return self.model_copy(update={"num_layers": layers, "num_decoder_layers": decoder_layers})
 
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gpt2", "opt"]
@@ -142,6 +153,17 @@ class DecoderShape(Frozen):
     def kv_dim(self) -> int:
         """Width of all keys, and of all values, of a token."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of its one stack."""
+        return (self.num_layers,)
+
+    def with_depths(self, depths: Sequence[int]) -> Self:
+        """The same widths with so many blocks, the first ones."""
+        (layers,) = depths
+        windows = tuple(layer for layer in self.window_layers if layer < layers)
+        return self.model_copy(update={"num_layers": layers, "window_layers": windows})
 
 
 Shape = T5Shape | DecoderShape

@@ -10,11 +10,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
 from tagi.config import RunConfig, Shape
+from tagi.cost.step import Lengths
 from tagi.data.collate import Batch, Collator
 from tagi.data.segments import MAX_LENGTH
 from tagi.data.sources import Sources
 from tagi.model import checkpoint
-from tagi.model.flops import Lengths
 from tagi.train.batches import batches
 from tagi.train.start import random_tokenizer
 
@@ -55,15 +55,20 @@ def data_at_hand(config: RunConfig) -> bool:
 
 
 def from_data(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None], sources: Sources
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    report: Callable[[int, int], None],
+    sources: Sources,
+    *,
+    joined: bool,
 ) -> Measured:
-    """Draw the first steps' batches.
+    """Draw the first steps' batches; `joined` as of `Collator`.
 
     Raises:
         TagiError: the data is there but cannot be used.
     """
     short = _shortened(config) if config.stage == "pretrain" else config
-    collator = Collator(tokenizer, config.prompt, methods.get(config.method))
+    collator = Collator(tokenizer, config.prompt, methods.get(config.method), joined)
     draw = batches(short, collator, sources=sources)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []

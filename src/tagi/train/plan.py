@@ -5,35 +5,28 @@ A folder that an earlier stage of the same run will write need not be there yet.
 the `config.json` of a hub model whose shape the config leaves out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import nn
 
 from tagi import methods
 from tagi.backbones.language_model import build, read_language_model_shape
-from tagi.config import (
-    BackboneConfig,
-    FusionConfig,
-    HypernetworkConfig,
-    Part,
-    RunConfig,
-    Shape,
-    T5Shape,
-)
+from tagi.config import BackboneConfig, FusionConfig, HypernetworkConfig, Part, RunConfig, Shape
+from tagi.cost.step import Lengths, Work, bank_model, batch_cost, optimizer_bytes
 from tagi.data.sources import Sources
 from tagi.errors import CheckpointError, ConfigError
-from tagi.model import checkpoint, flops
+from tagi.methods import Method
+from tagi.model import checkpoint
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
-from tagi.train import measure, memory, optim
+from tagi.train import measure, optim
 from tagi.train.checkpoints import FINAL
 from tagi.train.checks import check_stage
 from tagi.train.measure import Measured
-from tagi.train.memory import Memory
+from tagi.train.stage import Parts
 from tagi.train.start import random_tokenizer
 
 LARGE_SHARE = 0.25
@@ -49,6 +42,22 @@ class Model(NamedTuple):
     shape: Shape
     hypernetwork: HypernetworkConfig
     fusion: FusionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a training step, at its peak."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """State, and fp32 masters of weights that compute in fewer bits."""
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +110,13 @@ def plan(
     tokenizer = (
         measure.tokenizer_at_hand(config, parts.shape, sources) if draw and measure.data_at_hand(config) else None
     )
-    found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report, sources)
     with torch.device("meta"):
         model = TagiModel(build(parts.shape), method, parts.hypernetwork, parts.fusion)
+    if tokenizer is None:
+        found = measure.from_limits(config)
+    else:
+        joined = not model.backbone.has_encoder
+        found = measure.from_data(config, tokenizer, report, sources, joined=joined)
     return (
         _teachers(config, parts, model, found) if config.stage == "teachers" else _student(config, parts, model, found)
     )
@@ -150,44 +163,18 @@ def _shape_at(path: str) -> Shape:
 def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
     """Stages whose model is one student."""
     sizes = {part: sum(map(parameter_count, model.part(part))) for part in get_args(Part)}
-    trained: set[Part] = {part for part in config.training.trainable if sizes[part]}
+    trained = tuple(part for part in config.training.trainable if sizes[part])
     if not trained:
         raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
-    passes = flops.forward(parts.shape, model.method, parts.hypernetwork, parts.fusion, found.batch)
+    work = _work(config, parts, model.method, found.batch, trained)
+    if _online(config):
+        work = replace(work, taught=found.prompt)
     encoder = 0 if model.instruction_encoder is None else parameter_count(model.instruction_encoder)
-    once = flops.training(passes, trained, separate_encoder=encoder > 0) + _teacher_flops(config, parts.shape, found)
-    if config.training.gradient_checkpointing:
-        once += flops.recomputed(passes)
-    kept = _kept(config, parts, model, trained, found)
-    tensors = optim.trainable(model, config.training)
     weights = parameter_count(model) + (sizes["backbone"] if _online(config) else 0)
     share = sizes["hypernetwork"] / sizes["backbone"]
-    return Plan(
-        stage=config.stage,
-        method=config.method,
-        parameters=sizes,
-        trainable=[part for part in sizes if part in trained],
-        hypernetwork_share=share,
-        steps=config.training.steps,
-        rows_per_step=found.rows,
-        tokens_per_step=found.tokens,
-        tokens_are="measured" if found.from_data else "upper bound",
-        flops_per_step=once * config.training.accumulation,
-        flops=once * config.training.accumulation * config.training.steps,
-        memory=_memory(config, weights, tensors, kept),
-        notes=_notes(config, share, encoder),
-        output=config.output,
-    )
-
-
-def _kept(config: RunConfig, parts: Model, model: TagiModel, trained: set[Part], found: Measured) -> int:
-    """Bytes of the student's activations."""
-    assert isinstance(parts.shape, T5Shape)
-    generator, fused = parts.hypernetwork, parts.fusion
-    own = model.instruction_encoder is not None
-    return memory.activations(
-        parts.shape, model.method, generator, fused, config.training, trained, found.batch, own_encoder=own
-    )
+    trainable = optim.trainable(model, config.training)
+    made = _plan(config, work, found, sizes, weights, trainable, _notes(config, share, encoder))
+    return replace(made, trainable=list(trained), hypernetwork_share=share)
 
 
 def _notes(config: RunConfig, share: float, encoder: int) -> list[str]:
@@ -201,39 +188,31 @@ def _notes(config: RunConfig, share: float, encoder: int) -> list[str]:
 
 def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
     """Stage teachers: waves of LoRAs in lock-step, each with a batch of its own, on one frozen language model."""
-    bank, shape = config.teachers, parts.shape
-    assert isinstance(shape, T5Shape)
-    groups = len(bank.only) or GROUPS.get((config.data.source, bank.group))
-    wave = min(bank.wave, groups or bank.wave)
+    groups = len(config.teachers.only) or GROUPS.get((config.data.source, config.teachers.group))
+    wave = min(config.teachers.wave, groups or config.teachers.wave)
     waves = -(-groups // wave) if groups else 1
-    one = sum(bank.rank * sum(model.backbone.site_shape(site)) for site in model.backbone.sites())
-    batch = flops.Lengths(wave, wave * found.batch.rows, 0, found.batch.input, found.batch.target)
-    passes = flops.forward(shape, model.method, parts.hypernetwork, parts.fusion, batch)
-    worn = flops.worn_lora(shape, bank.rank, batch, memory=False)
-    once = flops.training(passes, set()) + worn.forward + worn.backward(trained=False)
-    if config.training.gradient_checkpointing:
-        once += flops.recomputed(passes) + worn.forward
-    kept = memory.activations(
-        shape, model.method, parts.hypernetwork, parts.fusion, config.training, set(), batch, rank=bank.rank
-    )
-    with torch.device("meta"):
-        tensors = {"teachers": [nn.Parameter(torch.empty(wave, one // bank.rank, bank.rank))]}
+    bank = bank_model(model, config.teachers, wave).bank
+    sizes = {"backbone": parameter_count(model.backbone), "teachers": parameter_count(bank)}
+    lengths = Lengths(wave, wave * found.batch.rows, 0, found.batch.input, found.batch.target)
+    work = replace(_work(config, parts, model.method, lengths, ()), bank=config.teachers)
     many = f"{groups} teachers in {waves} waves of at most {wave}" if groups else f"one wave of {wave} teachers"
-    return Plan(
-        stage=config.stage,
-        method=config.method,
-        parameters={"backbone": parameter_count(model.backbone), "teachers": wave * one},
-        trainable=["teachers"],
-        hypernetwork_share=0.0,
-        steps=config.training.steps * waves,
-        rows_per_step=found.rows * wave,
-        tokens_per_step=found.tokens * wave,
-        tokens_are="measured" if found.from_data else "upper bound",
-        flops_per_step=once * config.training.accumulation,
-        flops=once * config.training.accumulation * config.training.steps * waves,
-        memory=_memory(config, parameter_count(model.backbone) + wave * one, tensors, kept),
-        notes=[many if groups else f"{many}; how many there are, the data will say"],
-        output=config.output,
+    notes = [many if groups else f"{many}; how many there are, the data will say"]
+    trainable = {"teachers": list(bank.parameters())}
+    return _plan(config, work, found, sizes, sum(sizes.values()), trainable, notes, wave, waves)
+
+
+def _work(config: RunConfig, parts: Model, method: Method, lengths: Lengths, trained: tuple[Part, ...]) -> Work:
+    """A batch of the run; the rows that tasks have in the mean are rounded up."""
+    rows = -(-lengths.rows // lengths.tasks) * lengths.tasks
+    return Work(
+        shape=parts.shape,
+        method=method,
+        hypernetwork=parts.hypernetwork,
+        fusion=parts.fusion,
+        lengths=replace(lengths, rows=rows),
+        trainable=trained,
+        dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
+        recompute=config.training.gradient_checkpointing,
     )
 
 
@@ -243,17 +222,42 @@ def _online(config: RunConfig) -> bool:
     return bool(objective.lambda_kl and objective.teacher is not None and objective.teacher.cache is None)
 
 
-def _teacher_flops(config: RunConfig, shape: Shape, found: Measured) -> float:
-    """An online teacher's forward pass on the same rows, instruction and input in one text; taken to be of the
-    student's own shape."""
-    if not _online(config):
-        return 0.0
-    read = flops.Lengths(found.batch.tasks, found.batch.rows, 0, found.prompt, found.batch.target)
-    return flops.forward(shape, methods.get("metatrain"), config.hypernetwork, config.fusion, read).total
+def _plan(
+    config: RunConfig,
+    work: Work,
+    found: Measured,
+    sizes: dict[str, int],
+    weights: int,
+    trainable: Parts,
+    notes: list[str],
+    lanes: int = 1,
+    waves: int = 1,
+) -> Plan:
+    """The numbers of a run whose batches cost what `work` does.
 
-
-def _memory(config: RunConfig, weights: int, trained: Mapping[str, Sequence[nn.Parameter]], kept: int) -> Memory:
-    size = memory.value_bytes(config.training)
-    gradients = size * sum(parameter.numel() for parameters in trained.values() for parameter in parameters)
-    state = memory.optimizer_bytes(trained, config.training)
-    return Memory(size * weights, gradients, state, kept)
+    Args:
+        weights: parameters of all models, a teacher's among them.
+        trainable: fp32 parameters by part, as the optimizer is built over them.
+        lanes: models that train in lock-step, each with a batch of its own.
+        waves: runs of all steps, one after another.
+    """
+    cost, size, steps = batch_cost(work), work.dtype.itemsize, config.training.steps * waves
+    trained = sum(parameter.numel() for parameters in trainable.values() for parameter in parameters)
+    masters = 0 if work.dtype == torch.float32 else torch.float32.itemsize * trained
+    state = optimizer_bytes(optim.build(trainable, config.training)) + masters
+    return Plan(
+        stage=config.stage,
+        method=config.method,
+        parameters=sizes,
+        trainable=list(trainable),
+        hypernetwork_share=0.0,
+        steps=steps,
+        rows_per_step=found.rows * lanes,
+        tokens_per_step=found.tokens * lanes,
+        tokens_are="measured" if found.from_data else "upper bound",
+        flops_per_step=cost.flops * config.training.accumulation,
+        flops=cost.flops * config.training.accumulation * steps,
+        memory=Memory(size * weights, size * trained, state, cost.activations),
+        notes=notes,
+        output=config.output,
+    )

@@ -1,0 +1,1 @@
+"""FLOPs and memory, counted by torch on meta tensors: of any language model, and without its weights."""
