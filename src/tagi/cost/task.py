@@ -6,7 +6,7 @@ cached keys and values. Matrix products only.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
