@@ -22,7 +22,7 @@ from tagi.config import ModuleKind, Target
 @dataclass(frozen=True, slots=True)
 class Attended:
     """What all rows of a task attend to besides their own tokens: per block, keys and values that are never copied
-    into a cache. A generated prefix of a decoder-only model stands in front of the encoded instruction."""
+    into a cache."""
 
     layers: tuple[KeyValue, ...]  # (T, H, S, K)
     mask: Tensor  # (T, S)
