@@ -76,7 +76,9 @@ def generated(one: Asked, text: list[int], beams: int) -> list[int]:
 
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("variant", ONE_EACH, ids=lambda variant: variant.name)
-def test_parity_of_60_random_requests_of_mixed_tasks_with_generate(variant: Variant, beams: int, tmp_path: Path) -> None:
+def test_parity_of_60_random_requests_of_mixed_tasks_with_generate(
+    variant: Variant, beams: int, tmp_path: Path
+) -> None:
     both, rng, texts = pair(variant), Random(beams), prompts(REQUESTS, seed=1)
     model = small_tagi("metatrain", backbone=both.ours)
     tasks = asked(both, tmp_path)

@@ -32,6 +32,7 @@ from tagi.infer.search import GenerationConfig, Limits
 from tagi.model.adapter import TaskAdapter
 from tagi.model.tagi import TagiModel, neutral
 
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> TagiModel:
     return small_tagi("metatrain", backbone=backbone(request.param))

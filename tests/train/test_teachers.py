@@ -216,9 +216,7 @@ def test_a_student_learns_from_labels_teachers_and_weights(base: Path, bank: Pat
     assert [term.name for term in stage.terms] == ["ce", "kl", "ins"]
     assert stage.model.hypernetwork is not None
     start = banks.load(bank, stage.model.backbone).a0
-    assert all(
-        torch.equal(stage.model.hypernetwork.a0[site], start[site]) for site in stage.model.hypernetwork.sites
-    )
+    assert all(torch.equal(stage.model.hypernetwork.a0[site], start[site]) for site in stage.model.hypernetwork.sites)
     batch = stage.batch(0)
     terms = stage.loss(stage.model, batch)
     assert {name: int(term.count) for name, term in terms.items()} == {
