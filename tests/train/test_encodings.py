@@ -88,7 +88,7 @@ def test_an_encoding_depends_neither_on_its_neighbours_nor_on_what_is_kept(famil
 
 @pytest.mark.parametrize(
     ("family", "size"),
-    [  # four tokens: width 32, fp32, and the mask; of a decoder also two layers of keys and values, two heads of width 6
+    [  # four tokens: width 32, fp32, and the mask; of a decoder two layers of keys and values too, two heads of 6
         ("t5", 4 * 32 * 4 + 4),
         ("decoder", 4 * 32 * 4 + 4 + 2 * 2 * 4 * 2 * 6 * 4),
     ],
