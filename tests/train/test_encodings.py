@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def batch(lengths: tuple[int, ...], seed: int = 1) -> Batch:
     return Batch(ids, mask, ids, mask, ids, torch.arange(len(lengths)))
 
 
-def of(tmp_path: Path, name: str, family: str, **changes: object) -> RunConfig:
+def of(tmp_path: Path, name: str, family: str, **changes: Any) -> RunConfig:
     """A run on a frozen backbone, with dropout where the family has it, two phrasings of few tasks."""
     start = tmp_path / "start"
     if not start.exists():
