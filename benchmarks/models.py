@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ def steps(model: TagiModel, ready: Prepared, prompts: Tensor) -> Iterator[None]:
         _, cache = backbone.step(prompts[:, 0], cache)
 
 
-def generating(theirs: Any, ids: Tensor, tokens: int, **more: Any) -> Case:
+def generating(theirs: Any, ids: Tensor, tokens: int, **more: Any) -> Callable[[], Tensor]:
     """Answers of `transformers` or `peft` to prompts (R, N), all of so many tokens."""
 
     @torch.inference_mode()
@@ -205,14 +205,14 @@ def generating(theirs: Any, ids: Tensor, tokens: int, **more: Any) -> Case:
     return case
 
 
-def generating_after(theirs: Any, told: Tensor, ids: Tensor, tokens: int) -> Case:
+def generating_after(theirs: Any, told: Tensor, ids: Tensor, tokens: int) -> Callable[[], Tensor]:
     """Answers of a decoder-only model of `transformers` to inputs (R, N) behind an instruction (1, S), whose keys and
     values are computed now and copied for the rows of every batch."""
     with torch.inference_mode():
         read = theirs(input_ids=told, use_cache=True).past_key_values
     prompts = torch.cat([told.expand(len(ids), -1), ids], dim=1)
 
-    def case() -> object:
+    def case() -> Tensor:
         past = copy.deepcopy(read)
         past.batch_repeat_interleave(len(ids))
         return generating(theirs, prompts, tokens, past_key_values=past)()
