@@ -1,38 +1,38 @@
-"""Time and weigh preparing tasks as long as SNI's test tasks, against plain encoder passes."""
+"""Time and weigh preparing tasks as long as SNI's test tasks, against plain passes of the language model."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.command import parser, run, show
-from benchmarks.inference import ENCODER
+from benchmarks.inference import READING
 from benchmarks.lengths import sni_tasks
-from benchmarks.models import DTYPES, Setup, prepared, shape_of
+from benchmarks.models import DTYPES, TOKEN, Setup, prepared, shape_of
 from benchmarks.timing import Case, Comparison, alternate
+from tagi.backbones.base import EncodedInstruction
 from tagi.data.collate import pad
 from tagi.model.adapter import to_bytes
 from tagi.model.tagi import TagiModel
 
 TOGETHER = 16
-"""Instructions in an encoder pass, those of similar length together."""
+"""Instructions in a pass, those of similar length together."""
 
 
 def preparing(model: TagiModel, lengths: Sequence[int]) -> Comparison:
-    """Preparing tasks with instructions of these lengths, all of them held until the last is there, against encoder
+    """Preparing tasks with instructions of these lengths, all of them held until the last is there, against plain
     passes over the same batches, each padded to its longest."""
-    batches = [pad([[2] * n for n in lengths[i : i + TOGETHER]]) for i in range(0, len(lengths), TOGETHER)]
+    batches = [pad([[TOKEN] * n for n in lengths[i : i + TOGETHER]]) for i in range(0, len(lengths), TOGETHER)]
 
     @torch.inference_mode()
-    def encode() -> list[Tensor]:
-        return [model.encode_instruction(ids, mask) for ids, mask in batches]
+    def read() -> list[EncodedInstruction]:
+        return [model.backbone.read(ids, mask) for ids, mask in batches]
 
     def prepare() -> list[object]:
         return [prepared(model, ids, len(ids), mask) for ids, mask in batches]
 
-    cases = {ENCODER: encode, model.method.name: prepare}
+    cases = {READING: read, model.method.name: prepare}
     return Comparison(f"preparing tasks: {len(lengths):,}", cases, len(lengths), "tasks")
 
 
@@ -60,7 +60,7 @@ def allocated(case: Case) -> tuple[int, int]:
 @torch.inference_mode()
 def file_bytes(model: TagiModel, length: int) -> int:
     """Size of the file of one task's adapter whose instruction has so many tokens."""
-    ids = torch.full((1, length), 2)
+    ids = torch.full((1, length), TOKEN)
     return len(to_bytes(model.adapt(ids, torch.ones_like(ids))))
 
 

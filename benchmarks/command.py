@@ -21,18 +21,26 @@ HELP = {
     "asked": "adapters asked for at random before the timing",
     "batch": "examples at a time",
     "batches": "training batches to take the loss over",
-    "compile": "time every system once more with compiled steps, and answers alone",
+    "comparison": "what to compare",
     "dtype": "number format of every model that is compared",
     "hidden": "hidden width of the adapter generator",
+    "input": "tokens of an input",
+    "instruction": "tokens of an instruction",
+    "loras": "per-task LoRAs that train in lock-step",
     "rounds": "rounds in which the cases take turns",
-    "shape": "micro, a named shape such as t5-small, or a run's file, for its backbone",
+    "rows": "rows of every task in a batch",
+    "shape": "smollm2-135m, micro, a named shape such as t5-small, or a run's file, for its backbone",
     "shots": "demonstrations of every task: 0 is Def, 2 is Def+2Pos",
     "system": "what to compare; the first is what others are held to",
+    "target": "tokens of an answer",
     "tasks": "how many tasks",
-    "transformers": "compare with the instruction in the prompt of `transformers`",
+    "transformers": "compare with `transformers`: instruction in the prompt and, decoder-only, a cached prefix",
     "width": "width of fusion; 0 is d_model / 4",
 }
-CHOICES = {"dtype": ("fp32", "bf16")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "comparison": ("bank", "metatraining", "peft", "transformers"),
+    "dtype": ("fp32", "bf16"),
+}
 Rows = Sequence[Mapping[str, Any]]
 
 

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.command import Rows, parser, run, show
 from benchmarks.lengths import TaskLengths, reading, sni_tasks
 from benchmarks.models import SYSTEMS, Setup, instructions, shape_of, steps
+from tagi.config import DecoderShape
+from tagi.errors import ConfigError
 from tagi.model.tagi import TagiModel
 
 REFERENCE, FLOOR = "metatrain", "no_instruction"
@@ -29,16 +31,16 @@ def task_flops(model: TagiModel, task: TaskLengths) -> tuple[int, int]:
     reads = reading(model.method, task)
     told = instructions(model, task).to("meta")
     prompts = torch.empty((task.examples * reads.prompts, reads.prompt), dtype=torch.long, device="meta")
-    once, inputs, first, second = (FlopCounterMode(display=False) for _ in range(4))
+    once, inputs, second, third = (FlopCounterMode(display=False) for _ in range(4))
     with sdpa_kernel(SDPBackend.MATH):
         with once:
             ready = model.prepare(model.adapt(told, torch.ones_like(told)))
         answers = steps(model, ready, prompts)
-        for counter in (inputs, first, second):
+        for counter in (inputs, second, third):
             with counter:
                 next(answers)
-    n, step = task.target, first.get_total_flops()
-    growth = second.get_total_flops() - step
+    n, step = task.target - 1, second.get_total_flops()  # reading gives the first token
+    growth = third.get_total_flops() - step
     return once.get_total_flops(), inputs.get_total_flops() + n * step + n * (n - 1) // 2 * growth
 
 
@@ -61,6 +63,8 @@ def compared(spent: Spent) -> Rows:
 def main(asked: Namespace) -> None:
     """Compare the systems asked for, the two references among them."""
     setup, tasks = Setup(shape_of(asked.shape), hidden=asked.hidden, width=asked.width or None), sni_tasks(asked.shots)
+    if isinstance(setup.shape, DecoderShape):
+        raise ConfigError(f"--shape: {asked.shape} is decoder-only, and counted here are encoder-decoders")
     spent: dict[str, list[tuple[int, int]]] = {}
     for name in dict.fromkeys((REFERENCE, FLOOR, *asked.system)):
         model = setup.models(name)[0].to("meta")

@@ -7,50 +7,57 @@ from math import floor
 from typing import Any
 
 import torch
-from tagi.infer.compiled import Compiled
 
 from benchmarks.command import Rows, parser, run, show
 from benchmarks.lengths import TaskLengths, mean_task, reading
-from benchmarks.models import DTYPES, SYSTEMS, Setup, answering, generating, instructions, prepared, shape_of
+from benchmarks.models import (
+    DTYPES,
+    TOKEN,
+    Setup,
+    answering,
+    generating,
+    generating_after,
+    instructions,
+    prepared,
+    shape_of,
+)
 from benchmarks.timing import Case, Comparison, alternate
 from tagi import methods
 from tagi.model.tagi import TagiModel
 
-PROMPT, ENCODER = "metatrain", "encoder pass"
+PROMPT, READING = "metatrain", "plain pass"
+ALL = "all"
+"""Systems that the language model can have."""
 
 
-def answers(
-    models: Sequence[TagiModel], task: TaskLengths, batch: int, theirs: Any = None, *, compiled: bool = False
-) -> Comparison:
+def answers(models: Sequence[TagiModel], task: TaskLengths, batch: int, theirs: Any = None) -> Comparison:
     """Answering `batch` examples of a prepared task.
 
     Args:
-        theirs: a model of `transformers`, which reads the instruction in its prompt and comes first.
-        compiled: time every system once more with the decoder's steps compiled, before the first round.
-
-    Raises:
-        ConfigError: steps cannot be compiled.
+        theirs: a model of `transformers`, which reads the instruction in its prompt and comes first; a decoder-only one
+            a second time with the instruction's keys and values at hand.
     """
 
     def cases() -> Iterator[tuple[str, Case]]:
         if theirs is not None:
-            prompts = torch.full((batch, reading(methods.get(PROMPT), task).prompt), 2)
-            yield "transformers, prompt", generating(theirs, prompts, task.target)
+            prompt = reading(methods.get(PROMPT), task).prompt
+            yield "transformers, prompt", generating(theirs, torch.full((batch, prompt), TOKEN), task.target)
+            if not theirs.config.is_encoder_decoder:
+                told, inputs = (torch.full(size, TOKEN) for size in ((1, prompt - task.input), (batch, task.input)))
+                yield "transformers, cached prefix", generating_after(theirs, told, inputs, task.target)
         for model in models:
             ready, reads = prepared(model, instructions(model, task), task.examples), reading(model.method, task)
             yield model.method.name, answering(model, ready, reads, batch, task.target)
-            if compiled:
-                steps = Compiled(model.backbone)
-                yield f"{model.method.name}, compiled", answering(model, ready, reads, batch, task.target, steps)
 
     return Comparison(f"answering, {batch} at a time", dict(cases()), batch)
 
 
 def preparing(models: Sequence[TagiModel], task: TaskLengths) -> Comparison:
-    """Preparing a task by every model that can, against one encoder pass over its instruction and demonstrations."""
-    told = torch.full((1, task.instruction + task.shots * task.demonstration), 2)
-    encode = torch.inference_mode()(lambda: models[0].encode_instruction(told, torch.ones_like(told)))
-    cases: dict[str, Case] = {ENCODER: encode}
+    """Preparing a task by every model that can, against one pass of the language model over its instruction and
+    demonstrations."""
+    told = torch.full((1, task.instruction + task.shots * task.demonstration), TOKEN)
+    read = torch.inference_mode()(lambda: models[0].backbone.read(told, torch.ones_like(told)))
+    cases: dict[str, Case] = {READING: read}
     for model in models:
         if model.method.reads_instruction_once:
             cases[model.method.name] = partial(prepared, model, instructions(model, task), task.examples)
@@ -74,26 +81,18 @@ def requests_to_pay(preparing: float, answer: float, prompted: float) -> int | N
 def main(asked: Namespace) -> None:
     """Compare what was asked for."""
     setup, task = Setup(shape_of(asked.shape), dtype=DTYPES[asked.dtype]), mean_task(asked.shots)
-    models = setup.models(*asked.system)
+    models = setup.models(*(setup.systems() if ALL in asked.system else asked.system))
     theirs = setup.transformers() if asked.transformers else None
-    answered = [answers(models, task, batch, theirs, compiled=asked.compile) for batch in asked.batch]
+    answered = [answers(models, task, batch, theirs) for batch in asked.batch]
     once = preparing(models, task)
-    timed = answered if asked.compile or len(once.cases) == 1 else [*answered, once]
+    timed = answered if len(once.cases) == 1 else [*answered, once]
     alternate(timed, asked.rounds)
     pays = [row for one in answered if PROMPT in one.seconds for row in break_even(once, one)]
     show(asked, timed, {"requests from which preparing pays against the prompt": pays})
 
 
 OPTIONS = parser(
-    __doc__,
-    shape="t5-small",
-    shots=0,
-    batch=(1, 16),
-    system=SYSTEMS,
-    dtype="fp32",
-    transformers=False,
-    compile=False,
-    rounds=5,
+    __doc__, shape="t5-small", shots=0, batch=(1, 16), system=(ALL,), dtype="fp32", transformers=False, rounds=5
 )
 if __name__ == "__main__":
     run(main, OPTIONS)

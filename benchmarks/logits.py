@@ -5,8 +5,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-from tagi.train.distill import Teacher, build_teacher
-from tagi.train.logits import CacheIdentity, LogitCache
 
 from benchmarks.command import Rows, parser, run, show
 from tagi.cli.common import waiting
@@ -16,6 +14,8 @@ from tagi.errors import ConfigError
 from tagi.infer.engine import teacher_forced
 from tagi.losses import distillation, valid_positions
 from tagi.train.build import build_stage
+from tagi.train.objectives.distill import Teacher, build_teacher
+from tagi.train.objectives.logits import CacheIdentity, LogitCache
 from tagi.train.start import start
 
 KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
@@ -38,7 +38,7 @@ def against_kept(config: RunConfig, batches: int) -> Rows:
     stage = build_stage(config)
     model, drawn = stage.model.eval(), [stage.batch(number) for number in range(batches)]
     built = build_teacher(config, start(config).tokenizer, None, model.backbone.shape.vocab_size)
-    logits = [teacher_forced(model, model.backbone.shape, batch).logits for batch in drawn]
+    logits = [teacher_forced(model, batch).logits for batch in drawn]
     temperature, vocabulary = config.objective.temperature, built.vocabulary
 
     def loss(teacher: Teacher) -> float:

@@ -10,7 +10,17 @@ import torch
 
 from benchmarks.command import parser, run, show
 from benchmarks.lengths import TaskLengths, mean_task, reading
-from benchmarks.models import DTYPES, Setup, adapter_names, answering, generating, instructions, prepared, shape_of
+from benchmarks.models import (
+    DTYPES,
+    TOKEN,
+    Setup,
+    adapter_names,
+    answering,
+    generating,
+    instructions,
+    prepared,
+    shape_of,
+)
 from benchmarks.timing import Case, Comparison, alternate
 from tagi.cli.common import note
 from tagi.model.tagi import TagiModel
@@ -69,7 +79,7 @@ def _load(base: Any, folder: Path, tasks: int) -> Any:
 
 
 def _by_names(model: Any, task: TaskLengths, tasks: int) -> Case:
-    inputs = torch.full((tasks, task.input), 2)
+    inputs = torch.full((tasks, task.input), TOKEN)
     return generating(model, inputs, task.target, adapter_names=adapter_names(tasks))
 
 

@@ -13,7 +13,7 @@ from benchmarks.models import Setup, shape_of
 from benchmarks.timing import Comparison
 from tagi.cli.common import bar
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig
-from tagi.data import microtasks
+from tagi.data.synthetic.microtasks import micro_vocabulary
 from tagi.data.tokenizers import word_level
 from tagi.infer.engine import Tagi
 from tagi.infer.store import AdapterStore
@@ -36,7 +36,7 @@ def engine(setup: Setup) -> Tagi:
         backbone=BACKBONE,
         backbone_fingerprint=fingerprint(model.backbone),
     )
-    return Tagi(model, word_level(microtasks.micro_vocabulary()), config)
+    return Tagi(model, word_level(micro_vocabulary()), config)
 
 
 def fill(store: AdapterStore, texts: list[str], asked: int) -> dict[str, object]:
@@ -80,7 +80,7 @@ def three_ways(store: AdapterStore, unseen: list[str]) -> Comparison:
 def main(asked: Namespace) -> None:
     """Fill a store in a temporary folder."""
     tasks, rng = asked.tasks, Random(0)
-    texts = [" ".join(rng.choices(microtasks.micro_vocabulary(), k=WORDS)) for _ in range(tasks + asked.rounds)]
+    texts = [" ".join(rng.choices(micro_vocabulary(), k=WORDS)) for _ in range(tasks + asked.rounds)]
     with tempfile.TemporaryDirectory() as folder, AdapterStore(engine(Setup(shape_of(asked.shape))), folder) as store:
         filled = fill(store, texts[:tasks], asked.asked)
         times = three_ways(store, texts[tasks:])

@@ -17,9 +17,9 @@ from benchmarks.inference import break_even, requests_to_pay
 from benchmarks.lengths import TaskLengths, mean_task, reading, sni_tasks
 from benchmarks.models import SYSTEMS, Setup
 from benchmarks.timing import Comparison, alternate
-from builders import small_shape
+from builders import small_decoder, small_shape
 from cli_runs import write_config
-from tagi.backbones.t5.weights import tensor_names
+from tagi.config import Shape
 
 TASK = TaskLengths(instruction=7, demonstration=3, shots=2, input=5, target=4)
 Benchmark = Callable[..., dict[str, Any]]
@@ -29,6 +29,7 @@ Benchmark = Callable[..., dict[str, Any]]
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     """Runs a benchmark on a tiny model and a few short tasks; gives what it wrote to its file."""
     monkeypatch.setattr(models, "MICRO", small_shape(vocab_size=200).model_dump())
+    monkeypatch.setattr(models, "SMOLLM2", small_decoder(vocab_size=200).shape.model_dump())
     for module in (inference, mixed):
         monkeypatch.setattr(module, "mean_task", lambda _: TASK)
     for module in (adapt, flops):
@@ -46,13 +47,13 @@ def names(found: dict[str, Any]) -> list[list[str]]:
     return [[row[""] for row in one["rows"]] for one in found["comparisons"]]
 
 
-TINY = ("--shape", "micro", "--rounds", 1)
+TINY, TINY_DECODER = (("--shape", shape, "--rounds", 1) for shape in ("micro", "smollm2-135m"))
 
 
 def test_inference(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     found = benchmark(inference, *TINY, "--batch", 1, 3, "--transformers", "--dtype", "bf16")
     prepared = [name for name in SYSTEMS if models.methods.get(name).reads_instruction_once]
-    assert names(found) == [["transformers, prompt", *SYSTEMS]] * 2 + [["encoder pass", *prepared]]
+    assert names(found) == [["transformers, prompt", *SYSTEMS]] * 2 + [["plain pass", *prepared]]
     assert [row[""] for row in found["tables"]["requests from which preparing pays against the prompt"]] == prepared * 2
     assert "answering, 3 at a time" in capsys.readouterr().out
     assert found["measured"].keys() == {"command", "date", "threads", "processor", "versions"}
@@ -62,18 +63,23 @@ def test_a_system_that_prepares_nothing_is_timed_alone(benchmark: Benchmark) -> 
     assert names(benchmark(inference, *TINY, "--batch", 1, "--system", "no_instruction")) == [["no_instruction"]]
 
 
-@pytest.mark.slow
-def test_compiled(benchmark: Benchmark) -> None:
-    """Compiled cases stand beside plain ones, and nothing else is timed."""
-    found = benchmark(inference, *TINY, "--batch", 2, "--system", "tagi", "--compile")
-    assert names(found) == [["tagi", "tagi, compiled"]]
+def test_inference_of_a_decoder(benchmark: Benchmark) -> None:
+    """All systems that it can have, and `transformers` with the instruction's keys and values at hand."""
+    (answered, once) = names(benchmark(inference, *TINY_DECODER, "--batch", 3, "--shots", 2, "--transformers"))
+    assert answered[:2] == ["transformers, prompt", "transformers, cached prefix"]
+    assert {"metatrain", "no_instruction", "tagi", "lora_only"} < set(answered)
+    assert not {"fid_icl", "lora_fusion"} & set(answered)
+    assert once[0] == "plain pass"
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 @pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # of a model without a name
-def test_mixed(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("shape", ["micro", "smollm2-135m"])
+def test_mixed(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shape: str
+) -> None:
     monkeypatch.setattr(mixed, "COMPARED", 3)
-    found = benchmark(mixed, *TINY, "--tasks", 3, 4)
+    found = benchmark(mixed, "--shape", shape, "--rounds", 1, "--tasks", 3, 4)
     cold, warm = [mixed.DIFFERENT, mixed.LORA], [mixed.SAME, mixed.DIFFERENT]
     few = [[*warm, mixed.IN_TURN, mixed.LORA, mixed.PEFT], [*cold, mixed.PEFT]]
     assert names(found) == [*few, [*warm, mixed.LORA], cold]
@@ -83,7 +89,7 @@ def test_mixed(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_adapt(benchmark: Benchmark) -> None:
     found = benchmark(adapt, *TINY, "--tasks", 1, 18)
-    assert names(found) == [["encoder pass", "tagi"]] * 2
+    assert names(found) == [["plain pass", "tagi"]] * 2
     memory = {(row[""], row["case"]): row["kept of it"] for row in found["tables"]["memory, MiB"]}
     many, one = (memory[f"preparing tasks: {count}", "tagi"] for count in (18, 1))
     assert many == pytest.approx(18 * one)
@@ -107,11 +113,18 @@ def test_flops(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
-def test_training(capsys: pytest.CaptureFixture[str]) -> None:
-    lengths = training.Lengths(instruction=5, input=4, target=3, tasks=2, rows=2)
-    found = training.compare(Setup(small_shape(), rank=training.RANK), lengths, loras=2, rows=1, rounds=1)
-    assert [len(one.rows()) for one in found] == [2, 4, 2, 2]
-    assert all(seconds > 0 for one in found for case in one.seconds.values() for seconds in case)
+@pytest.mark.parametrize("shape", ["micro", "smollm2-135m"])
+def test_training(benchmark: Benchmark, shape: str) -> None:
+    sizes = ("--instruction", 5, "--input", 4, "--target", 3, "--tasks", 2, "--rows", 2, "--loras", 2)
+    found = benchmark(training, "--shape", shape, "--rounds", 1, "--dtype", "bf16", *sizes)["comparisons"]
+    assert [len(one["rows"]) for one in found] == [2, 4, 4 if shape == "smollm2-135m" else 3, 2]
+    assert all(seconds > 0 for one in found for case in one["seconds"].values() for seconds in case)
+    assert found[2]["rows"][0]["tokens/s"] * min(found[2]["seconds"]["peft, instruction in the prompt"]) == 48
+
+
+def test_training_compares_what_was_asked_for(benchmark: Benchmark) -> None:
+    asked = ("--tasks", 1, "--rows", 1, "--instruction", 3, "--comparison", "transformers")
+    assert names(benchmark(training, *TINY, *asked)) == [["transformers", "ours"]]
 
 
 def test_logits(benchmark: Benchmark, metatrained: Path, tmp_path: Path) -> None:
@@ -138,13 +151,16 @@ def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str], tmp_path: P
     few = ("--shape", "micro", "--system", "tgi")
     assert "did you mean tagi?" in mistake(capsys, inference, *few)
     assert "'fp32', 'bf16'" in mistake(capsys, mixed, "--dtype", "fp16")
+    decoder = ("--shape", "smollm2-135m")
+    assert "smollm2-135m is decoder-only" in mistake(capsys, flops, *decoder)
+    assert "without an encoder" in mistake(capsys, inference, *decoder, "--system", "fid_icl")
     assert "'0' is no whole number from 1 on" in mistake(capsys, mixed, "--tasks", "0")
 
 
 def test_options_have_the_types_of_their_defaults() -> None:
-    options = parser("", shots=0, tasks=(1, 8), shape="micro", compile=False)
-    asked = options.parse_args(["--shots", "0", "--tasks", "3", "4", "--compile"])
-    assert (asked.shots, asked.tasks, asked.shape, asked.compile) == (0, [3, 4], "micro", True)
+    options = parser("", shots=0, tasks=(1, 8), shape="micro", transformers=False)
+    asked = options.parse_args(["--shots", "0", "--tasks", "3", "4", "--transformers"])
+    assert (asked.shots, asked.tasks, asked.shape, asked.transformers) == (0, [3, 4], "micro", True)
 
 
 def test_every_case_of_every_comparison_takes_its_turn() -> None:
@@ -218,15 +234,42 @@ def test_flops_are_those_of_every_step(system: str) -> None:
             ready = model.prepare(model.adapt(told, torch.ones_like(told)))
         with FlopCounterMode(display=False) as answers:
             steps = models.steps(model, ready, prompts)
-            for _ in range(1 + TASK.target):
+            for _ in range(TASK.target):
                 next(steps)
     assert flops.task_flops(model.to("meta"), TASK) == (once.get_total_flops(), answers.get_total_flops())
 
 
+SHAPES = pytest.mark.parametrize("shape", [small_shape(), small_decoder().shape], ids=["t5", "decoder"])
+
+
+@SHAPES
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
-def test_all_sides_compute_with_the_same_weights_in_the_format_asked_for() -> None:
-    setup = Setup(small_shape(), dtype=torch.bfloat16)
-    (model,), theirs, peft = setup.models("tagi"), setup.transformers(), setup.peft(2)
-    assert {p.dtype for side in (model, theirs, peft) for p in side.parameters()} == {torch.bfloat16}
-    for ours, name in tensor_names(setup.shape).items():
-        assert torch.equal(theirs.get_parameter(name), model.backbone.get_parameter(ours)), name
+def test_all_sides_compute_with_the_same_weights_in_the_format_asked_for(shape: Shape) -> None:
+    """Then the loss of a prompt's rows is one and the same number, and answers are the same tokens."""
+    setup = Setup(shape, dtype=torch.bfloat16)
+    for side in (setup.models("tagi")[0], setup.transformers(), setup.peft(2)):
+        assert {parameter.dtype for parameter in side.parameters()} == {torch.bfloat16}
+    setup = Setup(shape)
+    (ours,), theirs, peft = setup.models("metatrain"), setup.transformers(), setup.peft().eval()
+    batch = training.random_batch(setup, training.Lengths(5, 4, 3, tasks=2, rows=2)).as_prompt()
+    rows = training.rows_of(batch, ours)
+    loss = training.stage_of(ours, batch, ()).loss(ours, batch)["ce"]
+    each = [training.their_loss(model, rows) for model in (theirs, peft)]
+    if not ours.backbone.has_encoder:
+        each.append(training.loss_of_targets(theirs, rows, 3))
+    assert torch.stack(each).sub(loss.total / loss.count).abs().max() < 1e-5  # worst 5e-7
+
+
+def test_a_cached_prefix_of_transformers_answers_as_the_whole_prompt_does() -> None:
+    """Again and again: every request continues a copy."""
+    theirs = Setup(small_decoder().shape).transformers()
+    told, ids = torch.randint(2, 48, (1, 9)), torch.randint(2, 48, (3, 5))
+    whole = models.generating(theirs, torch.cat([told.expand(3, -1), ids], dim=1), 6)()
+    case = models.generating_after(theirs, told, ids, 6)
+    assert torch.equal(case(), whole) and torch.equal(case(), whole)
+
+
+def test_a_benchmark_measures_models_of_a_run_s_file(tmp_path: Path) -> None:
+    shape = small_decoder().shape
+    backbone = {"decoder": shape.model_dump(mode="json"), "tokenizer": "micro"}
+    assert models.shape_of(str(write_config(tmp_path, backbone=backbone))) == shape
