@@ -35,7 +35,7 @@ def task_flops(model: TagiModel, task: TaskLengths) -> tuple[int, int]:
     with sdpa_kernel(SDPBackend.MATH):
         with once:
             ready = model.prepare(model.adapt(told, torch.ones_like(told)))
-        answers = steps(model, ready, prompts)
+        answers = steps(model.backbone, ready, prompts)
         for counter in (inputs, second, third):
             with counter:
                 next(answers)

@@ -183,10 +183,9 @@ def answering(model: TagiModel, ready: Prepared, reads: Reading, batch: int, tok
     return case
 
 
-def steps(model: TagiModel, ready: Prepared, prompts: Tensor) -> Iterator[None]:
+def steps(backbone: Backbone, ready: Prepared, prompts: Tensor) -> Iterator[None]:
     """Reads one task's prompts (R, N) to the first token of each at the first `next`, and answers another token of
     each at every further one."""
-    backbone: Backbone = model.backbone
     rows = Rows(1, len(prompts))
     _, cache = backbone.begin(prompts, torch.ones_like(prompts), prepared=ready, rows=rows)
     while True:

@@ -233,7 +233,7 @@ def test_flops_are_those_of_every_step(system: str) -> None:
         with FlopCounterMode(display=False) as once:
             ready = model.prepare(model.adapt(told, torch.ones_like(told)))
         with FlopCounterMode(display=False) as answers:
-            steps = models.steps(model, ready, prompts)
+            steps = models.steps(model.backbone, ready, prompts)
             for _ in range(TASK.target):
                 next(steps)
     assert flops.task_flops(model.to("meta"), TASK) == (once.get_total_flops(), answers.get_total_flops())
