@@ -159,6 +159,6 @@ def test_a_decoder_only_model(stage: str, method: str, part: str) -> None:
     assert found.parameters["backbone"] == 134_515_008
     assert (found.trainable, found.tokens_are) == ([part], "upper bound")
     each = found.flops_per_step / (found.tokens_per_step * 2 * found.parameters["backbone"])
-    # forward, back to what was read, and back to a trained weight; only targets meet the output, instructions no gradient
+    # forward, back to what was read, back to a trained weight; only targets meet the output, instructions no gradient
     assert 1.2 < each < 3.0 if part != "backbone" else 2.0 < each < 3.3
     assert found.memory.total > found.memory.weights == 4 * sum(found.parameters.values())
