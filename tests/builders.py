@@ -20,10 +20,11 @@ from tagi.backbones.sites import Factors, Site
 from tagi.backbones.t5.model import T5, initialise
 from tagi.config import DecoderShape, FusionConfig, HypernetworkConfig, PromptConfig, T5Shape
 from tagi.data.collate import pad
-from tagi.infer.running import Request
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import Limits
+from tagi.infer.tasks import Request
 from tagi.model import tagi
+from tagi.model.adapter import TaskAdapter
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
 from tagi.model.tagi import TagiModel
 
@@ -144,9 +145,9 @@ def random_lora(
 
 
 def token_batch(lengths: Sequence[int], *, seed: int) -> tuple[Tensor, Tensor]:
-    """Random token ids and their mask, padded on the right to the longest."""
+    """Random token ids and their bool mask, padded on the right to the longest."""
     ids = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=seeded(seed))
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return ids * mask, mask
 
 
@@ -174,6 +175,21 @@ def counter() -> Iterator[FlopCounterMode]:
     """Counts operations, those of attention too: the counter sees no fused kernel."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counting:
         yield counting
+
+
+def same_adapter(one: TaskAdapter, other: TaskAdapter) -> None:
+    """Equal in every number, and in what inputs attend to."""
+    ours, theirs = one.instruction, other.instruction
+    assert all(torch.equal(*pair) for pair in zip(ours.tensors, theirs.tensors, strict=True))
+    assert (ours.attended is None) == (theirs.attended is None)
+    if ours.attended is not None and theirs.attended is not None:
+        assert torch.equal(ours.attended.positions, theirs.attended.positions)
+        assert torch.equal(ours.attended.start, theirs.attended.start)
+    assert one.modules.keys() == other.modules.keys()
+    for site, factors in one.modules.items():
+        assert torch.equal(factors.a, other.modules[site].a)
+        assert torch.equal(factors.b, other.modules[site].b)
+        assert factors.scale == other.modules[site].scale
 
 
 def worst(ours: Tensor, reference: Tensor) -> float:

@@ -63,4 +63,4 @@ def mistake(result: Result, *words: str) -> None:
     """Exit code 2, nothing on stdout, one sentence on stderr that holds every word."""
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("error: ") and result.err.count("\n") == 1
-    assert [word for word in words if word not in result.err] == []
+    assert [word for word in words if word not in result.err] == [], result.err

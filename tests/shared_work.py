@@ -32,7 +32,7 @@ def main(folder: Path, changes: dict[str, object]) -> None:
     settings = config(folder, **changes)
     stage = build_stage(settings)
     train(stage, settings.training, folder, resume=True, evaluate=score)
-    if any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in stage.model.parameters()):
+    if any(isinstance(parameter, DTensor) for parameter in stage.model.parameters()):
         note(folder.parent / "sharded", "x")
 
 

@@ -15,6 +15,7 @@ from test_engine import make
 
 from builders import random_lora, small_t5
 from tagi import Tagi, files
+from tagi.backbones.base import EncodedInstruction
 from tagi.errors import CheckpointError, TagiError
 from tagi.files import DiskError, atomic_folder, read_whole
 from tagi.model.adapter import Origin, TaskAdapter
@@ -29,10 +30,10 @@ Read = Callable[[Path], bool]
 def adapter_writer(number: int) -> Write:
     """Adapters whose text and tensors tell the same number."""
     origin = Origin(checkpoint="abc", method="tagi", definition=f"{number}")
-    memory = torch.full((1, 3 + number, 32), float(number))
+    tokens = 3 + number
+    encoded = EncodedInstruction(torch.full((1, tokens, 32), float(number)), torch.ones(1, tokens, dtype=torch.bool))
     lora = random_lora(small_t5(), 1, seed=0)
-    adapter = TaskAdapter(lora, memory, torch.ones(1, 3 + number, dtype=torch.long), (origin,))
-    return adapter.save_pretrained
+    return TaskAdapter(lora, encoded, (origin,)).save_pretrained
 
 
 def read_adapter(folder: Path) -> bool:
@@ -42,9 +43,10 @@ def read_adapter(folder: Path) -> bool:
 
 def peft_writer(number: int) -> Write:
     """LoRAs whose config, tensors and metadata tell the same number: scale 1 or 2, values 1 or 2."""
-    lora = random_lora(small_t5(), 1, seed=0, scale=float(number + 1))
+    t5 = small_t5()
+    lora = random_lora(t5, 1, seed=0, scale=float(number + 1))
     lora = {site: replace(f, a=torch.full_like(f.a, number + 1.0)) for site, f in lora.items()}
-    return lambda folder: save_peft(lora, "base", folder, "About.", fingerprint=fingerprint(small_t5()))
+    return lambda folder: save_peft(lora, t5, "base", folder, "About.", fingerprint=fingerprint(t5))
 
 
 def read_peft(folder: Path) -> bool:

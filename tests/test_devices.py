@@ -14,8 +14,8 @@ from test_teachers import GROUPS, settings, student
 from builders import worst
 from elsewhere import DEVICE, Elsewhere, second_device
 from tagi.cli import train as train_command
+from tagi.data.sources import Sources
 from tagi.train.build import build_stage
-from tagi.train.datasets import Datasets
 from tagi.train.teachers import bank_stage, lane_losses, plan_teachers, train_teachers
 from training_runs import config, run
 
@@ -81,7 +81,7 @@ def metatrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_device_of_validation_is_that_of_training(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    validate = train_command._validator(config(base.parent, data__valid_instances=2), Datasets())
+    validate = train_command._validator(config(base.parent, data__valid_instances=2), Sources())
     assert validate is not None
     expected = validate(base)
     with second_device():

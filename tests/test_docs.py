@@ -37,6 +37,21 @@ def test_every_link_in_the_readme_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
 
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_in_the_docs_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_drawing_of_the_architecture_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    drawn = importlib.import_module("draw_architecture").picture()
+    assert (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8") == drawn
+
+
 def run_blocks(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Run a page's Python from first to last, as somebody would who reads it in a checkout; gives its names."""
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from cli_runs import CONFIG, INSTRUCTION, Run, mistake
 from malformed import refusal
 from tagi.config.files import load
-from tagi.data.c4 import documents
-from tagi.data.p3 import P3Dataset
 from tagi.data.promptsource import read_templates
-from tagi.data.sni import SniDataset
+from tagi.data.sources.c4 import documents
+from tagi.data.sources.p3_files import P3Dataset
+from tagi.data.sources.sni_files import SniDataset
 from tagi.errors import ConfigError, DataError
 from tagi.eval.report import read_predictions
 from tagi.reading import json_value, read_lines, read_text

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tagi.config import RunConfig
 from tagi.config.files import parse
+from tagi.data.sources import Sources
 from tagi.train.build import build_stage
 from tagi.train.trainer import train
 
@@ -25,20 +27,40 @@ SHAPE = {
     "num_heads": 2,
 }
 
+DECODER = {
+    "vocab_size": 8,
+    "d_model": 16,
+    "d_ff": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 4,
+    "max_positions": 512,
+    "rotary": {},
+}
+BACKBONES = {
+    "t5": {"shape": SHAPE, "tokenizer": "micro"},
+    "decoder": {"decoder": DECODER, "tokenizer": "micro"},
+}
+"""Tiny language models of either family, from random initialisation."""
+BOTH = pytest.mark.parametrize("family", BACKBONES)
+SHORT = {"max_instruction": 200, "max_input": 200, "max_target": 64}
+"""Limits of texts that fit into the decoder's positions; none of the toy tasks comes near them."""
 
-def config(output: Path, **changes: Any) -> RunConfig:
+
+def config(output: Path, family: str = "t5", **changes: Any) -> RunConfig:
     """A run of seconds on microtasks; `section__key=value` changes a nested field."""
     values: dict[str, Any] = {
         "stage": "finetune",
         "method": "tagi",
-        "backbone": {"shape": SHAPE, "tokenizer": "micro"},
+        "backbone": BACKBONES[family],
         "hypernetwork": {"rank": 2, "hidden": 4},
         "fusion": {"width": 4, "heads": 2},
-        "prompt": {"style": "plain"},
+        "prompt": {"style": "plain"} | SHORT,
         "data": {"source": "micro", "compositions": 20, "valid_tasks": 2},
         "training": {
             "steps": 6, "tasks_per_batch": 3, "rows_per_task": 2, "lr": 3e-3, "checkpoint_every": 2,
-            "trainable": ["backbone", "hypernetwork", "fusion"], "log_every": 1,
+            "trainable": ["backbone", "hypernetwork", "fusion"],
         },
         "output": str(output),
     }  # fmt: skip
@@ -46,13 +68,14 @@ def config(output: Path, **changes: Any) -> RunConfig:
         *sections, last = key.split("__")
         place = values
         for section in sections:
+            place[section] = dict(place[section])  # what is shared with other configs stays as it is
             place = place[section]
         place[last] = value
     return parse(RunConfig, values, source="test")
 
 
-def run(settings: RunConfig, **options: Any) -> Path:
-    return train(build_stage(settings), settings.training, Path(settings.output), **options)
+def run(settings: RunConfig, sources: Sources | None = None, **options: Any) -> Path:
+    return train(build_stage(settings, sources), settings.training, Path(settings.output), **options)
 
 
 def in_two_processes(*work: object, **environment: str) -> None:

@@ -95,7 +95,7 @@ class Method:
 METHODS = (
     Method("no_ft", "No FT", prompt=True),
     Method("full_ft", "Full FT", prompt=True, on_target=True, trainable=("backbone",)),
-    Method("metatrain", "Tk-Instruct / T0 (metatraining)", prompt=True, trainable=("backbone",)),
+    Method("metatrain", "Metatraining (Tk-Instruct, T0, GPT-2, OPT)", prompt=True, trainable=("backbone",)),
     Method("no_instruction", "No instruction (control)", trainable=("backbone",)),
     Method("concat_icl", "Concat-ICL", prompt=True, demonstrations="together", trainable=("backbone",)),
     Method("fid_icl", "FiD-ICL", prompt=True, fuses_decoder=True, demonstrations="fused", trainable=("backbone",)),

@@ -101,6 +101,19 @@ def test_decoder_parity_needs_every_tensor_in_its_shape(variant: Variant, tmp_pa
         load_decoder(folder)
 
 
+def test_decoder_parity_needs_whole_safetensors(tmp_path: Path) -> None:
+    folder = folder_of(VARIANTS[0], tmp_path)
+    weights = folder / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:200])
+    with pytest.raises(CheckpointError, match="is damaged or half-written"):
+        load_decoder(folder)
+    weights.unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_decoder(folder)
+
+
 @pytest.mark.parametrize("variant", ONE_EACH, ids=lambda variant: variant.name)
 def test_parity_of_files_of_the_model_without_its_head(variant: Variant, tmp_path: Path) -> None:
     """Such as the first GPT-2's on the hub, whose names lack the first part."""

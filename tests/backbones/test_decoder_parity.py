@@ -47,6 +47,16 @@ def test_parity_of_scores_with_padding_on_either_side(both: Pair, side: str) -> 
     assert worst(scored(both, ids, mask, targets), expected_scores(both, ids, mask, targets)) < LOGITS
 
 
+@pytest.mark.parametrize("length", [1, 6])
+def test_parity_of_targets_that_share_an_input(both: Pair, length: int) -> None:
+    """Choices of one prompt, which is read once for all of them."""
+    ids, mask = batch([12, 5, 9], seed=0)
+    targets, _ = batch([length] * 4, seed=1)
+    owner = torch.tensor([2, 0, 0, 2])
+    found = both.ours.score(ids, mask, targets, prepared=bare(), rows=alone(3), owner=owner)
+    assert worst(found, expected_scores(both, ids[owner], mask[owner], targets)) < LOGITS
+
+
 def test_parity_of_padded_batches_with_padded_batches_of_theirs(both: Pair) -> None:
     ids, mask = batch([25, 7, 18, 1], seed=0, side="left")
     logits, _ = both.ours.begin(ids, mask, prepared=bare(), rows=alone(4))

@@ -13,11 +13,11 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from builders import VOCABULARY, normal, random_lora, seeded, small_t5, token_batch, worst
 from tagi.backbones import lora
+from tagi.backbones.base import Prepared
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Site
 from tagi.backbones.t5.model import T5
-from tagi.backbones.t5.weights import load_t5, module_name
-from tagi.model import adapter
+from tagi.backbones.t5.weights import load_t5
 
 PROJECT = 1e-5  # worst 1.4e-6, values up to 13
 PEFT = 1e-5  # worst 1.2e-6, logits up to 4
@@ -157,17 +157,18 @@ RANK, ALPHA = 3, 6
 
 @pytest.fixture(scope="module")
 def peft_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, T5, dict[Site, Factors]]:
-    """A `transformers` T5 that wears peft's LoRA on q and v, and the same weights and factors for ours."""
+    """A `transformers` T5 with peft's LoRA on q and v, and the same weights and factors for ours."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     config = T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=6, d_ff=40, num_layers=2, num_heads=4)
+    config.decoder_start_token_id = 0
     base = T5ForConditionalGeneration(config)
     base.save_pretrained(folder)
     settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q", "v"], init_lora_weights=False)
     theirs: Any = get_peft_model(base, settings).eval()  # pyright: ignore[reportArgumentType]
     ours = load_t5(folder).eval()
     modules = dict(theirs.base_model.model.named_modules())
-    factors = {site: factors_of(modules[module_name(site)]) for site in ours.sites()}
+    factors = {site: factors_of(modules[ours.site_name(site)]) for site in ours.sites()}
     return theirs, ours, factors
 
 
@@ -176,26 +177,25 @@ def factors_of(module: Any) -> Factors:
     return Factors(a.detach()[None], b.detach()[None], ALPHA / RANK)
 
 
-def our_logits(model: T5, worn: dict[Site, Factors], ids: Tensor, mask: Tensor) -> Tensor:
-    rows = Rows(1, len(ids))
-    hidden = model.encode(ids, mask, modules=worn, rows=rows)
-    context = model.context(hidden, mask, modules=worn, rows=rows, memory=None)
-    return model.decode(ids, context, modules=worn, rows=rows)[0]
+def our_logits(model: T5, applied: dict[Site, Factors], ids: Tensor, mask: Tensor) -> Tensor:
+    return model.score(ids, mask, ids, prepared=Prepared(1, applied), rows=Rows(1, len(ids)))
 
 
 def test_lora_equals_peft(peft_pair: tuple[Any, T5, dict[Site, Factors]]) -> None:
     theirs, ours, factors = peft_pair
     ids, mask = token_batch([11, 4], seed=0)
-    expected = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
+    expected = theirs(input_ids=ids, attention_mask=mask, labels=ids).logits
     assert worst(our_logits(ours, factors, ids, mask), expected) < PEFT
     assert worst(our_logits(ours, {}, ids, mask), expected) > 0.1, "the LoRA should move the logits"  # measured 3.1
 
 
 def test_merging_equals_peft_merging(peft_pair: tuple[Any, T5, dict[Site, Factors]]) -> None:
     theirs, ours, factors = peft_pair
-    merged = adapter.merge(ours, factors)
+    merged = lora.merged(factors, ours.site_weights())
     theirs.merge_adapter()
     modules = dict(theirs.base_model.model.named_modules())
     for site in ours.sites():
-        assert worst(merged.site_weights()[site], modules[module_name(site)].base_layer.weight) < MERGED
+        found = merged[site].merged
+        assert found is not None
+        assert worst(found, modules[ours.site_name(site)].base_layer.weight) < MERGED
     theirs.unmerge_adapter()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 from builders import small_t5, small_tagi, token_batch
+from tagi.backbones.base import Prepared
 from tagi.backbones.files import INDEX, WEIGHTS
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5.weights import config_of, load_t5, read_shape, save_t5
@@ -40,14 +41,12 @@ def published(tmp_path: Path) -> Path:
 def theirs(folder: Path) -> Tensor:
     ids, mask = token_batch([6, 3], seed=0)
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    return model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits.detach()
+    return model(input_ids=ids, attention_mask=mask, labels=ids).logits.detach()
 
 
 def ours(folder: Path) -> Tensor:
     ids, mask = token_batch([6, 3], seed=0)
-    model, rows = load_t5(folder).eval(), Rows(1, 2)
-    hidden = model.encode(ids, mask, modules={}, rows=rows)
-    return model.decode(ids, model.context(hidden, mask, modules={}, rows=rows, memory=None), modules={}, rows=rows)[0]
+    return load_t5(folder).eval().score(ids, mask, ids, prepared=Prepared(1, {}), rows=Rows(1, 2))
 
 
 def assert_read_the_same(folder: Path) -> None:
@@ -160,26 +159,26 @@ def test_no_number_of_decoder_layers(published: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, (0, 1, 0)),
-        ({"pad_token_id": ..., "eos_token_id": ..., "decoder_start_token_id": ...}, (0, 1, 0)),
-        ({"decoder_start_token_id": None, "pad_token_id": 4}, (4, 1, 4)),
-        ({"pad_token_id": None, "eos_token_id": 3}, (3, 3, 0)),
-        ({"decoder_start_token_id": 5}, (0, 1, 5)),
-        ({"eos_token_id": [7]}, (0, 7, 0)),
+        ({}, (0, (1,), 0)),
+        ({"pad_token_id": ..., "eos_token_id": ..., "decoder_start_token_id": ...}, (0, (1,), 0)),
+        ({"decoder_start_token_id": None, "pad_token_id": 4}, (4, (1,), 4)),
+        ({"pad_token_id": None, "eos_token_id": 3}, (3, (3,), 0)),
+        ({"decoder_start_token_id": 5}, (0, (1,), 5)),
+        ({"eos_token_id": [7]}, (0, (7,), 0)),
     ],
 )
-def test_ids_of_a_config(published: Path, values: dict[str, Any], expected: tuple[int, int, int]) -> None:
+def test_ids_of_a_config(published: Path, values: dict[str, Any], expected: tuple[int, tuple[int, ...], int]) -> None:
     edit(published, **values)
     shape = load_t5(published).shape
-    assert (shape.pad_token_id, shape.eos_token_id, shape.decoder_start_token_id) == expected
-    assert read_shape(str(published)).eos_token_id == expected[1]
+    assert (shape.pad_token_id, shape.eos_token_ids, shape.decoder_start_token_id) == expected
+    assert read_shape(str(published)).eos_token_ids == expected[1]
 
 
 def test_an_answer_may_end_in_one_of_several_tokens(published: Path, tmp_path: Path) -> None:
     edit(published, eos_token_id=[7, 9])
     model = load_t5(published)
-    assert (model.shape.eos_token_id, model.shape.more_eos_token_ids) == (7, (9,))
-    limits = Limits(7, 5, least=2, ends=(9,))
+    assert model.end_ids == model.shape.eos_token_ids == (7, 9)
+    limits = Limits((7, 9), 5, least=2)
     assert [limits.reason([3, last]) for last in (7, 9, 8)] == ["end", "end", None]
     assert limits.allowed(torch.zeros(12), 1).isinf().nonzero().flatten().tolist() == [7, 9]
     save_t5(model, tmp_path / "again")
@@ -235,23 +234,23 @@ def test_non_finite_and_packed_weights_are_no_weights(published: Path, dtype: to
     refused(published, f"tensor {name} has the type {dtype}, which is none of weights")
 
 
+HEAD = "hypernetwork.groups.0.head_a.32"
+
+
 def test_non_finite_and_packed_parts_of_a_checkpoint_are_no_weights(tmp_path: Path) -> None:
     model = small_tagi()
     checkpoint.save(model, model_config(model), tmp_path / "ckpt")
-    retensor("model.safetensors", lambda t: t.update({"hypernetwork.head_a": t["hypernetwork.head_a"].to(torch.int8)}))(
-        tmp_path / "ckpt"
-    )
-    with pytest.raises(CheckpointError, match=r"tensor hypernetwork.head_a has the type torch.int8"):
+    retensor("model.safetensors", lambda t: t.update({HEAD: t[HEAD].to(torch.int8)}))(tmp_path / "ckpt")
+    with pytest.raises(CheckpointError, match=rf"tensor {HEAD} has the type torch.int8"):
         checkpoint.load(tmp_path / "ckpt")
 
 
 def test_non_finite_values_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
     model = small_tagi()
     checkpoint.save(model, model_config(model), tmp_path / "ckpt")
-    retensor("model.safetensors", lambda t: t["hypernetwork.head_a"].view(-1)[-1:].fill_(torch.nan))(tmp_path / "ckpt")
-    with pytest.raises(
-        CheckpointError, match=r"model.safetensors: tensor hypernetwork.head_a holds values that are no finite numbers"
-    ):
+    retensor("model.safetensors", lambda t: t[HEAD].view(-1)[-1:].fill_(torch.nan))(tmp_path / "ckpt")
+    sentence = rf"model.safetensors: tensor {HEAD} holds values that are no finite numbers"
+    with pytest.raises(CheckpointError, match=sentence):
         checkpoint.load(tmp_path / "ckpt")
 
 

@@ -14,9 +14,9 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from builders import VOCABULARY, greedy, normal, seeded, small_shape, token_batch, worst
 from tagi import methods
 from tagi.backbones.attention import attend, biased_scores, relative_bucket, softmax
-from tagi.backbones.cache import DecoderContext, History, KeyValue, Past
+from tagi.backbones.base import Backbone, Prepared
+from tagi.backbones.cache import KeyValue, Past
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import Backbone
 from tagi.backbones.t5.model import T5, Attention
 from tagi.backbones.t5.weights import load_t5, save_t5, tensor_names
 from tagi.config import FusionConfig, HypernetworkConfig
@@ -99,19 +99,15 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(theirs, load_t5(folder).eval(), folder, request.param)
 
 
-def contextualise(model: T5, ids: Tensor, mask: Tensor) -> DecoderContext:
-    rows = Rows(len(ids), len(ids))
-    hidden = model.encode(ids, mask, modules={}, rows=rows)
-    return model.context(hidden, mask, modules={}, rows=rows, memory=None)
+BARE = Prepared(1, {})
 
 
-def logits_of(model: T5, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
-    rows = Rows(len(ids), len(ids))
-    return model.decode(decoder_ids, contextualise(model, ids, mask), modules={}, rows=rows)[0]
+def logits_of(model: T5, ids: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
+    return model.score(ids, mask, target_ids, prepared=BARE, rows=Rows(1, len(ids)))
 
 
-def their_logits(pair: Pair, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
-    return pair.theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+def their_logits(pair: Pair, ids: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
+    return pair.theirs(input_ids=ids, attention_mask=mask, labels=target_ids).logits
 
 
 def test_shape_is_read_from_config_and_tensors(pair: Pair) -> None:
@@ -124,18 +120,18 @@ def test_shape_is_read_from_config_and_tensors(pair: Pair) -> None:
 
 def test_logits(pair: Pair) -> None:
     ids, mask = token_batch([25, 7, 18], seed=0)
-    decoder_ids, _ = token_batch([20, 20, 20], seed=1)
-    expected = their_logits(pair, ids, mask, decoder_ids)
-    assert worst(logits_of(pair.ours, ids, mask, decoder_ids), expected) < LOGITS
+    targets, _ = token_batch([20, 20, 20], seed=1)
+    expected = their_logits(pair, ids, mask, targets)
+    assert worst(logits_of(pair.ours, ids, mask, targets), expected) < LOGITS
 
 
 def test_gradient_of_every_parameter(pair: Pair) -> None:
     ids, mask = token_batch([9, 14], seed=0)
-    decoder_ids, _ = token_batch([6, 6], seed=1)
+    targets, _ = token_batch([6, 6], seed=1)
     labels, _ = token_batch([6, 6], seed=2)
     pair.theirs.zero_grad()
     pair.ours.zero_grad()
-    for logits in (their_logits(pair, ids, mask, decoder_ids), logits_of(pair.ours, ids, mask, decoder_ids)):
+    for logits in (their_logits(pair, ids, mask, targets), logits_of(pair.ours, ids, mask, targets)):
         F.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
     names = tensor_names(pair.ours.shape)
     assert {name for name, _ in pair.ours.named_parameters()} == names.keys()
@@ -150,36 +146,69 @@ def test_gradient_of_every_parameter(pair: Pair) -> None:
 def test_padded_rows_equal_unpadded_rows(pair: Pair) -> None:
     lengths = [3, 17, 9]
     ids, mask = token_batch(lengths, seed=0)
-    decoder_ids, _ = token_batch([8, 8, 8], seed=1)
-    batched = logits_of(pair.ours, ids, mask, decoder_ids)
+    targets, _ = token_batch([8, 8, 8], seed=1)
+    batched = logits_of(pair.ours, ids, mask, targets)
     for row, length in enumerate(lengths):
-        alone = logits_of(
-            pair.ours, ids[row : row + 1, :length], mask[row : row + 1, :length], decoder_ids[row : row + 1]
-        )
+        one = slice(row, row + 1)
+        alone = logits_of(pair.ours, ids[one, :length], mask[one, :length], targets[one])
         assert worst(batched[row : row + 1], alone) < PADDING
 
 
 def test_content_of_padding_changes_no_bit(pair: Pair) -> None:
     ids, mask = token_batch([3, 17, 9], seed=0)
-    decoder_ids, _ = token_batch([8, 8, 8], seed=1)
-    other = torch.where(mask == 1, ids, 7)
-    assert torch.equal(logits_of(pair.ours, ids, mask, decoder_ids), logits_of(pair.ours, other, mask, decoder_ids))
+    targets, _ = token_batch([8, 8, 8], seed=1)
+    other = torch.where(mask, ids, 7)
+    assert torch.equal(logits_of(pair.ours, ids, mask, targets), logits_of(pair.ours, other, mask, targets))
 
 
 @pytest.mark.parametrize("chunks", [[1] * 20, [3, 1, 9, 7]], ids=["one by one", "in chunks"])
 def test_incremental_decoding_equals_full_decoding(pair: Pair, chunks: list[int]) -> None:
     ids, mask = token_batch([12, 5], seed=0)
     decoder_ids, _ = token_batch([20, 20], seed=1)
-    context, rows = contextualise(pair.ours, ids, mask), Rows(2, 2)
-    past: History | None = None
+    rows = Rows(1, 2)
+    inputs = pair.ours.inputs(ids, mask, BARE, rows)
+    past: Past | None = None
     parts: list[Tensor] = []
     for chunk in decoder_ids.split(chunks, dim=1):
-        logits, past = pair.ours.decode(chunk, context, modules={}, rows=rows, past=past)
+        logits, read = pair.ours.decode(chunk, inputs, BARE, rows, past=past)
+        past = Past(read, chunk.shape[1]) if past is None else past.after(read)
         parts.append(logits)
-    full, full_past = pair.ours.decode(decoder_ids, context, modules={}, rows=rows)
+    full, layers = pair.ours.decode(decoder_ids, inputs, BARE, rows)
     assert worst(torch.cat(parts, dim=1), full) < INCREMENTAL
-    assert isinstance(past, Past) and isinstance(full_past, Past)
-    assert past.layers[0].k.shape == full_past.layers[0].k.shape
+    assert past is not None
+    assert past.layers[0].k.shape == layers[0].k.shape
+
+
+def test_targets_are_read_behind_the_start_token_of_the_config(pair: Pair) -> None:
+    ids, mask = token_batch([12, 5], seed=0)
+    targets, _ = token_batch([4, 4], seed=1)
+    other = T5(pair.ours.shape.model_copy(update={"decoder_start_token_id": 9}))
+    other.load_state_dict(pair.ours.state_dict())
+    before = targets.clone()
+    behind = F.pad(targets[:, :-1], (1, 0), value=9)
+    expected = pair.theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=behind).logits
+    assert worst(logits_of(other.eval(), ids, mask, targets), expected) < LOGITS
+    assert torch.equal(targets, before), "the targets themselves stay as they are"
+
+
+@pytest.mark.parametrize("room", [0, 3, 20])
+def test_steps_equal_one_pass(pair: Pair, room: int) -> None:
+    ids, mask = token_batch([12, 5, 9], seed=0)
+    targets, _ = token_batch([7, 7, 7], seed=1)
+    logits, cache = pair.ours.begin(ids, mask, prepared=BARE, rows=Rows(1, 3), room=room)
+    steps = [logits]
+    for token in targets[:, :-1].T:
+        logits, cache = pair.ours.step(token, cache)
+        steps.append(logits)
+    assert worst(torch.stack(steps, dim=1), logits_of(pair.ours, ids, mask, targets)) < INCREMENTAL
+
+
+def test_targets_that_share_an_input_equal_each_with_its_own(pair: Pair) -> None:
+    ids, mask = token_batch([12, 5, 9], seed=0)
+    targets, _ = token_batch([7, 7, 7, 7], seed=1)
+    owner = torch.tensor([2, 0, 0, 2])
+    found = pair.ours.score(ids, mask, targets, prepared=BARE, rows=Rows(1, 3), owner=owner)
+    assert worst(found, logits_of(pair.ours, ids[owner], mask[owner], targets)) < PADDING
 
 
 def test_greedy_tokens_equal_generate(pair: Pair) -> None:
@@ -198,7 +227,7 @@ def test_greedy_stops_each_row_at_its_own_end(pair: Pair) -> None:
 
 
 def our_tokens(pair: Pair, ids: Tensor, mask: Tensor, *, eos: int) -> Tensor:
-    backbone = T5(pair.ours.shape.model_copy(update={"eos_token_id": eos}))
+    backbone = T5(pair.ours.shape.model_copy(update={"eos_token_ids": (eos,)}))
     backbone.load_state_dict(pair.ours.state_dict())
     model = TagiModel(backbone, methods.get("metatrain"), HypernetworkConfig(), FusionConfig()).eval()
     prepared = model.prepare(neutral(backbone, 1))
@@ -294,3 +323,10 @@ def test_training_drops_attention_weights_and_inference_does_not() -> None:
     # scaled up by 1 / (1 - p), so the mean stays: 0.990 measured, its standard error is 0.05 / √24 (rows of all heads)
     assert 0.95 < float(kept.mean()) < 1.05
     assert 0.03 < float(kept.std()) < 0.07  # 0.051 measured: 1 / √400, of as many weights at p = 0.5
+
+
+def test_parameters_stand_in_the_order_that_optimizer_states_were_saved_in() -> None:
+    """Adam's moments of a run that is resumed are matched by place."""
+    parts = dict.fromkeys(name.split(".")[0] for name, _ in T5(small_shape(tied=False)).named_parameters())
+    tables = ["encoder_position", "decoder_position", "encoder_norm", "decoder_norm"]
+    assert list(parts) == ["embedding", "encoder", "decoder", *tables, "output"]

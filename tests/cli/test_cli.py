@@ -114,7 +114,7 @@ def test_run_streams_and_says_that_a_stop_string_did_not_come(tagi: Run, checkpo
         (["--beams", "0"], ["beams: 0"]),
         (["--beams", "2", "--temperature", "1"], ["beam search does not sample"]),
         (["--top-p", "2"], ["top_p: 2.0"]),
-        (["--max-tokens", "0"], ["max_tokens: 0"]),
+        (["--max-tokens", "0"], ["max_new_tokens: 0"]),
         (["--stop", ""], ["stop string is empty"]),
         (["--checkpoint", ""], ["--checkpoint: is empty"]),
         (["--backbone="], ["--backbone: is empty"]),
@@ -133,13 +133,14 @@ def test_run_with_the_instruction_in_the_prompt(tagi: Run, metatrained: Path) ->
 
 
 def test_positives_reach_the_model(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """Compared as adapters, whose memory has one row a token."""
+    """Compared as adapters, whose encoded instruction has one row a token."""
     positives = ["--positive", "cat red => cat", "--positive", "dog => dog"]
     result = tagi("adapt", INSTRUCTION, *positives, "-o", tmp_path / "a", "--checkpoint", checkpoint)
     assert "note: the model reads 1 of the 2 demonstrations\n" in result.err
     told = Instruction(INSTRUCTION, (Demonstration("cat red", "cat"),))
     model = Tagi.from_pretrained(checkpoint)
-    assert model.load_adapter(tmp_path / "a").memory.shape == model.adapt(told).memory.shape
+    found, expected = model.load_adapter(tmp_path / "a").instruction, model.adapt(told).instruction
+    assert found.hidden.shape == expected.hidden.shape
 
 
 @pytest.mark.parametrize("stdin", [False, True])

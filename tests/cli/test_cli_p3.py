@@ -17,9 +17,8 @@ from tagi.config.files import parse
 from tagi.data.collate import Batch
 from tagi.infer.engine import Tagi
 from tagi.losses import soften
-from tagi.model.tagi import shift_right
 from tagi.train.build import build_stage
-from tagi.train.distill import instruct_teacher
+from tagi.train.objectives.distill import instruct_teacher
 from tagi.train.start import start
 
 CHOOSE = RTE.replace("say more", "tell more")
@@ -175,8 +174,8 @@ def alone(model: Any, batch: Batch, row: int) -> torch.Tensor:
     adapter = model.adapt(batch.shots[0][[task]], batch.shots[1][[task]])
     length = int(batch.prompt_mask[row].sum())
     ids = batch.prompt_ids[row : row + 1, :length]
-    shifted = shift_right(batch.labels[row : row + 1], 0, 0)
-    return model.respond(adapter, ids, torch.ones_like(ids), shifted, Rows(1, 1)).logits
+    targets = batch.target_ids[row : row + 1]
+    return model.respond(adapter, ids, torch.ones_like(ids), targets, Rows(1, 1)).logits
 
 
 def test_more_demonstrations_than_rows(tagi: Run, folder: Path, fid: Path) -> None:

@@ -10,7 +10,7 @@ from tagi import Tagi
 from tagi.cli.common import default_checkpoint
 from tagi.cli.micro import strangers, trained_on, unseen, with_instances
 from tagi.config.files import RUN_FILE, load
-from tagi.data.microtasks import MicroTask
+from tagi.data.synthetic.microtasks import MicroTask
 from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
 from tagi.model import checkpoint
 
@@ -52,7 +52,7 @@ def test_it_was_trained_by_the_committed_config() -> None:
 
 def test_it_follows_unseen_instructions_and_no_other(tagi: Tagi) -> None:
     """40 tasks × 5: measured 94.5 %, and 0 with another's or no instruction; the slow test has 500 × 20."""
-    tasks = unseen(trained_on(None, None), 40)
+    tasks = unseen(trained_on(None), 40)
     assert exact_match(tagi, tasks, 5) >= 0.9
     assert exact_match(tagi, tasks, 5, "shuffled") <= 0.05
     assert exact_match(tagi, tasks, 5, "empty") <= 0.05
@@ -60,7 +60,7 @@ def test_it_follows_unseen_instructions_and_no_other(tagi: Tagi) -> None:
 
 @pytest.mark.slow
 def test_the_figures_of_500_unseen_tasks(tagi: Tagi) -> None:
-    tasks = unseen(trained_on(None, None), 500)
+    tasks = unseen(trained_on(None), 500)
     right = exact_match(tagi, tasks, 20)
     assert right >= 0.9
     assert exact_match(tagi, tasks, 20, "shuffled") < 0.25

@@ -19,9 +19,9 @@ from cli_runs import CONFIG
 from malformed import Change, refusal, tensor_changes, text_changes
 from tagi.cli.inputs import read_inputs
 from tagi.config import files as config_files
-from tagi.data.c4 import documents
-from tagi.data.p3 import P3Dataset
-from tagi.data.sni import SniDataset
+from tagi.data.sources.c4 import documents
+from tagi.data.sources.p3_files import P3Dataset
+from tagi.data.sources.sni_files import SniDataset
 from tagi.data.types import Instruction
 from tagi.eval.report import read_predictions
 from tagi.infer.engine import Tagi
@@ -120,7 +120,8 @@ def _save_adapter(folder: Path, checkpoint: Path) -> None:
 
 def _save_lora(folder: Path, checkpoint: Path) -> None:
     model = Tagi.from_pretrained(checkpoint)
-    save_peft(model.adapt(Instruction("Repeat.")).modules, "base", folder, "a test", fingerprint="0")
+    lora = model.adapt(Instruction("Repeat.")).modules
+    save_peft(lora, model.model.backbone, "base", folder, "a test", fingerprint="0")
     shutil.copytree(checkpoint, folder / "model")
 
 

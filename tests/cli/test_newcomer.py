@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     "tasks are a number": (lambda t: t.generate(["a"], stacked(t), tasks=0), "tasks: 0 is no list"),
     "decoding is a dict": (
         lambda t: t.generate(["a"], t.adapt("a ."), generation={}),
-        "decoding: {} is no tagi.GenerationConfig",
+        "generation: {} is no tagi.GenerationConfig",
     ),
     "an empty stop string": (lambda t: GenerationConfig(stop=""), "stop: a stop string is empty"),
     "a stop that is none": (lambda t: GenerationConfig(stop=cast(Any, [3])), "stop: 3 is no string"),

@@ -29,7 +29,7 @@ def lines(folder: Path, *each: Mapping[str, object]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "eval", "bench", "data", "export", "bench adapt", "data fetch"])
+@pytest.mark.parametrize("command", [*COMMANDS, "eval", "data", "export", "data fetch"])
 def test_newcomer_asks_for_help_with_h(tagi: Run, command: str) -> None:
     assert tagi(*command.split(), "-h") == tagi(*command.split(), "--help")
     assert tagi(*command.split(), "-h").code == 0

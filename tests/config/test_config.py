@@ -24,9 +24,9 @@ MINIMAL: dict[str, Any] = {
     "output": "runs/x",
 }
 EVERY_SECTION: dict[str, Any] = MINIMAL | {
-    "stage": "pretrain",
+    "stage": "finetune",
     "backbone": {"shape": {"vocab_size": 99, "gated": True, "activation": "gelu_new"}, "tokenizer": "unigram"},
-    "hypernetwork": {"generator": "flat", "pool": "first_last", "rank": 4, "alpha": 8.0},
+    "hypernetwork": {"generator": "flat", "rank": 4, "alpha": 8.0},
     "fusion": {"width": 24, "every": 2},
     "prompt": {"style": "plain", "positives": 2},
     "data": {"source": "sni", "path": "data/sni", "max_instances": None},
@@ -53,7 +53,7 @@ def test_values_arrive_and_defaults_fill_the_rest(tmp_path: Path) -> None:
     assert config.backbone is not None
     assert config.backbone.shape == T5Shape(vocab_size=99, gated=True, activation="gelu_new")
     assert config.training.trainable == ("backbone", "fusion")
-    assert config.training.clip == 1.0
+    assert config.training.accumulation == 1
     assert config.data.max_instances is None
 
 
@@ -105,14 +105,13 @@ def test_later_overrides_win_and_may_replace_a_source(tmp_path: Path) -> None:
         ("data.source=sni", "data: data.path is required for source=sni"),
         ("backbone=null", "give either backbone (a fresh start) or start_from (an earlier stage)"),
         ("start_from=runs/y", "give either backbone (a fresh start) or start_from (an earlier stage)"),
-        ("backbone.path=null", "backbone: give either path (a checkpoint) or shape or causal (random initialisation)"),
+        ("backbone.path=null", "backbone: give either path (a checkpoint) or shape or decoder (random initialisation)"),
         (
             "backbone.shape=t5-v1_1-bse",
             "backbone.shape: 't5-v1_1-bse' is no published shape, did you mean t5-v1_1-base?",
         ),
         ("backbone.shape=qqq", "backbone.shape: 'qqq' is no published shape; there are t5-small, t5-base, "),
         ("data.source=p3", "data: data.path is required for source=p3"),
-        ("hypernetwork.pool=mean", "hypernetwork: pool applies to generator=flat only"),
         ("training.steps", "training.steps: an override is written key=value"),
         ("=5", "=5: an override is written key=value"),
         ("training.steps.now=5", "training.steps.now=5: steps holds a value, not further keys"),

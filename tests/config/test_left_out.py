@@ -9,12 +9,13 @@ import torch
 
 from cli_runs import Run, mistake
 from tagi.config import CorpusConfig
-from tagi.data.sni import SniDataset
+from tagi.data.sources.sni_files import SniDataset
 from tagi.data.types import Example, Instruction, Task
 from tagi.errors import ConfigError, DataError, InputError
-from tagi.eval import bits, evaluate, rank
+from tagi.eval import evaluate, rank
 from tagi.eval.report import write_predictions
 from tagi.infer.engine import Tagi
+from tagi.pretraining import bits
 
 
 def sni(root: Path, test: dict[str, dict[str, Any]], train: dict[str, dict[str, Any]] | None = None) -> SniDataset:

@@ -13,7 +13,7 @@ from cli_runs import Run, mistake
 from tagi.data import fetch as fetching
 from tagi.data import fetch_p3
 from tagi.data.fetch_p3 import HELD_OUT, HeldOut, fetch_held_out_rows, fetch_training_rows
-from tagi.data.p3 import EVALUATION, P3Dataset
+from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.errors import DataError
 
 TEMPLATES = """dataset: ag_news
@@ -128,11 +128,10 @@ def test_from_the_command_line(p3: Path, hub: str, tagi: Run, monkeypatch: pytes
     monkeypatch.setattr(fetching, "P3", ())
     asked = ("data", "fetch", "p3", "-o", p3, "--rows-from", hub, "--rows", 3)
     assert "split 36, up to 3 rows a template" in tagi(*asked, "--dry-run").out
-    result = tagi(*asked, "--no-held-out")
-    assert result.code == 0 and "rows of 1 templates" in result.out and "has no template of" in result.err
     mistake(tagi(*asked, "--split", "7"), "P3 has no split '7'")
     rows = [{"premise": "a", "hypothesis": "b", "label": 0}]
     source = HeldOut(str(repository(tmp_path / "cb", {"cb": rows}, "validation")), "cb")
     monkeypatch.setattr(fetch_p3, "HELD_OUT", {"super_glue_cb": source})
     result = tagi(*asked)
+    assert result.code == 0 and "rows of 1 templates" in result.out and "has no template of" in result.err
     assert "rows of 1 held-out tasks" in result.out and "StoryCloze" in result.err

@@ -4,9 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tagi.data.mixture import ENDLESS, FixedTasks, Mixture, draw_rows
+from tagi.data.mixture import ENDLESS, DrawnDemonstrations, FixedTasks, Mixture, draw_rows
 from tagi.data.types import Demonstration, Example, Instruction, Task
-from tagi.train.finetune import P3Source
 
 
 def make_task(name: str, rows: int) -> Task:
@@ -145,7 +144,7 @@ def test_evaluation_keeps_all_accepted_answers() -> None:
 def test_support_and_query_examples_of_a_visit_are_apart(shown: int, asked: int) -> None:
     """A.1: k support examples and m query examples of one task, both drawn anew on every visit."""
     tasks = [make_task("t", 12), make_task("u", 9)]
-    mixture = Mixture(P3Source(tuple(tasks), shown), tasks=1, rows=asked, seed=3)
+    mixture = Mixture(DrawnDemonstrations(tasks, shown), tasks=1, rows=asked, seed=3)
     rows = {task.name: {(row.input, row.targets[0]) for row in task.examples} for task in tasks}
     supports: dict[str, set[frozenset[str]]] = {"t": set(), "u": set()}
     queried: dict[str, set[str]] = {"t": set(), "u": set()}

@@ -11,7 +11,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tagi.config import PromptConfig
-from tagi.data.collate import Collator
+from tagi.data.collate import Collator, Reading
 from tagi.data.tokenizers import encode, word_level
 from tagi.data.types import Instruction
 from tagi.errors import InputError
@@ -40,15 +40,27 @@ def templated(template: str, side: str = "right") -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("template", TEMPLATES)
-@given(st.lists(st.sampled_from([*WORDS[:4], "<s>", "</s>", "zebra"]), max_size=8), st.integers(2, 10), st.booleans())
+@given(
+    st.lists(st.sampled_from([*WORDS[:4], "<s>", "</s>", "zebra"]), max_size=8),
+    st.integers(2, 10),
+    st.booleans(),
+)
 def test_a_shared_tokenizer_s_ids_are_cut_as_the_library_cuts(
     template: str, side: str, words: list[str], limit: int, special: bool
 ) -> None:
     """Special tokens in the text itself are content, wherever they stand."""
     tokenizer, text = templated(TEMPLATES[template], side), " ".join(words)
     expected = tokenizer(text, truncation=True, max_length=limit, add_special_tokens=special)["input_ids"]
-    assert encode(tokenizer, text, limit, special=special) == expected
-    assert encode(tokenizer, text, special=special) == tokenizer(text, add_special_tokens=special)["input_ids"]
+    whole = tokenizer(text, add_special_tokens=special)["input_ids"]
+    assert read(tokenizer, text, limit, special) == expected
+    assert read(tokenizer, text, len(whole), special) == whole
+
+
+def read(tokenizer: PreTrainedTokenizerFast, text: str, limit: int, special: bool) -> list[int]:
+    """A text as a model reads it, or its tokens alone."""
+    if not special:
+        return encode(tokenizer, text, limit)
+    return Collator(tokenizer, PromptConfig(), get("tagi"))._cut(Reading(((text, limit),)))
 
 
 def test_threads_with_different_limits_share_a_tokenizer() -> None:
@@ -67,7 +79,7 @@ def test_threads_with_different_limits_share_a_tokenizer() -> None:
                 len(collator.input(None, long)),
                 len(once.instruction(told)),
                 len(collator.input(told, long)),
-                len(collator._ids(long)),
+                collator.length(Reading(((long, 5 + number),))),
             ]
             if lengths != [4 + number, 3 + number, 5 + number, 8 + 2 * number, len(tokenizer(long)["input_ids"])]:
                 return False
@@ -88,7 +100,7 @@ def test_a_shared_tokenizer_s_state_stays(tmp_path: Path) -> None:
     tagi = make(max_input=3)
     for one in (opened, tagi.tokenizer):
         assert isinstance(one, PreTrainedTokenizerFast)
-        assert len(encode(one, "a b c d e f")) == 7 and len(encode(one, "a b c d e f", 3)) == 3
+        assert len(encode(one, "a b c d e f")) == 6 and len(encode(one, "a b c d e f", 3)) == 3
         tagi.generate(["a b c d e f"], tagi.adapt("a b c ."))
         assert one.backend_tokenizer.truncation is None and one.backend_tokenizer.padding is None
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tagi.data.c4 import documents, list_files
+from tagi.data.sources.c4 import documents, list_files
 from tagi.data.tokenizers import unigram, unknown_words, word_level
 from tagi.errors import ConfigError
 

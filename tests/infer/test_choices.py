@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 import torch
+from families import ONE_EACH, Variant, pair
 from test_engine import make
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
@@ -20,8 +21,8 @@ from tagi.errors import InputError
 from tagi.eval.rank import MTEST11, Ranking, accuracy, chance, hypert5_average, majority, rank
 from tagi.eval.report import Prediction
 from tagi.infer.choices import score_choices
-from tagi.infer.decode import averaged
 from tagi.infer.engine import Tagi
+from tagi.infer.running import averaged
 from tagi.model.tagi import neutral
 
 ALONE = 1e-5  # worst 1.0e-6, scores of up to 5 nats a token
@@ -33,21 +34,24 @@ CHOICES = (("a", "b c"), ("a b c d", "e", "f g"), ("h", "i"), ("j k", "l m n o",
 
 def alone(tagi: Tagi, instruction: Instruction, text: str, choice: str) -> tuple[float, int]:
     """Log-likelihood of one choice of one input, and its number of tokens."""
-    collator = tagi.collator
-    prepared = tagi.model.prepare(tagi.told(instruction))
-    ids = torch.tensor([collator.input(instruction, text)])
-    labels = torch.tensor([collator.target(choice)])
-    shifted = torch.cat((torch.zeros(1, 1, dtype=torch.long), labels[:, :-1]), dim=1)
-    context = tagi.model.encode_input(ids, torch.ones_like(ids), prepared, Rows(1, 1))
-    modules = prepared.adapter.modules
-    logits, _ = tagi.model.backbone.decode(shifted, context, modules=modules, rows=Rows(1, 1))
+    follows = tagi.model.method.fuses_decoder
+    ids = torch.tensor([tagi.collator.input(instruction, text, follows=follows)])
+    prepared, labels = tagi.model.prepare(tagi.told(instruction)), torch.tensor([tagi.collator.target(choice)])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    logits = tagi.model.backbone.score(ids, mask, labels, prepared=prepared, rows=Rows(1, 1))
     return float(logits.log_softmax(-1).gather(-1, labels[..., None]).sum()), labels.shape[1]
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("method", ["tagi", "metatrain", "hint", "fid_icl", "concat_icl"])
-def test_scores_equal_each_choice_alone(method: str) -> None:
-    tagi = make(method, positives=2)
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        *((name, "t5") for name in ("tagi", "metatrain", "hint", "fid_icl", "concat_icl")),
+        *((name, "decoder") for name in ("tagi", "lora_only", "metatrain", "hint", "concat_icl")),
+    ],
+)
+def test_scores_equal_each_choice_alone(method: str, family: str) -> None:
+    tagi = make(method, family=family, positives=2)
     totals = score_choices(tagi, TOLD, INPUTS, CHOICES, norm="sum")
     means = score_choices(tagi, TOLD, INPUTS, CHOICES, norm="mean")
     for text, choices, its_totals, its_means in zip(INPUTS, CHOICES, totals, means, strict=True):
@@ -73,6 +77,20 @@ def test_scores_equal_the_loss_of_transformers(tmp_path_factory: pytest.TempPath
         for choice, score in zip(choices, found, strict=True):
             labels = torch.tensor([tagi.collator.target(choice)])
             assert abs(score + float(theirs(input_ids=ids, labels=labels).loss)) < ALONE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("variant", ONE_EACH, ids=lambda variant: variant.name)
+def test_parity_of_scores_of_a_decoder_with_the_loss_of_transformers(variant: Variant) -> None:
+    both, tagi = pair(variant), make("no_instruction", family="decoder")
+    tagi.model.backbone = both.ours
+    for text, choices in zip(INPUTS, CHOICES, strict=True):
+        (found,) = score_choices(tagi, None, [text], [choices])
+        prompt = tagi.collator.input(None, text)
+        for choice, score in zip(choices, found, strict=True):
+            answer = tagi.collator.target(choice)
+            ids, labels = torch.tensor([[*prompt, *answer]]), torch.tensor([[*[-100] * len(prompt), *answer]])
+            assert abs(score + float(both.theirs(input_ids=ids, labels=labels).loss)) < ALONE
 
 
 def theirs_of(tagi: Tagi, folder: Path) -> T5ForConditionalGeneration:

@@ -1,76 +1,60 @@
 """The decoding loop against `transformers`' generate, whatever joins and leaves the batch meanwhile."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tagi.infer.decode import Request, Tokens, decode
 from transformers import T5ForConditionalGeneration
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
-from builders import VOCABULARY, normal, small_causal, small_t5, small_tagi, trained
+from answering import (
+    END,
+    FAMILIES,
+    MOST,
+    alone,
+    answering,
+    at_random,
+    backbone,
+    bare,
+    collected,
+    prompts,
+    requests,
+    together,
+    told,
+)
+from builders import normal, small_tagi
 from tagi.backbones.cache import ROOM, KeyValue, Past
 from tagi.backbones.t5.model import T5
 from tagi.backbones.t5.weights import save_t5
 from tagi.data.collate import pad
 from tagi.errors import InputError
-from tagi.infer.answers import at_hand
 from tagi.infer.search import GREEDY, GenerationConfig, Limits, sample
-from tagi.model.tagi import TagiModel, neutral
+from tagi.infer.tasks import Request
+from tagi.model.tagi import TagiModel
 
-END, MOST = 20, 14
-
-
-def lively(model: T5) -> T5:
-    """A random decoder that does not only repeat its last token."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.startswith("decoder.") and name.endswith((".o.weight", ".v.weight")):
-                parameter.mul_(4.0)
-    return model
+METHODS = [
+    *((name, "t5") for name in ("tagi", "hint", "hypertuning_prefix", "lora_only", "metatrain")),
+    *((name, "decoder") for name in ("tagi", "hint", "hypertuning_prefix", "lora_only", "lora_concat", "metatrain")),
+]
 
 
 @pytest.fixture(scope="module")
 def plain() -> TagiModel:
-    return small_tagi("metatrain", backbone=lively(small_t5(5)))
+    return small_tagi("metatrain", backbone=backbone("t5"))
 
 
 @pytest.fixture(scope="module")
 def theirs(plain: TagiModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("plain")
-    backbone = plain.backbone
-    assert isinstance(backbone, T5)
-    save_t5(backbone, folder)
+    save_t5(cast(T5, plain.backbone), folder)
     return T5ForConditionalGeneration.from_pretrained(folder).eval()
 
 
-def prompts(count: int, seed: int) -> list[list[int]]:
-    rng = Random(seed)
-    return [[rng.randrange(8, VOCABULARY) for _ in range(rng.randint(1, 20))] for _ in range(count)]
-
-
-def requests(
-    model: TagiModel, texts: Sequence[Sequence[int]], decoding: GenerationConfig, most: int = MOST
-) -> list[Request]:
-    prepared = model.prepare(neutral(model.backbone, 1))
-    limits = Limits(END, most, decoding.min_tokens)
-    return [Request(i, [text], prepared, 0, f"{i}", limits, decoding) for i, text in enumerate(texts)]
-
-
-def collected(steps: Any, count: int) -> list[list[int]]:
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    step: Tokens
-    for step in steps:
-        tokens[step.number] += step.new
-    return tokens
-
-
-def generated(model: Any, texts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
+def generated(model: Any, texts: list[list[int]], **how: Any) -> list[list[int]]:
     """Theirs, in batches in the order of the requests."""
     found: list[list[int]] = []
     for start in range(0, len(texts), 25):
@@ -93,72 +77,49 @@ HOW = [
 ]
 
 
-@pytest.mark.parametrize(("decoding", "how"), HOW, ids=lambda value: str(value)[:40])
-def test_500_random_requests_in_random_batches_equal_generate(
-    plain: TagiModel, theirs: Any, decoding: GenerationConfig, how: dict[str, Any]
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize(("generation", "how"), HOW, ids=lambda value: str(value)[:40])
+def test_parity_of_500_random_requests_in_random_batches_with_generate(
+    plain: TagiModel, theirs: Any, generation: GenerationConfig, how: dict[str, Any], eager: bool
 ) -> None:
     """Each alone in theirs; here in batches of random size, where others join as some finish."""
-    count = 500 if decoding in (GREEDY, GenerationConfig(beams=4)) else 60
+    count = 500 if eager and generation in (GREEDY, GenerationConfig(beams=4)) else 60
     texts, rng = prompts(count, seed=1), Random(2)
-    left = iter(requests(plain, texts, decoding))
-
-    def waiting(free: int, idle: bool) -> list[Request]:
-        return [one for _, one in zip(range(rng.randint(int(idle), free)), left, strict=False)]
-
-    found = collected(decode(plain, waiting, 24), count)
+    found = collected(at_random(plain, requests(bare(plain), texts, generation), 24, rng, eager=eager), count)
     assert found == generated(theirs, texts, **how)
     lengths = {len(tokens) for tokens in found}
     assert len(lengths) > 3 and len({tuple(tokens) for tokens in found}) > 10
 
 
-def worn(model: TagiModel, tasks: int, seed: int) -> Any:
-    """So many tasks prepared together, their instructions of different lengths."""
-    rng = Random(seed)
-    told, mask = pad([[rng.randrange(8, VOCABULARY) for _ in range(rng.randint(2, 9))] for _ in range(tasks)])
-    return model.prepare(model.adapt(told, mask))
-
-
-def by_method(name: str) -> TagiModel:
-    if name == "decoder_only":
-        return small_tagi(name, backbone=small_causal(1, architecture="opt"))
-    return trained(small_tagi(name, backbone=lively(small_t5(5))))
-
-
-@pytest.mark.parametrize("name", ["tagi", "hint", "hypertuning_prefix", "lora_only", "decoder_only", "metatrain"])
+@pytest.mark.parametrize(("name", "family"), METHODS)
 @pytest.mark.parametrize("beams", [1, 3])
-def test_answers_do_not_depend_on_who_joins_and_leaves(name: str, beams: int) -> None:
+def test_answers_do_not_depend_on_who_joins_and_leaves(name: str, family: str, beams: int) -> None:
     """Tasks prepared together and apart, in batches that others join, against every request alone."""
-    model, rng = by_method(name), Random(3)
-    prepared = [worn(model, count, seed) for seed, count in enumerate((5, 1, 1, 3))]
-    limits = [Limits(END, most) for most in (3, 6, MOST)]
+    model, rng = answering(name, family), Random(3)
+    prepared = [told(model, count, seed) for seed, count in enumerate((5, 1, 1, 3))]
+    limits = [Limits((END,), most) for most in (3, 6, MOST)]
     wanted = []
     for number, text in enumerate(prompts(40, seed=4)):
         tasks = rng.choice(prepared)
-        task = rng.randrange(tasks.adapter.tasks)
-        decoding = GenerationConfig(beams=beams)
-        wanted.append(Request(number, [text], tasks, task, "", rng.choice(limits), decoding))
-    left = iter(wanted)
-
-    def waiting(free: int, idle: bool) -> list[Request]:
-        return [one for _, one in zip(range(rng.randint(int(idle), free)), left, strict=False)]
-
-    together = collected(decode(model, waiting, 8), len(wanted))
-    alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
-    assert together == alone
-    assert len({tuple(tokens) for tokens in alone}) > 10
+        task = rng.randrange(tasks.tasks)
+        wanted.append(Request(number, [text], tasks, task, "", rng.choice(limits), GenerationConfig(beams=beams)))
+    expected = [alone(model, one) for one in wanted]
+    for eager in (True, False):
+        assert collected(at_random(model, wanted, 8, rng, eager=eager), len(wanted)) == expected
+    assert len({tuple(tokens) for tokens in expected}) > 10
 
 
-def test_averaged_prompts_and_beams_share_a_batch() -> None:
-    model = by_method("metatrain")
-    prepared, texts = worn(model, 1, 0), prompts(30, seed=5)
-    limits, decoding = Limits(END, MOST), GenerationConfig(beams=2)
-    wanted = [Request(i, texts[3 * i : 3 * i + 3], prepared, 0, "", limits, decoding) for i in range(10)]
-    together = collected(decode(model, at_hand(wanted), 4), 10)
-    alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_averaged_prompts_and_beams_share_a_batch(family: str) -> None:
+    model = answering("metatrain", family)
+    prepared, texts = told(model, 1, 0), prompts(30, seed=5)
+    limits, generation = Limits((END,), MOST), GenerationConfig(beams=2)
+    wanted = [Request(i, texts[3 * i : 3 * i + 3], prepared, 0, "", limits, generation) for i in range(10)]
+    found = together(model, wanted, 4)
     same = [replace(one, prompts=[one.prompts[0]] * 3) for one in wanted]
     single = [replace(one, prompts=[one.prompts[0]]) for one in wanted]
-    assert together == alone
-    assert collected(decode(model, at_hand(same)), 10) == collected(decode(model, at_hand(single)), 10) != together
+    assert found == [alone(model, one) for one in wanted]
+    assert together(model, same) == together(model, single) != found
 
 
 @given(st.integers(0, 10_000), st.floats(0.2, 2.0), st.floats(0.05, 1.0))
@@ -176,18 +137,17 @@ def test_the_nucleus_is_that_of_transformers(seed: int, temperature: float, top_
     assert float((found - expected).abs().max()) <= 1 / 2000 + 1e-6  # fp32 rounds the ends of a share by 2.4e-7
 
 
-def test_draws_depend_on_seed_and_input_alone() -> None:
-    model = by_method("metatrain")
-    sampled = GenerationConfig(temperature=1.5)
-    wanted = requests(model, prompts(20, seed=6), sampled)
-    together = collected(decode(model, at_hand(wanted), 7), 20)
-    alone = [collected(decode(model, at_hand([replace(one, number=0)]), 1), 1)[0] for one in wanted]
-    assert together == alone
+@pytest.mark.parametrize("family", FAMILIES)
+def test_draws_depend_on_seed_and_input_alone(family: str) -> None:
+    model = answering("metatrain", family)
+    wanted = requests(bare(model), prompts(20, seed=6), GenerationConfig(temperature=1.5))
+    found = together(model, wanted, 7)
+    assert found == [alone(model, one) for one in wanted]
     other = [replace(one, seed=f"other {one.seed}") for one in wanted]
-    assert sum(a != b for a, b in zip(together, collected(decode(model, at_hand(other)), 20), strict=True)) > 10
+    assert sum(a != b for a, b in zip(found, together(model, other), strict=True)) > 10
     cold = [replace(one, generation=GenerationConfig(temperature=1e-4)) for one in wanted]
     greedy = [replace(one, generation=GREEDY) for one in wanted]
-    assert collected(decode(model, at_hand(cold)), 20) == collected(decode(model, at_hand(greedy)), 20)
+    assert together(model, cold) == together(model, greedy)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +158,8 @@ def test_draws_depend_on_seed_and_input_alone() -> None:
         ({"top_p": 0.0}, "top_p: 0.0"),
         ({"top_p": 1.5}, "top_p: 1.5"),
         ({"beams": 2, "temperature": 1.0}, "does not sample"),
-        ({"max_tokens": 0}, "max_tokens: 0"),
-        ({"max_tokens": 3, "min_tokens": 4}, "max_tokens: 3 is not at least 4"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0"),
+        ({"max_new_tokens": 3, "min_new_tokens": 4}, "max_new_tokens: 3 is not at least 4"),
         ({"stop": ("a", "")}, "stop string is empty"),
     ],
 )

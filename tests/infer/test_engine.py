@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders import model_config, small_tagi, token_batch, trained, worst
+from answering import FAMILIES, answering
+from builders import model_config, small_decoder, small_tagi, token_batch, worst
 from tagi import Tagi
 from tagi.backbones.rows import Rows
 from tagi.config import PromptConfig
@@ -24,18 +25,19 @@ INSTRUCTIONS = ("a b c d .", "e f .", "g h i j k l m n .")
 INPUTS = ("a", "b c d", "e f g h i j", "k l", "a a a a a a a a a a")
 
 
-def make(method: str = "tagi", seed: int = 0, **prompt: object) -> Tagi:
-    model = trained(small_tagi(method, seed=seed))
-    with torch.no_grad():  # a random T5 with tied embeddings would only repeat its last token
-        for name, parameter in model.backbone.named_parameters():
-            if name.startswith("decoder.") and name.endswith((".o.weight", ".v.weight")):
-                parameter.mul_(4.0)
+KINDS = [("tagi", "t5"), ("tagi", "decoder"), ("lora_only", "decoder")]
+BOTH = pytest.mark.parametrize("family", FAMILIES)
+
+
+def make(method: str = "tagi", seed: int = 0, family: str = "t5", **prompt: object) -> Tagi:
+    model = answering(method, family, seed)
     settings = PromptConfig.model_validate({"style": "plain", "max_target": 8} | prompt)
     return Tagi(model, word_level([*WORDS, "."]), model_config(model).model_copy(update={"prompt": settings}))
 
 
-def test_an_answer_does_not_depend_on_what_else_is_in_the_batch() -> None:
-    tagi = make()
+@pytest.mark.parametrize(("method", "family"), KINDS)
+def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(method: str, family: str) -> None:
+    tagi = make(method, family=family)
     stacked = adapters.stack([tagi.adapt(text) for text in INSTRUCTIONS])
     owners = [i % 3 for i in range(15)]
     inputs = [INPUTS[i % 5] for i in range(15)]
@@ -47,21 +49,26 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch() -> None:
     assert len(set(alone)) > 3  # the random model does tell tasks and inputs apart
 
 
-def test_adapting_together_equals_adapting_alone() -> None:
+@pytest.mark.parametrize(("method", "family"), KINDS)
+def test_adapting_together_equals_adapting_alone(method: str, family: str) -> None:
     """Worst difference measured 2e-7 on values of order 1: padding takes no part."""
-    tagi = make()
+    tagi = make(method, family=family)
     together = tagi.adapt_all([Instruction(text) for text in INSTRUCTIONS])
     for number, text in enumerate(INSTRUCTIONS):
         alone = tagi.adapt(text)
-        length = int(alone.mask.sum())
-        torch.testing.assert_close(together.memory[number, :length], alone.memory[0], atol=2e-6, rtol=0)
+        read, whole = alone.instruction, together.instruction.select(torch.tensor([number]))
+        length = int(read.mask.sum())
+        assert int(whole.mask.sum()) == length
+        for ours, theirs in zip(whole.cut(length).tensors, read.tensors, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
         for site, factors in alone.modules.items():
             torch.testing.assert_close(together.modules[site].a[number], factors.a[0], atol=2e-6, rtol=0)
             torch.testing.assert_close(together.modules[site].b[number], factors.b[0], atol=2e-6, rtol=0)
 
 
-def test_the_prompt_method_reads_the_instruction_with_every_input() -> None:
-    tagi = make("metatrain")
+@BOTH
+def test_the_prompt_method_reads_the_instruction_with_every_input(family: str) -> None:
+    tagi = make("metatrain", family=family)
     answers = {text: tagi.solve(Instruction(text), ["a b c"])[0] for text in INSTRUCTIONS}
     assert len(set(answers.values())) > 1
     assert tagi.generate(["a b c"], tagi.neutral()) != [] and tagi.collator.input(None, "a b c") == [3, 4, 5, 1]
@@ -69,9 +76,10 @@ def test_the_prompt_method_reads_the_instruction_with_every_input() -> None:
         tagi.adapt("a b .")
 
 
+@BOTH
 @pytest.mark.parametrize("method", ["tagi", "metatrain"])
-def test_demonstrations_are_shown_as_many_as_asked(method: str) -> None:
-    tagi = make(method, positives=2)
+def test_demonstrations_are_shown_as_many_as_asked(method: str, family: str) -> None:
+    tagi = make(method, family=family, positives=2)
     told = Instruction(INSTRUCTIONS[0], (Demonstration("a b", "b a"), Demonstration("c d e", "e d c")))
     bare, one = replace(told, positives=()), replace(told, positives=told.positives[:1])
 
@@ -84,8 +92,9 @@ def test_demonstrations_are_shown_as_many_as_asked(method: str) -> None:
     assert tagi.config.prompt.positives == 2
 
 
-def test_forward_gives_logits_with_gradients() -> None:
-    tagi = make()
+@BOTH
+def test_forward_gives_logits_with_gradients(family: str) -> None:
+    tagi = make(family=family)
     batch = assemble(
         [[3, 4, 1], [5, 1]], [[3, 1], [4, 5, 1], [6, 1]], [[3, 1], [4, 1], [5, 6, 1]], torch.tensor([0, 0, 1])
     )
@@ -93,11 +102,12 @@ def test_forward_gives_logits_with_gradients() -> None:
     assert output.logits.shape == (3, 3, tagi.model.backbone.shape.vocab_size)
     output.logits.sum().backward()
     hypernetwork = tagi.model.hypernetwork
-    assert hypernetwork is not None and hypernetwork.head_a.grad is not None
+    assert hypernetwork is not None and all(one.grad is not None for one in hypernetwork.parameters())
 
 
-def test_a_checkpoint_and_its_adapters_come_back(tmp_path: Path) -> None:
-    tagi = make()
+@pytest.mark.parametrize(("method", "family"), KINDS)
+def test_a_checkpoint_and_its_adapters_come_back(method: str, family: str, tmp_path: Path) -> None:
+    tagi = make(method, family=family)
     tagi.save_pretrained(tmp_path / "checkpoint")
     again = Tagi.from_pretrained(tmp_path / "checkpoint")
     adapter = tagi.adapt(INSTRUCTIONS[0])
@@ -107,8 +117,9 @@ def test_a_checkpoint_and_its_adapters_come_back(tmp_path: Path) -> None:
     assert again.generate(INPUTS, again.load_adapter(tmp_path / "adapter")) == expected
 
 
-def test_an_adapter_of_another_checkpoint_is_neither_opened_nor_worn(tmp_path: Path) -> None:
-    tagi, other = make(), make(seed=5)
+@BOTH
+def test_an_adapter_of_another_checkpoint_is_neither_opened_nor_applied(family: str, tmp_path: Path) -> None:
+    tagi, other = make(family=family), make(seed=5, family=family)
     adapter = tagi.adapt(INSTRUCTIONS[0])
     adapter.save_pretrained(tmp_path)
     fingerprints = f"fingerprint {tagi.fingerprint()}, not {other.fingerprint()}"
@@ -142,8 +153,9 @@ def test_the_weights_are_hashed_once_and_only_when_asked(monkeypatch: pytest.Mon
     assert calls == [tagi.model]
 
 
-def test_an_adapter_is_worn_at_another_precision(tmp_path: Path) -> None:
-    tagi = make()
+@BOTH
+def test_an_adapter_is_applied_at_another_precision(family: str, tmp_path: Path) -> None:
+    tagi = make(family=family)
     tagi.save_pretrained(tmp_path / "checkpoint")
     tagi.adapt(INSTRUCTIONS[0]).save_pretrained(tmp_path / "adapter")
     half = Tagi.from_pretrained(tmp_path / "checkpoint", dtype=torch.bfloat16)
@@ -151,8 +163,8 @@ def test_an_adapter_is_worn_at_another_precision(tmp_path: Path) -> None:
     assert adapter.instruction.hidden.dtype == torch.bfloat16
     batch = token_batch([9, 4], seed=0)
     exact, bare, found = (
-        model.model.respond(worn, *batch, batch[0], Rows(1, 2)).logits.float()
-        for model, worn in ((tagi, tagi.load_adapter(tmp_path / "adapter")), (tagi, tagi.neutral()), (half, adapter))
+        model.model.respond(applied, *batch, batch[0], Rows(1, 2)).logits.float()
+        for model, applied in ((tagi, tagi.load_adapter(tmp_path / "adapter")), (tagi, tagi.neutral()), (half, adapter))
     )
     largest = float(exact.detach().abs().max())
     assert 0 < worst(found, exact) < 0.05 * largest < worst(bare, exact)  # 0.011 and 0.55 of the largest measured
@@ -183,8 +195,9 @@ def test_empty_text_is_refused(instruction: str, text: str, sentence: str) -> No
         make().solve(Instruction(instruction), [text])
 
 
-def test_beams_and_draws_reach_the_search() -> None:
-    tagi = make()
+@BOTH
+def test_beams_and_draws_reach_the_search(family: str) -> None:
+    tagi = make(family=family)
     adapter = tagi.adapt(INSTRUCTIONS[2])
     drawn = GenerationConfig(temperature=2.0, seed=3)
     many = tagi.generate([INPUTS[1]] * 20, adapter, generation=drawn)
@@ -194,8 +207,9 @@ def test_beams_and_draws_reach_the_search() -> None:
     assert tagi.generate(INPUTS, adapter, generation=GenerationConfig(beams=4)) != tagi.generate(INPUTS, adapter)
 
 
-def test_an_answer_ends_before_a_stop_string_or_says_that_it_was_cut() -> None:
-    tagi, drawn = make(), GenerationConfig(temperature=2.0)
+@BOTH
+def test_an_answer_ends_before_a_stop_string_or_says_that_it_was_cut(family: str) -> None:
+    tagi, drawn = make(family=family), GenerationConfig(temperature=2.0)
     adapter = tagi.adapt(INSTRUCTIONS[2])
     (whole,) = tagi.answer(adapter, [INPUTS[1]], generation=drawn)
     words = whole.text.split()
@@ -207,20 +221,20 @@ def test_an_answer_ends_before_a_stop_string_or_says_that_it_was_cut() -> None:
     assert (never.reason, never.tokens) == ("length", 3) and whole.text.startswith(never.text) and never.text
 
 
-def test_a_stream_is_the_answer_in_pieces() -> None:
-    tagi = make()
+@BOTH
+def test_a_stream_is_the_answer_in_pieces(family: str) -> None:
+    tagi = make(family=family)
     adapter = tagi.adapt(INSTRUCTIONS[2])
     for text in INPUTS:
-        for decoding in (
+        for generation in (
             GenerationConfig(temperature=2.0),
             GenerationConfig(temperature=2.0, stop=("b c", "d")),
             GenerationConfig(beams=2),
         ):
-            (answer,) = tagi.answer(adapter, [text], generation=decoding)
-            pieces = list(tagi.stream(adapter, text, generation=decoding))
+            (answer,) = tagi.answer(adapter, [text], generation=generation)
+            pieces = list(tagi.stream(adapter, text, generation=generation))
             assert "".join(pieces) == answer.text and all(pieces)
-    pieces = list(tagi.stream(adapter, INPUTS[1]))
-    assert len(pieces) > 3
+    assert max(len(list(tagi.stream(adapter, text))) for text in INPUTS) > 3, "greedy answers come piece by piece too"
 
 
 def test_no_inputs_and_very_many() -> None:
@@ -228,3 +242,17 @@ def test_no_inputs_and_very_many() -> None:
     adapter = tagi.adapt(INSTRUCTIONS[0])
     assert tagi.generate([], adapter) == []
     assert tagi.generate([INPUTS[0]] * 10_000, adapter) == tagi.generate([INPUTS[0]], adapter) * 10_000
+
+
+def test_an_answer_of_a_decoder_ends_at_its_last_position_and_a_longer_instruction_is_refused() -> None:
+    """Of 24 positions: what instruction and input leave is the answer's, and none is left of a longer instruction."""
+    model = small_tagi("tagi", backbone=small_decoder(max_positions=24, eos_token_ids=(47,)))
+    settings = PromptConfig(style="plain", max_target=100)
+    tagi = Tagi(model, word_level([*WORDS, "."]), model_config(model).model_copy(update={"prompt": settings}))
+    told = tagi.adapt("a b c d e .")
+    answers = tagi.answer(told, ["a b", "a b c d e f g h", "b " * 16])
+    assert [(one.reason, one.tokens) for one in answers] == [("length", 15), ("length", 9), ("length", 1)]
+    answers = tagi.answer(told, ["a b", "b " * 17], keep_errors=True)
+    assert answers[0].tokens == 15 and "have 24 tokens" in str(answers[1].error)
+    with pytest.raises(InputError, match="have 26 tokens together, more than the 24 positions"):
+        tagi.adapt("a " * 25 + ".")

@@ -44,7 +44,7 @@ def no_fusion(tagi: Tagi) -> Tagi:
 
 def theirs(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     with torch.inference_mode():
-        return model.eval()(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
+        return model.eval()(input_ids=ids, attention_mask=mask, labels=ids).logits
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,13 @@ def lora_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pure-LoRA method; a rate so high that the generated LoRA moves the logits."""
     training = CONFIG["training"] | {"trainable": ["hypernetwork"], "hypernetwork_lr_scale": 10.0}
     return trained(tmp_path_factory.mktemp("lora"), method="lora_only", training=training)
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A method with fusion, at the same rate."""
+    training = CONFIG["training"] | {"hypernetwork_lr_scale": 10.0}
+    return trained(tmp_path_factory.mktemp("fused"), training=training)
 
 
 def adapted(tagi: Run, checkpoint: Path, folder: Path) -> Path:
@@ -94,7 +101,7 @@ def test_a_merged_folder_answers_as_the_adapter_does(tagi: Run, lora_only: Path,
     assert [answer] == model.generate(["cat dog"], model.load_adapter(adapter))
 
 
-def test_our_export_is_worn_again(tagi: Run, checkpoint: Path, lora_only: Path, tmp_path: Path) -> None:
+def test_our_export_is_applied_again(tagi: Run, checkpoint: Path, lora_only: Path, tmp_path: Path) -> None:
     """As the LoRA alone, and by no other language model."""
     adapter = adapted(tagi, checkpoint, tmp_path)
     assert tagi("export", "peft", adapter, "-o", tmp_path / "peft", "--checkpoint", checkpoint).code == 0
@@ -109,14 +116,14 @@ def test_our_export_is_worn_again(tagi: Run, checkpoint: Path, lora_only: Path, 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_fusion_loses_is_measured_and_said(tagi: Run, checkpoint: Path, tmp_path: Path, form: str) -> None:
-    adapter = adapted(tagi, checkpoint, tmp_path)
+def test_what_fusion_loses_is_measured_and_said(tagi: Run, fused: Path, tmp_path: Path, form: str) -> None:
+    adapter = adapted(tagi, fused, tmp_path)
     texts = ["cat dog", "lion plum red", "cat"]
     (tmp_path / "inputs.jsonl").write_text("".join(json.dumps({"input": text}) + "\n" for text in texts))
-    arguments = "export", form, adapter, "--checkpoint", checkpoint, "--inputs", tmp_path / "inputs.jsonl"
+    arguments = "export", form, adapter, "--checkpoint", fused, "--inputs", tmp_path / "inputs.jsonl"
     found = tagi(*arguments, "-o", tmp_path / "one", "--json")
     assert found.json["n"] == 3 and found.json["inputs"] == str(tmp_path / "inputs.jsonl")
-    model = Tagi.from_pretrained(checkpoint)
+    model = Tagi.from_pretrained(fused)
     expected = measured(model, model.load_adapter(adapter), texts)
     assert found.json["same_answers"] == expected[0]
     assert found.json["kl"] == pytest.approx(expected[1], rel=1e-6)  # worst 9.9e-8
@@ -127,16 +134,15 @@ def test_what_fusion_loses_is_measured_and_said(tagi: Run, checkpoint: Path, tmp
 
 
 def measured(tagi: Tagi, adapter: TaskAdapter, texts: list[str]) -> tuple[float, float]:
-    """One input at a time, the LoRA worn by a model that has no fusion at all."""
+    """One input at a time, the LoRA applied to a model that has no fusion at all."""
     bare, lora = no_fusion(tagi), replace(tagi.neutral(), modules=adapter.modules)
     answers = [tagi.generate([text], adapter)[0] for text in texts]
     same = sum(bare.generate([text], lora)[0] == answer for text, answer in zip(texts, answers, strict=True))
     divergences: list[float] = []
     for text, answer in zip(texts, answers, strict=True):
-        ids, target = (torch.tensor([tagi.tokenizer(one)["input_ids"]]) for one in (text, answer))
-        decoder_ids = torch.cat((torch.zeros(1, 1, dtype=torch.long), target[:, :-1]), dim=1)
+        ids, target = torch.tensor([tagi.tokenizer(text)["input_ids"]]), torch.tensor([tagi.collator.target(answer)])
         with torch.inference_mode():
-            row = ids, torch.ones_like(ids), decoder_ids, Rows(1, 1)
+            row = ids, torch.ones_like(ids), target, Rows(1, 1)
             whole, alone = tagi.model.respond(adapter, *row).logits, bare.model.respond(lora, *row).logits
         log_p, log_q = whole[0].log_softmax(-1), alone[0].log_softmax(-1)
         divergences += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
@@ -177,8 +183,8 @@ def bank(checkpoint: Path, tmp_path: Path) -> Path:
     model = Tagi.from_pretrained(checkpoint).model
     generator = torch.Generator().manual_seed(0)
     sites = model.backbone.sites()
-    width_in, width_out = model.backbone.site_shape(sites[0])
-    a0 = draw_a0(sites, 2, width_in, generator)
+    _, width_out = model.backbone.site_shape(sites[0])
+    a0 = draw_a0(sites, 2, lambda site: model.backbone.site_shape(site)[0], generator)
     entry = TeacherEntry(group="sort", tasks=("one",), steps=1, loss=1.0, data_fingerprint="", file="sort.safetensors")
     manifest = BankManifest(
         base=str(checkpoint),
@@ -228,6 +234,7 @@ def test_mistakes(tagi: Run, bank: Path, checkpoint: Path, metatrained: Path, tm
 
 
 def test_only_one_task_fits_into_the_files(tmp_path: Path, bank: Path, checkpoint: Path) -> None:
-    lora = banks.load(bank, Tagi.from_pretrained(checkpoint).model.backbone).lora
+    backbone = Tagi.from_pretrained(checkpoint).model.backbone
+    lora = banks.load(bank, backbone).lora
     with pytest.raises(ValueError, match="the LoRA of one task"):
-        save_peft(lora, "base", tmp_path / "peft", "")
+        save_peft(lora, backbone, "base", tmp_path / "peft", "")

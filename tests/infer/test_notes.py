@@ -13,7 +13,8 @@ from tagi.config import PromptStyle
 from tagi.data.types import Demonstration, Instruction
 
 ROOM = 10_000
-MODELS = {one.name: make(one.name) for one in methods.METHODS if not one.decoder_only}
+MODELS = {one.name: make(one.name) for one in methods.METHODS}
+MODELS |= {f"{name} of a decoder": make(name, family="decoder") for name in ("tagi", "lora_only", "metatrain")}
 words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join)
 tasks = st.builds(Instruction, words, st.lists(st.builds(Demonstration, words, words), max_size=3).map(tuple))
 

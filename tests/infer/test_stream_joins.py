@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_decode import lively
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from builders import model_config, small_t5, small_tagi
+from answering import FAMILIES, backbone
+from builders import model_config, small_tagi
 from tagi import GenerationConfig, Tagi
 from tagi.config import PromptConfig
 from tagi.infer.answers import AnswerTexts
@@ -154,20 +154,21 @@ def test_stream_joins_where_spaces_are_cleaned_up(clean: bool) -> None:
     assert texts.settled([*tokens, *tokens[:1] * 3], ()).startswith("yes did"), "what cannot change is shown"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", KINDS)
-def test_stream_joins_in_the_engine(name: str) -> None:
+def test_stream_joins_in_the_engine(name: str, family: str) -> None:
     """Random models, greedy, sampled and by beams: the stream of an answer against the answer."""
     tokenizer = TOKENIZERS[name]
-    model = small_tagi("no_instruction", backbone=lively(small_t5(3, vocab_size=len(tokenizer))))
+    model = small_tagi("no_instruction", backbone=backbone(family, 3, vocab_size=len(tokenizer)))
     settings = PromptConfig(style="plain", max_target=24)
     tagi = Tagi(model, tokenizer, model_config(model).model_copy(update={"prompt": settings}))
     bare, found = neutral(model.backbone, 1), set()
     for seed in range(8):
         for how in (GenerationConfig(temperature=2.0, seed=seed), GenerationConfig(), GenerationConfig(beams=3)):
             for stop in ((), ("t", "停"), ("\n", " ")):
-                decoding = GenerationConfig(how.beams, temperature=how.temperature, seed=seed, stop=stop)
-                (answer,) = tagi.answer(bare, ["x"], generation=decoding)
-                parts = list(tagi.stream(bare, "x", generation=decoding))
+                generation = GenerationConfig(how.beams, temperature=how.temperature, seed=seed, stop=stop)
+                (answer,) = tagi.answer(bare, ["x"], generation=generation)
+                parts = list(tagi.stream(bare, "x", generation=generation))
                 assert "".join(parts) == answer.text and all(parts)
                 found.add((answer.text, len(parts) > 1))
     assert len(found) > 5 and any(several for _, several in found)

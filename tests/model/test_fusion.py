@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from builders import normal, random_lora, seeded, small_t5, small_tagi, token_batch, worst
-from tagi.backbones.attention import attend, attend_beside_memory, padding_bias
-from tagi.backbones.cache import DecoderMemory, KeyValue
+from tagi.backbones.attention import attend, attend_beside, padding_bias
+from tagi.backbones.base import EncodedInstruction, Prepared
+from tagi.backbones.cache import KeyValue
 from tagi.backbones.rows import Rows
+from tagi.backbones.t5.cache import Inputs
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError
 from tagi.model.fusion import CrossAttentionLayer, Fusion, initialise
@@ -49,23 +52,27 @@ def layers_of(fusion: Fusion) -> list[CrossAttentionLayer]:
     return cast(list[CrossAttentionLayer], list(fusion.layers.values()))
 
 
-def memories(lengths: Sequence[int], *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    return normal(len(lengths), max(lengths), D_MODEL, seed=seed), mask
+def instructions(lengths: Sequence[int], *, seed: int = 0) -> EncodedInstruction:
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return EncodedInstruction(normal(len(lengths), max(lengths), D_MODEL, seed=seed), mask)
 
 
 def rms(x: Tensor, weight: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).mean() + 1e-6) * weight
 
 
-def literal_fusion(layer: CrossAttentionLayer, token: Tensor, memory: Tensor) -> Tensor:
+def literal_fusion(layer: CrossAttentionLayer, token: Tensor, instruction: Tensor) -> Tensor:
     """Eq. 1 for one token (D,) of S_l and one unpadded instruction (S, D), head by head."""
     query = rms(token, layer.norm.weight)
     width = layer.q.out_features // layer.heads
     heads: list[Tensor] = []
     for head in range(layer.heads):
         part = slice(head * width, (head + 1) * width)
-        q, k, v = layer.q.weight[part] @ query, memory @ layer.k.weight[part].T, memory @ layer.v.weight[part].T
+        q, k, v = (
+            layer.q.weight[part] @ query,
+            instruction @ layer.k.weight[part].T,
+            instruction @ layer.v.weight[part].T,
+        )
         scores = torch.stack([q @ key / math.sqrt(width) for key in k])
         heads.append(torch.softmax(scores, dim=0) @ v)
     return token + layer.gate * (layer.o.weight @ torch.cat(heads))
@@ -75,17 +82,17 @@ def literal_fusion(layer: CrossAttentionLayer, token: Tensor, memory: Tensor) ->
 @pytest.mark.parametrize("config", OPTIONS)
 @torch.no_grad()
 def test_equation_1_literally(config: FusionConfig, rows: Rows, owner: list[int]) -> None:
-    fusion, (memory, mask) = small_fusion(config), memories(LENGTHS[: rows.tasks])
+    fusion, encoded = small_fusion(config), instructions(LENGTHS[: rows.tasks])
     x = normal(rows.count, 5, D_MODEL, seed=1)
-    prepared = fusion.prepare(memory, mask)
+    fuse = fusion.prepare(encoded)
     for block in range(LAYERS):
-        found = fusion.fuse(block, x, prepared, rows)
+        found = fuse(block, x, rows)
         if block % config.every:
             assert found is x
             continue
         layer = cast(CrossAttentionLayer, fusion.layers[str(block)])
         for row, task in enumerate(owner):
-            own = memory[task, : LENGTHS[task]]
+            own = encoded.hidden[task, : LENGTHS[task]]
             expected = [literal_fusion(layer, token, own) for token in x[row]]
             assert worst(found[row], torch.stack(expected)) < LITERAL
 
@@ -121,12 +128,9 @@ def logits(model: TagiModel, instruction: tuple[Tensor, Tensor], *, gate: float)
 def test_closed_gates_and_empty_instructions_change_no_bit_of_the_logits(config: FusionConfig) -> None:
     """For every option, against the language model without any fusion; open gates with an instruction do."""
     model = small_tagi("lora_fusion", fusion=config)
-    told, padding = token_batch([5, 2], seed=0), torch.zeros(2, 5, dtype=torch.long)
-    without = model.backbone
-    ids, mask = token_batch([6, 3, 5, 4], seed=1)
-    hidden = without.encode(ids, mask, modules={}, rows=Rows(2, 4))
-    context = without.context(hidden, mask, modules={}, rows=Rows(2, 4), memory=None)
-    expected, _ = without.decode(token_batch([4] * 4, seed=2)[0], context, modules={}, rows=Rows(2, 4))
+    told, padding = token_batch([5, 2], seed=0), torch.zeros(2, 5, dtype=torch.bool)
+    batch = *token_batch([6, 3, 5, 4], seed=1), token_batch([4] * 4, seed=2)[0]
+    expected = model.backbone.score(*batch, prepared=Prepared(2, {}), rows=Rows(2, 4))
     assert torch.equal(logits(model, told, gate=0.0), expected)
     assert torch.equal(logits(model, (told[0], padding), gate=0.7), expected), "an instruction of padding alone"
     assert torch.equal(logits(model, (told[0][:, :0], padding[:, :0]), gate=0.7), expected), "one without any length"
@@ -136,22 +140,22 @@ def test_closed_gates_and_empty_instructions_change_no_bit_of_the_logits(config:
 def test_every_option_is_tested() -> None:
     """An option that is added to the config belongs into `OPTIONS`."""
     changed = {field for option in OPTIONS for field in cast(FusionConfig, option.values[0]).model_fields_set}
-    assert changed == set(FusionConfig.model_fields)
+    assert changed == set(FusionConfig.model_fields) - {"prefix"}, "which is of decoder-only models, see test_tagi.py"
 
 
 @torch.no_grad()
 def test_content_of_padding_changes_no_bit() -> None:
-    fusion, (memory, mask) = small_fusion(FusionConfig()), memories(LENGTHS)
-    other = torch.where(mask[..., None] == 1, memory, 50.0)
+    fusion, encoded = small_fusion(FusionConfig()), instructions(LENGTHS)
+    other = replace(encoded, hidden=torch.where(encoded.mask[..., None], encoded.hidden, 50.0))
     x, rows = normal(6, 5, D_MODEL, seed=1), Rows(3, 6)
-    one, two = (fusion.fuse(0, x, fusion.prepare(each, mask), rows) for each in (memory, other))
+    one, two = (fusion.prepare(each)(0, x, rows) for each in (encoded, other))
     assert torch.equal(one, two)
 
 
 @torch.no_grad()
-def test_memory_is_projected_once_per_task_and_layer() -> None:
+def test_an_instruction_is_projected_once_per_task_and_layer() -> None:
     """Six rows of three tasks: keys see each task's instruction once, and never again while rows are fused."""
-    fusion, (memory, mask) = small_fusion(FusionConfig()), memories(LENGTHS)
+    fusion, encoded = small_fusion(FusionConfig()), instructions(LENGTHS)
     seen: list[tuple[int, ...]] = []
 
     def note(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
@@ -160,19 +164,30 @@ def test_memory_is_projected_once_per_task_and_layer() -> None:
     for layer in layers_of(fusion):
         layer.k.register_forward_hook(note)
         layer.v.register_forward_hook(note)
-    prepared = fusion.prepare(memory, mask)
+    fuse = fusion.prepare(encoded)
     for block in range(LAYERS):
-        fusion.fuse(block, normal(6, 5, D_MODEL, seed=1), prepared, Rows(3, 6))
-    assert seen == [tuple(memory.shape)] * (2 * LAYERS)
+        fuse(block, normal(6, 5, D_MODEL, seed=1), Rows(3, 6))
+    assert seen == [tuple(encoded.hidden.shape)] * (2 * LAYERS)
+
+
+@torch.no_grad()
+def test_instructions_stack_and_part_as_their_tasks_do() -> None:
+    fusion, x = small_fusion(FusionConfig()), normal(3, 5, D_MODEL, seed=1)
+    one, other = (fusion.prepare(instructions(lengths, seed=seed)) for lengths, seed in (([4, 1], 0), ([6], 1)))
+    together = one.beside(other)
+    apart = torch.cat((one(0, x[:2], Rows(2, 2)), other(0, x[2:], Rows(1, 1))))
+    assert worst(together(0, x, Rows(3, 3)), apart) < LITERAL
+    picked = torch.tensor([2, 0])
+    assert worst(together.select(picked)(0, x[picked], Rows(2, 2)), apart[picked]) < LITERAL
 
 
 def test_gate_opens_first_and_then_everything_learns() -> None:
-    fusion, (memory, mask) = small_fusion(FusionConfig(), trained=False), memories([4])
+    fusion, encoded = small_fusion(FusionConfig(), trained=False), instructions([4])
     x = normal(2, 5, D_MODEL, seed=1)
 
     def step() -> set[str]:
         fusion.zero_grad()
-        fusion.fuse(0, x, fusion.prepare(memory, mask), Rows(1, 2)).pow(2).sum().backward()
+        fusion.prepare(encoded)(0, x, Rows(1, 2)).pow(2).sum().backward()
         first = layers_of(fusion)[0]
         return {name for name, p in first.named_parameters() if p.grad is not None and p.grad.any()}
 
@@ -183,21 +198,21 @@ def test_gate_opens_first_and_then_everything_learns() -> None:
 
 
 @pytest.mark.parametrize(("rows", "owner"), LAYOUTS)
-def test_attending_beside_memory_equals_attending_to_the_concatenation(rows: Rows, owner: list[int]) -> None:
+def test_attending_beside_an_instruction_equals_attending_to_the_concatenation(rows: Rows, owner: list[int]) -> None:
     heads, width, queries, length = 2, 4, 3, 5
     lengths = LENGTHS[: rows.tasks]
-    memory_mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    told = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     instruction = KeyValue(
         normal(rows.tasks, heads, max(lengths), width, seed=0),
         normal(rows.tasks, heads, max(lengths), width, seed=1),
     )
     own = KeyValue(normal(rows.count, heads, length, width, seed=2), normal(rows.count, heads, length, width, seed=3))
     q = normal(rows.count, heads, queries, width, seed=4)
-    input_mask = (torch.arange(length) < torch.arange(1, rows.count + 1)[:, None]).long()
-    memory = DecoderMemory((instruction,), padding_bias(memory_mask, q.dtype))
-    found = attend_beside_memory(q, own, padding_bias(input_mask, q.dtype), memory, 0, rows)
+    input_mask = torch.arange(length) < torch.arange(1, rows.count + 1)[:, None]
+    bias, told_bias = (padding_bias(mask, q.dtype) for mask in (input_mask, told))
+    found = attend_beside(q, own, bias, instruction, told_bias, rows)
     for row, task in enumerate(owner):
-        tokens = input_mask[row] == 1
+        tokens = input_mask[row]
         k = torch.cat((instruction.k[task, :, : lengths[task]], own.k[row][:, tokens]), dim=1)
         v = torch.cat((instruction.v[task, :, : lengths[task]], own.v[row][:, tokens]), dim=1)
         expected = attend(q[row][None], KeyValue(k[None], v[None]), torch.zeros(1))
@@ -205,18 +220,23 @@ def test_attending_beside_memory_equals_attending_to_the_concatenation(rows: Row
 
 
 @torch.no_grad()
-def test_decoder_with_memory_equals_decoder_over_concatenated_hidden_states() -> None:
-    """(I; F) of the paper, literally: one sequence of hidden states for the cross-attention, LoRA worn."""
+def test_decoder_beside_an_instruction_equals_decoder_over_concatenated_hidden_states() -> None:
+    """(I; F) of the paper, literally: one sequence of hidden states for the cross-attention, LoRA applied."""
     t5 = small_t5()
     rows, owner = Rows.of(torch.tensor([1, 0, 1]), 2), [1, 0, 1]
     lora = random_lora(t5, 2, seed=0)
-    (instruction, instruction_mask), (hidden, mask) = memories([4, 2]), memories([3, 5, 1], seed=1)
+    told, own = instructions([4, 2]), instructions([3, 5, 1], seed=1)
     decoder_ids, _ = token_batch([6, 6, 6], seed=2)
-    memory = t5.project_memory(instruction, instruction_mask, modules=lora)
-    beside = t5.context(hidden, mask, modules=lora, rows=rows, memory=memory)
-    joined_hidden = torch.cat((instruction[owner], hidden), dim=1)
-    joined_mask = torch.cat((instruction_mask[owner], mask), dim=1)
-    joined = t5.context(joined_hidden, joined_mask, modules=lora, rows=rows, memory=None)
-    found, _ = t5.decode(decoder_ids, beside, modules=lora, rows=rows)
-    expected, _ = t5.decode(decoder_ids, joined, modules=lora, rows=rows)
-    assert worst(found, expected) < LITERAL
+
+    def inputs(hidden: Tensor, mask: Tensor) -> Inputs:
+        return Inputs(t5.cross_key_values(hidden, lora, rows), padding_bias(mask, hidden.dtype))
+
+    joined = inputs(
+        *(torch.cat(pair, dim=1) for pair in ((told.hidden[owner], own.hidden), (told.mask[owner], own.mask)))
+    )
+    expected, _ = t5.decode(decoder_ids, joined, Prepared(2, lora), rows)
+    prepared, alone = t5.prepare(told, lora), inputs(own.hidden, own.mask)
+    assert prepared.attended is not None
+    for beside in (alone, alone.with_instruction(prepared.attended, rows)):
+        found, _ = t5.decode(decoder_ids, beside, prepared, rows)
+        assert worst(found, expected) < LITERAL

@@ -1,5 +1,6 @@
 """PEFT's files, in: a LoRA that `peft` itself wrote computes the same in our model; what we cannot wear is refused."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import fields
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import ONE_EACH, VARIANTS, Variant, pair
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +18,7 @@ from transformers import T5ForConditionalGeneration
 from builders import normal, random_lora, small_t5, small_tagi, token_batch, worst
 from cli_runs import Run, mistake
 from tagi import Tagi
+from tagi.backbones.base import Prepared
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5.model import T5
 from tagi.backbones.t5.weights import load_t5, save_t5
@@ -58,7 +61,7 @@ def logits(base: Path, adapter: TaskAdapter, method: str, ids: Tensor, mask: Ten
 
 def worn(t5: T5, folder: Path) -> TaskAdapter:
     bare = neutral(t5, 1)
-    return TaskAdapter(load_peft(folder, t5, fingerprint(t5)), bare.memory, bare.mask)
+    return TaskAdapter(load_peft(folder, t5, fingerprint(t5)), bare.instruction)
 
 
 @pytest.mark.parametrize("method", ["lora_only", "tagi"])
@@ -77,7 +80,7 @@ def test_a_lora_of_peft_gives_its_logits(base: Path, settings: dict[str, Any], m
     reference = theirs(base, tmp_path, **settings)
     ids, mask = token_batch([9, 4], seed=0)
     with torch.inference_mode():
-        expected = reference(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
+        expected = reference(input_ids=ids, attention_mask=mask, labels=ids).logits
     adapter = worn(load_t5(base), tmp_path)
     assert worst(logits(base, adapter, method, ids, mask), expected) < BOUND
     bare = logits(base, adapter.without_modules(), method, ids, mask)
@@ -87,7 +90,7 @@ def test_a_lora_of_peft_gives_its_logits(base: Path, settings: dict[str, Any], m
 def test_our_own_files_come_back(base: Path, tmp_path: Path) -> None:
     t5 = load_t5(base)
     lora = random_lora(t5, 1, seed=0)
-    save_peft(lora, str(base), tmp_path / "peft", "About.", fingerprint=fingerprint(t5))
+    save_peft(lora, t5, str(base), tmp_path / "peft", "About.", fingerprint=fingerprint(t5))
     again = load_peft(tmp_path / "peft", t5, fingerprint(t5))
     assert again.keys() == lora.keys()
     for site, factors in lora.items():
@@ -95,6 +98,36 @@ def test_our_own_files_come_back(base: Path, tmp_path: Path) -> None:
         assert again[site].scale == factors.scale
     with pytest.raises(CheckpointError, match="safetensors: belongs to another language model"):
         load_peft(tmp_path / "peft", t5, "another")
+
+
+GPT2 = next(one for one in VARIANTS if one.name == "gpt2")
+
+
+@pytest.mark.parametrize("variant", [one for one in ONE_EACH if one is not GPT2], ids=lambda variant: variant.name)
+def test_a_decoder_s_lora_goes_to_peft_and_comes_back(variant: Variant, tmp_path: Path) -> None:
+    """Of q and v, which differ in width under grouped heads; logits of `peft` on the same prompt."""
+    both = pair(variant)
+    lora = random_lora(both.ours, 1, seed=0)
+    save_peft(lora, both.ours, str(both.folder), tmp_path / "a", "About.", fingerprint=fingerprint(both.ours))
+    theirs: Any = PeftModel.from_pretrained(copy.deepcopy(both.theirs), str(tmp_path / "a")).eval()
+    ids, mask = token_batch([9, 9], seed=0)
+    answers, _ = token_batch([3, 3], seed=1)
+    again = load_peft(tmp_path / "a", both.ours, fingerprint(both.ours))
+    with torch.inference_mode():
+        expected = theirs(input_ids=torch.cat((ids, answers), dim=1), use_cache=False).logits[:, 8:-1]
+        found, bare = (
+            both.ours.score(ids, mask, answers, prepared=Prepared(1, modules), rows=Rows(1, 2))
+            for modules in (again, {})
+        )
+    assert worst(found, expected) < 5e-5  # logits of up to 40
+    assert worst(bare, expected) > 0.1, "the LoRA should move the logits"
+
+
+def test_gpt2_has_q_k_and_v_in_one_projection_which_peft_cannot_adapt_apart(tmp_path: Path) -> None:
+    ours = pair(GPT2).ours
+    with pytest.raises(CheckpointError, match=r"a: gpt2 has q, k and v in one projection, which PEFT cannot adapt apa"):
+        save_peft(random_lora(ours, 1, seed=0), ours, "base", tmp_path / "a", "About.")
+    assert not (tmp_path / "a").exists()
 
 
 def edit(**values: Any) -> Callable[[Path], None]:
@@ -143,7 +176,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "whole modules": (edit(modules_to_save=["lm_head"]), CONFIG + "modules_to_save: ['lm_head'] is not supported"),
     "a later setting": (edit(use_tomorrow=1.5), CONFIG + "use_tomorrow: 1.5 is not supported"),
     "pissa": (edit(init_lora_weights="pissa"), CONFIG + "init_lora_weights: 'pissa' changes the language model too"),
-    "keys": (edit(target_modules=["q", "k"]), CONFIG + "target_modules: 'k' is no q or v projection of this model"),
+    "keys": (
+        edit(target_modules=["q", "k"]),
+        CONFIG + "target_modules: 'k' is no projection of this model that LoRA",
+    ),
     "a pattern": (edit(target_modules=".*[qv]"), CONFIG + "target_modules: Input should be a valid list"),
     "no target": (edit(target_modules=[]), CONFIG + "target_modules: List should have at least 1 item"),
     "a missing tensor": (retensor(B, None), WEIGHTS + f"tensor {B} is missing"),

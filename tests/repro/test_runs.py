@@ -12,7 +12,7 @@ from tagi import methods
 from tagi.cli import train as train_command
 from tagi.config import RunConfig
 from tagi.config import files as config_files
-from tagi.data.c4 import MAX_LENGTH
+from tagi.data.segments import MAX_LENGTH
 from tagi.errors import ConfigError
 from tagi.repro import listing
 from tagi.repro import runs as registry
@@ -195,7 +195,7 @@ def test_all_runs_every_stage_then_skips_the_finished_and_resumes(
     assert "metatrain: runs/small/metatrain/final is there already" in again.err
     assert again.json["checkpoint"] == "runs/small/finetune/final"
     log = (alone / "runs/small/finetune/log.jsonl").read_text().splitlines()
-    assert [yaml.safe_load(line)["step"] for line in log] == [2, 4]
+    assert [yaml.safe_load(line)["step"] for line in log] == [1, 2, 3, 4]
 
 
 def test_one_stage_of_a_run_does_not_overwrite(tagi: Run, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

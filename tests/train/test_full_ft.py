@@ -10,10 +10,12 @@ from cli_runs import CONFIG, Run, mistake, trained, write_config
 from tagi.config import DataConfig, RunConfig
 from tagi.config.files import parse
 from tagi.data.collate import Batch
-from tagi.data.mixture import Shares
+from tagi.data.sources import Sources
+from tagi.data.sources.base import Later
+from tagi.data.sources.micro import Micro
 from tagi.errors import ConfigError
+from tagi.train.batches import task_source
 from tagi.train.build import build_stage
-from tagi.train.finetune import Later, micro_split, task_source, valid_tasks
 from tagi.train.start import start
 
 KEPT = 10
@@ -30,13 +32,12 @@ def config(output: Path, **data: Any) -> RunConfig:
 
 
 def test_training_rows_are_the_target_s_and_none_is_scored(tmp_path: Path) -> None:
-    split = micro_split(config(tmp_path).data)
+    split = Micro(config(tmp_path).data).split
     name = split.test[3].name
     made = config(tmp_path, only=[name])
     stage, tokenizer = build_stage(made), start(made).tokenizer
     examples = split.test[3].task(positives=1).examples
-    source, scored = task_source(made), {one.input for one in examples[:KEPT]}
-    assert not isinstance(source, Shares)
+    (source,), scored = task_source(made, Sources()).sources, {one.input for one in examples[:KEPT]}
     trained_on = source.task(0, 0).examples
     # of a million rows a batch meets the scored ones too seldom to prove anything by itself
     assert (len(trained_on), trained_on[0]) == (len(examples) - KEPT, examples[KEPT])
@@ -49,12 +50,12 @@ def test_training_rows_are_the_target_s_and_none_is_scored(tmp_path: Path) -> No
 
 def test_the_target_tasks_are_those_that_others_are_scored_on(tmp_path: Path) -> None:
     made = config(tmp_path, valid_tasks=7)
-    unseen = {task.name for task in micro_split(parse(RunConfig, CONFIG | {"output": "x"}, source="t").data).test}
+    unseen = {task.name for task in Micro(parse(RunConfig, CONFIG | {"output": "x"}, source="t").data).split.test}
     stage = build_stage(made)
     names = {name for number in range(10) for name in stage.batch(number).names}
     held_out = CONFIG["data"] | {"valid_tasks": 7}
-    theirs = {task.name for task in micro_split(DataConfig.model_validate(held_out)).test}
-    assert names <= theirs != unseen and valid_tasks(made) == []
+    theirs = {task.name for task in Micro(DataConfig.model_validate(held_out)).split.test}
+    assert names <= theirs != unseen and Sources().valid(made.data, 1) == []
 
 
 def test_later_is_a_sequence_without_its_beginning() -> None:
@@ -67,7 +68,7 @@ def test_later_is_a_sequence_without_its_beginning() -> None:
 
 
 def test_from_the_command_line(tagi: Run, tmp_path: Path) -> None:
-    name = micro_split(config(tmp_path).data).test[0].name
+    name = Micro(config(tmp_path).data).split.test[0].name
     checkpoint = trained(tmp_path, **settings(only=[name]))
     tagi("doctor")  # what training printed is gone
     found = tagi("eval", "micro", "--checkpoint", checkpoint, "--task", name, "--instances", KEPT, "--json").json

@@ -6,7 +6,7 @@ import torch
 
 from tagi import Tagi
 from tagi.config.files import RUN_FILE, load
-from tagi.data.sni import SniDataset
+from tagi.data.sources.sni_files import SniDataset
 from tagi.eval.evaluate import draw_partners, evaluate
 
 ROOT = Path(__file__).resolve().parents[2]

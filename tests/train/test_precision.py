@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from answering import backbone
 from builders import small_t5, small_tagi, token_batch, trained
 from tagi import Tagi
-from tagi.backbones.language_model import as_t5
+from tagi.backbones.decoder import model as decoder
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5 import model as t5
 from tagi.config import TrainingConfig
@@ -19,7 +21,7 @@ from tagi.model.tagi import TagiModel
 from tagi.train import optim, precision
 from tagi.train.build import build_stage
 from tagi.train.trainer import train
-from training_runs import SHAPE, config, furthest, losses, run, tensors
+from training_runs import BOTH, SHAPE, config, furthest, losses, run, tensors
 
 OPTIMIZERS = ("adamw", "adamw_rms", "muon", "adafactor")
 BF16 = {"training__precision": "bf16"}
@@ -80,16 +82,17 @@ def test_weights_compute_in_bf16_and_learn_what_fp32_learns(tmp_path: Path) -> N
     assert rounded[-1][1] < 0.8 * rounded[0][1]
 
 
-def frozen(tmp_path: Path, **changes: Any) -> Any:
+def frozen(tmp_path: Path, family: str, **changes: Any) -> Any:
     """A run on a frozen backbone that lies elsewhere."""
-    start = run(config(tmp_path / "start", training__steps=1, backbone__shape={**SHAPE, "dropout_rate": 0.1}))
+    start = run(config(tmp_path / "start", family, training__steps=1))
     Tagi.from_pretrained(start).tokenizer.save_pretrained(start / "backbone")
     path, parts = str(start / "backbone"), ["hypernetwork", "fusion"]
     return config(tmp_path / "run", backbone={"path": path}, training__trainable=parts, **changes)
 
 
-def test_a_frozen_backbone_in_bf16_is_still_the_one_that_the_checkpoint_names(tmp_path: Path) -> None:
-    settings = frozen(tmp_path, **BF16)
+@BOTH
+def test_a_frozen_backbone_in_bf16_is_still_the_one_that_the_checkpoint_names(family: str, tmp_path: Path) -> None:
+    settings = frozen(tmp_path, family, **BF16)
     before = {name: t.clone() for name, t in build_stage(settings).model.named_buffers()}
     final = run(settings)
     loaded = checkpoint.load(final).model
@@ -100,44 +103,60 @@ def gradients(model: TagiModel, recompute: bool) -> tuple[Tensor, dict[str, Tens
     """Loss and gradients of one batch, with the same dropout whatever is kept."""
     ids, mask = token_batch((5, 3), seed=1)
     inputs, input_mask = token_batch((7, 4, 6, 2), seed=2)
-    as_t5(model.backbone).recompute = recompute
     torch.manual_seed(7)
-    output = model.train()(ids, mask, inputs, input_mask, inputs[:, :3], Rows(2, 4))
+    output = model.train()(ids, mask, inputs, input_mask, inputs[:, :3], Rows(2, 4), recompute=recompute)
     loss = output.logits.float().pow(2).mean()
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(loss, list(wanted.values()))
     return loss, dict(zip(wanted, found, strict=True))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("method", ["tagi", "lora_only"])
-def test_recomputed_activations_give_the_plain_gradients(
-    dropout: float, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the bit: the same numbers are computed twice, the dropped ones among them."""
-    model = trained(small_tagi(method, backbone=small_t5(dropout_rate=dropout)))
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The blocks that are to be computed again, as they come."""
     calls: list[nn.Module] = []
-    plain_checkpoint = t5.checkpoint
+    plain = torch.utils.checkpoint.checkpoint
 
     def counted(block: nn.Module, *arguments: Any, **options: Any) -> Any:
         calls.append(block)
-        return plain_checkpoint(block, *arguments, **options)
+        return plain(block, *arguments, **options)
 
-    monkeypatch.setattr(t5, "checkpoint", counted)
+    for family in (t5, decoder):
+        monkeypatch.setattr(family, "checkpoint", counted)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["tagi", "lora_only"])
+@pytest.mark.parametrize(
+    ("family", "dropout", "blocks"),
+    [  # two encoder blocks read the instruction, then the input; two decoder blocks
+        ("t5", 0.0, 6),
+        ("t5", 0.3, 6),
+        ("decoder", 0.0, 4),
+    ],
+)
+def test_recomputed_activations_give_the_plain_gradients(
+    family: str, dropout: float, blocks: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit: the same numbers are computed twice, the dropped ones among them."""
+    t5_or_decoder = small_t5(dropout_rate=dropout) if family == "t5" else backbone(family)
+    model, calls = trained(small_tagi(method, backbone=t5_or_decoder)), counting(monkeypatch)
     loss, plain = gradients(model, recompute=False)
     assert not calls
     again, recomputed = gradients(model, recompute=True)
-    assert len(calls) == 6  # two encoder blocks read the instruction, then the input; two decoder blocks
+    assert len(calls) == blocks
     assert torch.equal(loss, again)
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
-@pytest.mark.parametrize("method", ["tagi", "hypter"])
-def test_recomputing_changes_no_training(method: str, tmp_path: Path) -> None:
-    changes = {"backbone__shape": {**SHAPE, "dropout_rate": 0.2}, "method": method}
-    plain = run(config(tmp_path / "plain", **changes))
+@pytest.mark.parametrize(("method", "family"), [("tagi", "t5"), ("hypter", "t5"), ("tagi", "decoder")])
+def test_recomputing_changes_no_training(
+    method: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"family": family, "method": method}
+    if family == "t5":
+        changes["backbone__shape"] = {**SHAPE, "dropout_rate": 0.2}
+    plain, calls = run(config(tmp_path / "plain", **changes)), counting(monkeypatch)
     settings = config(tmp_path / "again", training__gradient_checkpointing=True, **changes)
-    stage = build_stage(settings)
-    train(stage, settings.training, tmp_path / "again")
-    assert {module.recompute for module in stage.model.modules() if isinstance(module, t5.T5Encoder)} == {True}
+    train(build_stage(settings), settings.training, tmp_path / "again")
+    assert calls
     assert furthest(plain, tmp_path / "again/final") == 0.0

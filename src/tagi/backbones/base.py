@@ -22,7 +22,7 @@ from tagi.config import ModuleKind, Target
 @dataclass(frozen=True, slots=True)
 class Attended:
     """What all rows of a task attend to besides their own tokens: per block, keys and values that are never copied
-    into a cache. A generated prefix of a decoder-only model stands in front of the encoded instruction."""
+    into a cache."""
 
     layers: tuple[KeyValue, ...]  # (T, H, S, K)
     mask: Tensor  # (T, S)
@@ -46,6 +46,16 @@ class Attended:
         layers = tuple(own.padded(0, more) for own in self.layers)
         mask, positions = (F.pad(x, (0, more)) for x in (self.mask, self.positions))
         return Attended(layers, mask, positions, self.start)
+
+    def put(self, places: Tensor, other: "Attended") -> "Attended":
+        """The other's tasks in the places (C,) of some of these; the shorter instructions padded."""
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        ours, theirs = self.padded(length), other.padded(length)
+        for own, new in zip(ours.layers, theirs.layers, strict=True):
+            own.k[places], own.v[places] = new.k, new.v
+        ours.mask[places], ours.positions[places] = theirs.mask, theirs.positions
+        ours.start[places] = theirs.start
+        return ours
 
     def cut(self, length: int) -> "Attended":
         """The first `length` places."""
@@ -178,6 +188,20 @@ class Prepared:
             fuse = fuse.beside(other.fuse)
         return Prepared(self.tasks + other.tasks, lora.stack([self.modules, other.modules]), attended, fuse)
 
+    def put(self, places: Tensor, other: "Prepared") -> "Prepared":
+        """The other's tasks in the places (C,) of some of these, in the same tensors while its instructions fit.
+
+        Raises:
+            ValueError: adapters of different sites or scales.
+        """
+        lora.put(self.modules, places, other.modules)
+        attended, theirs = self.attended, other.attended
+        if attended is None and theirs is not None:
+            attended = _nothing(theirs, self.tasks)
+        if attended is not None:
+            attended = attended.put(places, _nothing(attended, other.tasks) if theirs is None else theirs)
+        return replace(self, attended=attended)
+
     def encoder_done(self) -> "Prepared":
         """Without what only the reading of inputs needs."""
         return replace(self, fuse=None)
@@ -201,6 +225,10 @@ class Cache(Protocol):
 
     def beside(self, other: Any, prepared: Prepared, rows: Rows, room: int) -> Self:
         """These rows, then the other's, which run on with `prepared`, with room for so many tokens more."""
+        ...
+
+    def put(self, places: Tensor, other: Any, prepared: Prepared, rows: Rows, room: int) -> Self:
+        """The other's rows in the places (C,) of some of these; all run on with `prepared`."""
         ...
 
     def given(self, prepared: Prepared, rows: Rows) -> Self:

@@ -4,7 +4,6 @@ Values, not state: each comes back from the step that made it and goes into the 
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -40,38 +39,6 @@ class KeyValue:
     def then(self, other: "KeyValue") -> "KeyValue":
         """These places, then the other's of the same rows."""
         return KeyValue(torch.cat((self.k, other.k), dim=2), torch.cat((self.v, other.v), dim=2))
-
-
-class History(Protocol):
-    """What a decoder has read so far, and how its next step reads and continues it."""
-
-    def append(self, layer: int, own: KeyValue) -> KeyValue:
-        """What a layer reads: what it holds, and its newest keys and values (R, H, O, K)."""
-        ...
-
-    def after(self, layers: tuple[KeyValue, ...]) -> Self:
-        """The history of the next step, from what `append` gave for every layer."""
-        ...
-
-    def distances(self, new: int) -> Tensor:
-        """Place of each key that `append` gives - that of each of `new` queries, (1 or R, new, L); hidden above 0."""
-        ...
-
-    def hidden(self, length: int) -> Tensor | None:
-        """Which of `length` places stand before each row's first, (R, 1, 1, length); None where none does."""
-        ...
-
-    def select(self, index: Tensor) -> Self:
-        """The history of some rows, in the order of `index`."""
-        ...
-
-    def reordered(self, index: Tensor) -> Self:
-        """Every row goes on from another one, (R,)."""
-        ...
-
-    def beside(self, other: Self, room: int) -> Self:
-        """These rows, then the other's, with room for so many tokens more."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +80,28 @@ class Past:
         layers = tuple(own.span(start, own.k.shape[2]).select(index) for own in self.layers)
         return Past(layers, self.length - start, None if first is None else first - start)
 
-    def reordered(self, index: Tensor) -> "Past":
-        """Every row goes on from another one, (R,)."""
-        return self.select(index)
-
     def beside(self, other: "Past", room: int) -> "Past":
         """These rows, then the other's, all ending at the same place, with room for so many tokens more."""
         length = max(self.length, other.length)
         pairs = zip(self._ending_at(length), other._ending_at(length), strict=True)
         layers = tuple(a.beside(b).padded(0, min(room, ROOM)) for a, b in pairs)
         return Past(layers, length, torch.cat((self._began(length), other._began(length))))
+
+    def put(self, places: Tensor, other: "Past", room: int) -> "Past":
+        """The other's rows in the places (C,) of some of these, all ending at the same place, with room for so many
+        tokens more. Nothing but the new rows is copied while there is room for them."""
+        length = max(self.length, other.length)
+        start = 0 if self.first is None else int(self.first.min())
+        ours, more = self, length - self.length
+        if more or self.length + min(room, ROOM) > self.layers[0].k.shape[2]:
+            layers = [own.span(start, self.length).padded(more, min(room, ROOM)) for own in self.layers]
+            ours = Past(tuple(layers), length - start, self._began(length) - start)
+        for held, new in zip(ours.layers, other.layers, strict=True):
+            end = ours.length
+            held.k[places, :, end - other.length : end] = new.k[:, :, : other.length]
+            held.v[places, :, end - other.length : end] = new.v[:, :, : other.length]
+        first = ours._began(ours.length).index_copy(0, places, other._began(ours.length))
+        return Past(ours.layers, ours.length, first)
 
     def distances(self, new: int) -> Tensor:
         """Place of every key - place of each of the `new` last ones, (1, new, length + new)."""
@@ -142,69 +121,6 @@ class Past:
         held = self.layers[0].k
         first = held.new_zeros(held.shape[0], dtype=torch.long) if self.first is None else self.first
         return first + length - self.length
-
-
-@dataclass(frozen=True, slots=True)
-class FixedPast:
-    """A `Past` whose shapes never change: every row begins at place 0 and has a length of its own, as a tensor.
-
-    A step writes one token at each row's length and reads all places, those behind it hidden, so that one compiled
-    graph serves every step. It has room for the longest answer from the beginning.
-    """
-
-    layers: tuple[KeyValue, ...]  # (R, H, C, K)
-    length: Tensor  # (R,)
-
-    @staticmethod
-    def of(past: Past, capacity: int) -> "FixedPast":
-        """The past of rows that have all begun at place 0, with `capacity` places in all."""
-        layers = tuple(own.span(0, past.length).padded(0, capacity - past.length) for own in past.layers)
-        held = layers[0].k
-        return FixedPast(layers, torch.full(held.shape[:1], past.length, device=held.device))
-
-    @property
-    def capacity(self) -> int:
-        """Places of every row."""
-        return self.layers[0].k.shape[2]
-
-    def append(self, layer: int, own: KeyValue) -> KeyValue:
-        """All places of a layer, with its newest keys and values (R, H, 1, K) at each row's length."""
-        held, rows = self.layers[layer], torch.arange(len(self.length), device=self.length.device)
-        held.k[rows, :, self.length] = own.k[:, :, 0]
-        held.v[rows, :, self.length] = own.v[:, :, 0]
-        return held
-
-    def after(self, layers: tuple[KeyValue, ...]) -> "FixedPast":
-        """The past of the next step; rows whose answers are complete write to the last place over and over."""
-        return FixedPast(layers, (self.length + 1).clamp(max=self.capacity - 1))
-
-    def distances(self, new: int) -> Tensor:
-        """Place of every key - each row's length, (R, 1, C)."""
-        assert new == 1
-        places = torch.arange(self.capacity, device=self.length.device)
-        return (places - self.length[:, None])[:, None]
-
-    def hidden(self, length: int) -> None:
-        """None: no row begins later than at place 0."""
-        return
-
-    def select(self, index: Tensor) -> "FixedPast":
-        """The past of some rows, in the order of `index`."""
-        return FixedPast(tuple(own.select(index) for own in self.layers), self.length[index])
-
-    def reordered(self, index: Tensor) -> "FixedPast":
-        """Every row goes on from another one, (R,), where it is."""
-        for held, own in zip(self.layers, self.select(index).layers, strict=True):
-            held.k.copy_(own.k)
-            held.v.copy_(own.v)
-        return FixedPast(self.layers, self.length[index])
-
-    def beside(self, other: "FixedPast", room: int) -> "FixedPast":
-        """These rows, then the other's, with as many places as the longer ones; both have their room already."""
-        capacity = max(self.capacity, other.capacity)
-        ours, theirs = ([own.padded(0, capacity - one.capacity) for own in one.layers] for one in (self, other))
-        layers = tuple(a.beside(b) for a, b in zip(ours, theirs, strict=True))
-        return FixedPast(layers, torch.cat((self.length, other.length)))
 
 
 def distances(length: int, past: int, device: torch.device) -> Tensor:

@@ -71,18 +71,33 @@ def select(modules: Modules, index: Tensor) -> dict[Site, Factors]:
     return {site: Factors(f.a[index], f.b[index], f.scale) for site, f in modules.items()}
 
 
+def put(modules: Modules, places: Tensor, other: Modules) -> None:
+    """Some tasks' modules into the places (C,) of others, in the same tensors.
+
+    Raises:
+        ValueError: the sites or scales differ.
+    """
+    _check_alike([modules, other])
+    for site, factors in modules.items():
+        factors.a[places], factors.b[places] = other[site].a, other[site].b
+
+
 def stack(each: list[Modules]) -> dict[Site, Factors]:
     """Several tasks' modules, of the same sites and sizes, as one along the task dimension.
 
     Raises:
         ValueError: the sites or scales differ.
     """
+    _check_alike(each)
+    return {
+        site: Factors(torch.cat([one[site].a for one in each]), torch.cat([one[site].b for one in each]), f.scale)
+        for site, f in each[0].items()
+    }
+
+
+def _check_alike(each: list[Modules]) -> None:
     first, *rest = each
     if any(other.keys() != first.keys() for other in rest):
         raise ValueError("adapters with different sites cannot share a batch")
     if any(other[site].scale != f.scale for other in rest for site, f in first.items()):
         raise ValueError("adapters with different LoRA scales cannot share a batch")
-    return {
-        site: Factors(torch.cat([one[site].a for one in each]), torch.cat([one[site].b for one in each]), f.scale)
-        for site, f in first.items()
-    }

@@ -47,10 +47,6 @@ Positives = Annotated[
     list[str] | None,
     typer.Option("--positive", metavar='"IN => OUT"', help="A worked example of the task; may be given several times."),
 ]
-Compile = Annotated[
-    bool,
-    typer.Option("--compile", help="Compile the decoder's steps (T5 only): slow to start, for many answers on a GPU."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -159,12 +155,11 @@ def default_checkpoint() -> Path:
     return folder
 
 
-def open_tagi(checkpoint: str | None, backbone: str | None = None, *, compiled: bool = False) -> Tagi:
+def open_tagi(checkpoint: str | None, backbone: str | None = None) -> Tagi:
     """The model of a checkpoint, or the bundled one, on the GPU where there is one.
 
     Raises:
         CheckpointError: see `Tagi.from_pretrained`.
-        ConfigError: see `Tagi.compiled`.
     """
     source = checkpoint or default_checkpoint()
     with waiting("opening the model"):
@@ -173,5 +168,4 @@ def open_tagi(checkpoint: str | None, backbone: str | None = None, *, compiled: 
         from tagi.infer.engine import Tagi
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        opened = Tagi.from_pretrained(source, backbone=backbone, device=device)
-        return opened.compiled() if compiled else opened
+        return Tagi.from_pretrained(source, backbone=backbone, device=device)

@@ -25,7 +25,6 @@ def compare(
     ours: Annotated[Folders, typer.Option(metavar="DIR", help="A folder that `tagi eval -o` wrote; one a seed.")],
     theirs: Annotated[Folders, typer.Option(metavar="DIR", help="The other system's folder of the same seed.")],
     metric: Annotated[Literal["exact_match", "rouge_l"], typer.Option(help="What is compared.")] = "exact_match",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare two systems example by example: difference, 95 % interval over tasks, verdict."""
@@ -37,7 +36,7 @@ def compare(
     a = [value for one, _ in pairs for value in getattr(one, metric)]
     b = [value for _, other in pairs for value in getattr(other, metric)]
     tasks = [task for one, _ in pairs for task in one.tasks]
-    difference = paired_bootstrap(a, b, tasks, seed=seed) if len(set(tasks)) > 1 else None
+    difference = paired_bootstrap(a, b, tasks, seed=0) if len(set(tasks)) > 1 else None
     if difference is None:
         note("both hold a single task: an interval over tasks needs two at least, so that there is none")
     result: dict[str, Any] = {

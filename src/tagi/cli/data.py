@@ -36,7 +36,6 @@ def fetch(
     rows_from: Annotated[
         str, typer.Option("--rows-from", metavar="NAME", help="P3's rows: a hub name or a copy on this machine.")
     ] = "bigscience/P3",
-    held_out: Annotated[bool, typer.Option("--held-out/--no-held-out", help="Also the rows P3 is scored on.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be downloaded.")] = False,
 ) -> None:
     """Download a data set, going on where an earlier download broke off.
@@ -52,16 +51,16 @@ def fetch(
         else:
             _one(source, output)
     if name == "p3":
-        _p3_rows(output, rows_from, split, rows, held_out=held_out, dry_run=dry_run)
+        _p3_rows(output, rows_from, split, rows, dry_run=dry_run)
         note(STORY_CLOZE)
 
 
-def _p3_rows(output: Path, source: str, split: str, rows: int, *, held_out: bool, dry_run: bool) -> None:
+def _p3_rows(output: Path, source: str, split: str, rows: int, *, dry_run: bool) -> None:
     from tagi.data.fetch_p3 import HELD_OUT, fetch_held_out_rows, fetch_training_rows
 
     if dry_run:
         typer.echo(f"{source}, split {split}, up to {rows:,} rows a template -> {output / 'train'}")
-        for name, one in HELD_OUT.items() if held_out else ():
+        for name, one in HELD_OUT.items():
             typer.echo(f"{one.repository}, {one.split} -> {output / 'eval' / name}.jsonl")
         return
     with bar("training rows") as report:
@@ -69,10 +68,9 @@ def _p3_rows(output: Path, source: str, split: str, rows: int, *, held_out: bool
     typer.echo(f"{output / 'train'}: rows of {len(found.files):,} templates")
     if found.missing:
         note(f"{source} has no template of {', '.join(found.missing)}")
-    if held_out:
-        with bar("held-out rows") as report:
-            scored = fetch_held_out_rows(output, HELD_OUT, report=report)
-        typer.echo(f"{output / 'eval'}: rows of {len(scored.files):,} held-out tasks")
+    with bar("held-out rows") as report:
+        scored = fetch_held_out_rows(output, HELD_OUT, report=report)
+    typer.echo(f"{output / 'eval'}: rows of {len(scored.files):,} held-out tasks")
 
 
 def _one(source: Source, output: Path) -> None:

@@ -92,7 +92,7 @@ def _draw(tagi: Tagi, checkpoint: str | None, count: int) -> tuple[list[Task], l
     """Unseen tasks, and for each the number of the one whose instruction is somebody else's."""
     from tagi.cli import micro
 
-    data = micro.trained_on(checkpoint, None)
+    data = micro.trained_on(checkpoint)
     with waiting("drawing unseen tasks"):
         chosen = micro.unseen(data, count)
         positives = tagi.config.prompt.positives

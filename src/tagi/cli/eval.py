@@ -15,7 +15,6 @@ import typer
 from tagi.cli.common import (
     Backbone,
     Checkpoint,
-    Compile,
     Json,
     bar,
     note,
@@ -23,7 +22,6 @@ from tagi.cli.common import (
     print_json,
     stderr,
     stdout,
-    table,
     waiting,
 )
 from tagi.cli.compare import EXAMPLE as COMPARE_EXAMPLE
@@ -71,7 +69,6 @@ class Setting:
 
     instruction: InstructionControl
     adapter: AdapterControl
-    seed: int
     output: Path | None
     as_json: bool
 
@@ -88,7 +85,6 @@ class Setting:
 def sni(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")],
     split: Annotated[str, typer.Option(help="A folder of splits/.")] = "default",
-    limit_tasks: Annotated[int | None, typer.Option(min=1, help="Only the first tasks of the split.")] = None,
     only: Only = None,
     instances: Instances = 100,
     drop_seen: Annotated[
@@ -99,25 +95,23 @@ def sni(
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
-    seed: Seed = 0,
-    compiled: Compile = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
-    from tagi.data.sni import SniDataset, without_overlap
+    from tagi.data.sources.sni_files import SniDataset, without_overlap
 
-    setting = Setting(instruction, adapter, seed, _free(output), as_json)
+    setting = Setting(instruction, adapter, _free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
         names, left_out = dataset.chosen("test", only or ())
-        tasks = [dataset.load(name, limit=instances) for name in names[:limit_tasks]]
+        tasks = [dataset.load(name, limit=instances) for name in names]
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
     _say_left_out(left_out, tasks, kept)
-    tagi = _showing(positives, open_tagi(checkpoint, backbone, compiled=compiled))
+    tagi = showing(positives, open_tagi(checkpoint, backbone))
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
     asked |= {"positives": tagi.config.prompt.positives, "not_english": len(left_out)}
-    _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint, "compile": compiled})
+    _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint})
 
 
 @app.command("micro", epilog="Example: tagi eval micro --tasks 100 --instruction shuffled")
@@ -128,29 +122,24 @@ def micro(
     phrasings: Annotated[
         Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
-    data_seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the tasks (default: that of the checkpoint's training).")
-    ] = None,
     positives: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
     adapter: AdapterOption = "full",
-    seed: Seed = 0,
-    compiled: Compile = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Score compositions of list operations that were not trained on."""
-    setting = Setting(instruction, adapter, seed, _free(output), as_json)
-    tagi = _showing(positives, open_tagi(checkpoint, backbone, compiled=compiled))
+    setting = Setting(instruction, adapter, _free(output), as_json)
+    tagi = showing(positives, open_tagi(checkpoint, backbone))
     from tagi.cli import micro as micro_cli
     from tagi.data.types import named
 
-    data = micro_cli.trained_on(checkpoint, data_seed)
+    data = micro_cli.trained_on(checkpoint)
     with waiting("drawing tasks"):
         chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
-        partners = micro_cli.strangers(chosen, seed) if setting.needs_partners else None
+        partners = micro_cli.strangers(chosen) if setting.needs_partners else None
         drawn = micro_cli.with_instances(
             chosen, instances, positives=tagi.config.prompt.positives, held_out=phrasings == "new"
         )
@@ -159,7 +148,6 @@ def micro(
         "positives": tagi.config.prompt.positives,
         "data_seed": data.seed,
         "checkpoint": checkpoint,
-        "compile": compiled,
     }
     _score(tagi, drawn, partners, setting, asked)
 
@@ -178,7 +166,6 @@ def p3(
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
-    seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -186,78 +173,15 @@ def p3(
     from tagi.cli import ranks
 
     free = _free(output)
-    tagi = _showing(positives, open_tagi(checkpoint, backbone))
+    tagi = showing(positives, open_tagi(checkpoint, backbone))
     shots = tagi.config.prompt.positives
     with waiting("rendering prompts"):
-        found, missing = ranks.held_out(
-            data, tasks, reads=reads, prompts=prompts, instances=instances, shots=shots, seed=seed
-        )
+        found, missing = ranks.held_out(data, tasks, reads=reads, prompts=prompts, instances=instances, shots=shots)
     for name, reason in missing.items():
         note(f"{name}: {reason}")
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
-    asked |= {"positives": shots, "reads": reads, "checkpoint": checkpoint, "seed": seed}
+    asked |= {"positives": shots, "reads": reads, "checkpoint": checkpoint}
     ranks.score(tagi, found, instruction, norm, asked, output=free, as_json=as_json)
-
-
-@app.command("text", epilog="Example: tagi eval text --data data/c4 --checkpoint runs/backbone/final")
-def text(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Documents in C4's format, of its validation part.")],
-    documents: Annotated[int, typer.Option(min=1, help="Documents, the first ones.")] = 200,
-    length: Annotated[int, typer.Option(min=8, help="Input tokens of a row.")] = 256,
-    checkpoint: Checkpoint = None,
-    backbone: Backbone = None,
-    as_json: Json = False,
-) -> None:
-    """Bits per byte that a language model needs for text it was not trained on, without any instruction."""
-    from tagi.config import CorpusConfig
-    from tagi.data.corpus import held_out
-
-    corpus = CorpusConfig(c4=str(data), valid_documents=documents, length=length, target_length=length)
-    texts = held_out(corpus)
-    tagi = open_tagi(checkpoint, backbone)
-    from tagi.eval.bits import bits_per_byte, kinds
-
-    found: dict[str, float] = {}
-    with bar("reading") as report:
-        for number, kind in enumerate(kinds(tagi), 1):
-            found[kind] = bits_per_byte(tagi, texts, corpus, kind)
-            report(number, len(kinds(tagi)))
-    if as_json:
-        print_json({"bits_per_byte": found, "documents": len(texts), "bytes": sum(len(x.encode()) for x in texts)})
-        return
-    made = table("bits per byte of held-out text", ("what is said", "bits per byte"))
-    for name, bits in found.items():
-        made.add_row(name, f"{bits:.3f}")
-    stdout().print(made)
-
-
-@app.command("probes", epilog="Example: tagi eval probes --data c4 --checkpoint runs/backbone-metatrain/final")
-def probes(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Text in C4's format: c4-validation.*.json.gz.")],
-    tasks: Annotated[int, typer.Option(min=2, help="Tasks of each probe, and as many that name new values.")] = 24,
-    instances: Annotated[
-        int, typer.Option(min=1, help="Rows of each task; with 12 every answer stands at every place equally often.")
-    ] = 12,
-    positives: Positives = None,
-    checkpoint: Checkpoint = None,
-    backbone: Backbone = None,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Copying what the instruction names, choosing an option, yes or no by a rule: exact match beside chance.
-
-    Each with the right instruction, with another task's of the same probe, and with none.
-    """
-    from tagi.cli import probes as probes_cli
-    from tagi.data.text_tasks import probes as draw
-
-    tagi = _showing(positives, open_tagi(checkpoint, backbone))
-    shown = tagi.config.prompt.positives
-    with waiting("drawing tasks"):
-        drawn = draw(data, seed, tasks=tasks, instances=instances, positives=shown)
-    asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "positives": shown}
-    scores = probes_cli.score(tagi, drawn, seed, asked | {"seed": seed, "checkpoint": checkpoint})
-    print_json(scores) if as_json else stdout().print(probes_cli.score_table(scores))
 
 
 def _say_left_out(not_english: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:
@@ -280,7 +204,7 @@ def _say_left_out(not_english: Mapping[str, str], tasks: Sequence[Task], kept: S
         note(f"{blank:,} rows have an empty answer, as published; an empty answer is right there")
 
 
-def _showing(positives: int | None, tagi: Tagi) -> Tagi:
+def showing(positives: int | None, tagi: Tagi) -> Tagi:
     """The model with so many demonstrations, or with as many as in training."""
     return tagi if positives is None else tagi.showing(positives)
 
@@ -304,7 +228,6 @@ def _score(
             instruction=setting.instruction,
             adapter=setting.adapter,
             partners=partners,
-            seed=setting.seed,
             progress=report,
         )
     seconds = time.perf_counter() - began
@@ -312,10 +235,10 @@ def _score(
         references = reference_points(tasks)
         if not any(task.instruction.positives for task in tasks):
             del references["copy_demonstration"]
-        scores = collect(evaluation, references, setting.seed)
+        scores = collect(evaluation, references)
     made = made_by(tagi)
     scores["control"] = setting.control
-    scores["command"] = asked | {"seed": setting.seed, "solve_seconds": seconds} | made
+    scores["command"] = asked | {"solve_seconds": seconds} | made
     title = _title(scores)
     if setting.output is not None:
         _write(setting.output, evaluation.predictions, scores, title)

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 import tagi
-from tagi.cli import adapt, bench, data, demo, doctor, methods, train
+from tagi.cli import adapt, data, demo, doctor, methods, pretraining, train
 from tagi.cli import eval as evaluation
 from tagi.cli import export as export_command
 from tagi.cli import run as run_command
@@ -38,8 +38,9 @@ app.command("run", epilog=run_command.EXAMPLE)(run_command.run)
 app.command("adapt", epilog=adapt.EXAMPLE)(adapt.adapt)
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("runs", epilog=runs_command.EXAMPLE)(runs_command.runs)
+evaluation.app.command("text", epilog=pretraining.TEXT_EXAMPLE)(pretraining.text)
+evaluation.app.command("probes", epilog=pretraining.PROBES_EXAMPLE)(pretraining.probes)
 app.add_typer(evaluation.app, name="eval")
-app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(export_command.app, name="export")
 app.command("methods", epilog=methods.EXAMPLE)(methods.methods)

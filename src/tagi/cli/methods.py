@@ -36,7 +36,6 @@ DESIGN = {
     "prompt": "prompt",
     "fuses_encoder": "encoder fusion",
     "fuses_decoder": "decoder concat.",
-    "decoder_only": "decoder only",
     "on_target": "on the target",
 }
 SIGN_WIDTH = 10

@@ -6,28 +6,20 @@ from tagi.backbones.files import locate
 from tagi.cli.common import default_checkpoint, note
 from tagi.config import DataConfig
 from tagi.config.files import RUN_FILE, load
-from tagi.data.micro_splits import shuffled_partner
-from tagi.data.microtasks import MicroTask
+from tagi.data.sources.micro import Micro
+from tagi.data.synthetic.micro_splits import shuffled_partner
+from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Task
 from tagi.errors import InputError
-from tagi.train.finetune import micro_split
 
 
-def trained_on(checkpoint: str | None, seed: int | None) -> DataConfig:
-    """The data of the run that trained a checkpoint: what it was not, its test tasks, depends on all of it.
-
-    Args:
-        seed: draw other tasks than that run did.
-    """
+def trained_on(checkpoint: str | None) -> DataConfig:
+    """The data of the run that trained a checkpoint: what it was not, its test tasks, depends on all of it."""
     file = locate(checkpoint or default_checkpoint()) / RUN_FILE
-    data = load(file).data if file.is_file() else DataConfig(source="micro")
     if not file.is_file():
         note(f"the checkpoint has no {RUN_FILE} that says what it was trained on; some tasks may not be unseen")
-    if data.source != "micro":
-        data = DataConfig(source="micro")
-    elif seed not in (None, data.seed):
-        note(f"the checkpoint was trained on tasks of seed {data.seed}; some of seed {seed} may not be unseen")
-    return data if seed is None else data.model_copy(update={"seed": seed})
+    known = load(file).data.of_source("micro") if file.is_file() else None
+    return known or DataConfig(source="micro")
 
 
 def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
@@ -36,7 +28,7 @@ def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
     Raises:
         InputError: there are not so many.
     """
-    test = micro_split(data).test
+    test = Micro(data).split.test
     if count > len(test):
         raise InputError(f"--tasks {count}: there are {len(test)} unseen tasks")
     return test[:count]
@@ -48,7 +40,7 @@ def with_instances(tasks: Sequence[MicroTask], instances: int, *, positives: int
     return [Task(task.name, task.instruction, task.categories, task.examples[:instances]) for task in worded]
 
 
-def strangers(tasks: Sequence[MicroTask], seed: int) -> list[int]:
+def strangers(tasks: Sequence[MicroTask], seed: int = 0) -> list[int]:
     """For each task the number of another whose right answers differ.
 
     Raises:

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from tagi.cli.common import bar, table
 from tagi.cli.scores import interval, made_by, percent
-from tagi.data.text_tasks import Probe, ProbeTasks
 from tagi.data.types import Task
 from tagi.eval.evaluate import Evaluation, InstructionControl, evaluate
-from tagi.eval.probes import chances
+from tagi.pretraining.probes import chances
+from tagi.pretraining.text_tasks import Probe, ProbeTasks
 
 if TYPE_CHECKING:
     from tagi.infer.engine import Tagi

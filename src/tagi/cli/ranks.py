@@ -13,7 +13,7 @@ from rich.table import Table
 from tagi.cli.common import bar, print_json, stderr, stdout, table
 from tagi.cli.scores import made_by, percent, with_interval
 from tagi.config import P3Instruction, RankNorm
-from tagi.data.p3 import EVALUATION, P3Dataset
+from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
 from tagi.eval.rank import Accuracy, Ranking, accuracy, chance, majority, rank
@@ -35,7 +35,6 @@ def held_out(
     prompts: int | None,
     instances: int | None,
     shots: int,
-    seed: int,
 ) -> tuple[list[Task], dict[str, str]]:
     """The held-out tasks under their prompts, and what is not here with the reason; see `P3Dataset.eval_tasks`.
 
@@ -44,7 +43,7 @@ def held_out(
     """
     dataset = P3Dataset(data, instruction=reads)
     here = list(dict.fromkeys(names)) if names else dataset.eval_names()
-    found = (dataset.eval_tasks(name, limit=instances, shots=shots, seed=seed) for name in here)
+    found = (dataset.eval_tasks(name, limit=instances, shots=shots) for name in here)
     tasks = [task for each in found for task in _first_prompts(each, prompts)]
     absent = [] if names else [name for name in EVALUATION if name not in here]
     return tasks, {name: _why(name, data) for name in absent}
@@ -64,9 +63,9 @@ def score(
 
     began = time.perf_counter()
     with bar("ranking") as report:
-        ranking = rank(tagi, tasks, instruction=instruction, norm=norm, seed=asked["seed"], progress=report)
+        ranking = rank(tagi, tasks, instruction=instruction, norm=norm, progress=report)
     seconds = time.perf_counter() - began
-    scores = collect(ranking, tasks, asked["seed"])
+    scores = collect(ranking, tasks)
     made = made_by(tagi)
     scores["control"] = {"instruction": instruction}
     scores["command"] = {**asked, "solve_seconds": seconds, **made}
@@ -76,9 +75,9 @@ def score(
     print_json(scores) if as_json else stdout().print(score_table(scores, title))
 
 
-def collect(ranking: Ranking, tasks: Sequence[Task], seed: int) -> dict[str, Any]:
+def collect(ranking: Ranking, tasks: Sequence[Task]) -> dict[str, Any]:
     """Every figure of a rank classification, as fractions; the interval is 95 % bootstrap over held-out tasks."""
-    found: Accuracy = accuracy(ranking, seed=seed)
+    found: Accuracy = accuracy(ranking)
     interval = found.interval
     return {
         "accuracy": found.mtest11,

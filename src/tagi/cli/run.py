@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Compile, Json, Positives, bar, note, one_line, open_tagi, print_json
+from tagi.cli.common import Backbone, Checkpoint, Json, Positives, bar, note, one_line, open_tagi, print_json
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def run(
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this; may be given several times.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show the answer to a single input as it grows.")] = False,
-    compiled: Compile = False,
     as_json: Json = False,
 ) -> None:
     """Solve inputs: one answer a line on stdout, its line breaks written out (\\n), remarks on stderr.
@@ -67,7 +66,7 @@ def run(
     asked = _asked(instruction, positives, adapter, texts or (), file)
     if stream and (as_json or len(asked) > 1):
         raise InputError("--stream shows one answer as it grows: give a single input, and no --json")
-    tagi = open_tagi(checkpoint, backbone, compiled=compiled)
+    tagi = open_tagi(checkpoint, backbone)
     solver = Solver(tagi, tagi.load_adapter(adapter) if adapter is not None else None, decoding)
     if stream:
         for piece in tagi.stream(solver.told(asked[0].instruction), asked[0].text, generation=decoding):

@@ -29,14 +29,14 @@ def made_by(tagi: Tagi) -> dict[str, str]:
     return {"method": tagi.config.method, "fingerprint": tagi.fingerprint(), "version": package.__version__}
 
 
-def collect(evaluation: Evaluation, reference: Mapping[str, Evaluation], seed: int) -> dict[str, Any]:
+def collect(evaluation: Evaluation, reference: Mapping[str, Evaluation]) -> dict[str, Any]:
     """Every figure of an evaluation; all scores are fractions, intervals are 95 % bootstrap over tasks."""
     summaries = {metric: _summarise(evaluation, metric) for metric in METRICS}
     return {
         "exact_match": summaries["exact_match"].overall.value,
         "rouge_l": summaries["rouge_l"].overall.value,
         "n": len(evaluation.predictions),
-        "interval": {metric: interval(evaluation, metric, seed) for metric in METRICS},
+        "interval": {metric: interval(evaluation, metric) for metric in METRICS},
         "by_category": _groups({metric: one.by_category for metric, one in summaries.items()}),
         "by_task": _groups({metric: one.by_task for metric, one in summaries.items()}),
         "reference": {
@@ -46,7 +46,7 @@ def collect(evaluation: Evaluation, reference: Mapping[str, Evaluation], seed: i
     }
 
 
-def interval(evaluation: Evaluation, metric: str, seed: int) -> list[float] | None:
+def interval(evaluation: Evaluation, metric: str, seed: int = 0) -> list[float] | None:
     """Low and high end of a metric's 95 % interval; None where there is a single task."""
     if len(set(evaluation.tasks)) < 2:
         return None

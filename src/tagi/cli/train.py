@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tagi.config import CorpusConfig, RunConfig
+    from tagi.data.sources import Sources
     from tagi.infer.engine import Tagi
-    from tagi.train.datasets import Datasets
     from tagi.train.plan import Plan
-    from tagi.train.stage import ModelStage
+    from tagi.train.stage import Stage as TrainingStage
 
 EXAMPLE = (
     "Example: tagi train finetune --config configs/default.yaml training.steps=500 --dry-run, or all of a named run: "
@@ -45,28 +45,25 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Train in fp16 all the same.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run one training stage, or all of a named run; prints the folder of the trained checkpoint.
 
     Stage `all` skips what is finished and goes on with what is half done. `tagi runs` lists the named runs.
     """
-    from tagi.train.datasets import Datasets
+    from tagi.cli.pretraining import every_source
 
-    run, datasets = _configs(stage, config_name, overrides or ()), Datasets()
+    run, sources = _configs(stage, config_name, overrides or ()), every_source()
     chosen = list(run) if stage == ALL else [stage]
-    if not force and any(run[key].training.precision == "fp16" for key in chosen):
-        raise ConfigError("training.precision: T5 overflows in fp16; use bf16, or add --force to try it all the same")
     if dry_run:
-        plans = {key: _plan(run, key, draw=True, datasets=datasets) for key in chosen}
+        plans = {key: _plan(run, key, draw=True, sources=sources) for key in chosen}
         if as_json:
             print_json({"dry_run": True, **_as_json(plans, stage)})
         for plan in plans.values() if not as_json else ():
             stdout().print(_table(plan))
         return
     with _saying_what_was_kept():
-        done = {key: _run_stage(run, key, resume or stage == ALL, datasets, skip=stage == ALL) for key in chosen}
+        done = {key: _run_stage(run, key, resume or stage == ALL, sources, skip=stage == ALL) for key in chosen}
     if as_json:
         plans = {key: _plan(run, key, draw=False) for key in chosen}
         print_json({"checkpoint": str(done[chosen[-1]]), **_as_json(plans, stage)})
@@ -101,12 +98,12 @@ def _configs(stage: str, name: str, overrides: Sequence[str]) -> Mapping[str, Ru
     return {stage: config}
 
 
-def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool, datasets: Datasets | None = None) -> Plan:
+def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool, sources: Sources | None = None) -> Plan:
     from tagi.train.plan import plan
 
     before = list(run.values())[: list(run).index(stage)]
     with bar("drawing batches") as report:
-        made = plan(run[stage], before, draw=draw, report=report, datasets=datasets)
+        made = plan(run[stage], before, draw=draw, report=report, sources=sources)
     for text in made.notes:
         note(text)
     return made
@@ -122,11 +119,11 @@ def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
     }
 
 
-def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, datasets: Datasets, *, skip: bool) -> Path:
+def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, sources: Sources, *, skip: bool) -> Path:
     """Train one stage; with `skip`, only if it is not finished."""
     from tagi.files import check_folder
     from tagi.train import checkpoints, resume
-    from tagi.train.team import launched
+    from tagi.train.distributed.team import launched
 
     config = run[key]
     output = Path(config.output)
@@ -137,56 +134,59 @@ def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, datasets: Da
         return final
     if bank:
         check_folder(output)
-        return _train_bank(config, go_on, datasets)
+        return _train_bank(config, go_on, sources)
     checkpoints.check_output(output, resume=go_on)
-    for remark in resume.check(config, launched(), output, datasets):
+    for remark in resume.check(config, launched(), output, sources):
         note(remark)
     if skip and checkpoints.finished(output, config.training.steps):
         note(f"{key}: {final} is there already")
         return final
-    built = _build(config, datasets)
+    built = _build(config, sources)
     stderr().print(_table(_plan(run, key, draw=False)))
-    return _train(built, config, go_on, datasets)
+    return _train(built, config, go_on, sources)
 
 
-def _train_bank(config: RunConfig, resume: bool, datasets: Datasets) -> Path:
+def _train_bank(config: RunConfig, resume: bool, sources: Sources) -> Path:
     """Train a bank of teacher LoRAs, or add single teachers to it."""
     from accelerate import PartialState
 
     from tagi.train.teachers import plan_teachers, train_teachers
 
     with waiting("preparing model and data"):
-        plan = plan_teachers(config, PartialState().num_processes, datasets)
+        plan = plan_teachers(config, PartialState().num_processes, sources)
     note(f"{sum(map(len, plan.waves))} teachers in {len(plan.waves)} waves of {config.training.steps} steps")
     return train_teachers(plan, resume=resume)
 
 
-def _build(config: RunConfig, datasets: Datasets) -> ModelStage:
+def _build(config: RunConfig, sources: Sources) -> TrainingStage:
     with waiting("preparing model and data"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        from tagi.train.build import build_stage
+        if config.stage == "backbone":
+            from tagi.pretraining import stage as pretraining
 
-        stage = build_stage(config, datasets)
+            built: TrainingStage = pretraining.build_stage(config)
+        else:
+            from tagi.train.build import build_stage
+
+            built = build_stage(config, sources)
     for warning in caught:
         note(str(warning.message))
-    return stage
+    return built
 
 
-def _train(stage: ModelStage, config: RunConfig, resume: bool, datasets: Datasets) -> Path:
+def _train(stage: TrainingStage, config: RunConfig, resume: bool, sources: Sources) -> Path:
     from tagi.train.trainer import train as run_stage
 
-    return run_stage(stage, config.training, Path(config.output), resume=resume, evaluate=_validator(config, datasets))
+    return run_stage(stage, config.training, Path(config.output), resume=resume, evaluate=_validator(config, sources))
 
 
-def _validator(config: RunConfig, datasets: Datasets) -> Callable[[Path], dict[str, float]] | None:
+def _validator(config: RunConfig, sources: Sources) -> Callable[[Path], dict[str, float]] | None:
     """Scores of a checkpoint on the meta-valid tasks or, of stage `backbone`, on text; None where none is held out."""
     from tagi.eval.evaluate import evaluate
-    from tagi.train.finetune import valid_tasks
 
     if config.data.corpus is not None:
         return _text_validator(config.data.corpus)
-
-    tasks = valid_tasks(config, datasets)
+    tasks = sources.valid(config.data, config.prompt.positives)
 
     def score(folder: Path) -> dict[str, float]:
         scores = evaluate(_where_training_runs(folder), tasks)
@@ -206,8 +206,8 @@ def _where_training_runs(folder: Path) -> Tagi:
 
 def _text_validator(corpus: CorpusConfig) -> Callable[[Path], dict[str, float]] | None:
     """Bits per byte of a checkpoint on held-out documents."""
-    from tagi.data.corpus import held_out
-    from tagi.eval.bits import bits_per_byte, kinds
+    from tagi.pretraining.bits import bits_per_byte, kinds
+    from tagi.pretraining.corpus import held_out
 
     texts = held_out(corpus)
 

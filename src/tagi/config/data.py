@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from tagi.config.base import Frozen, P3Instruction, Place, Positive, Seed
 
+SourceName = Literal["micro", "sni", "c4", "p3", "everyday", "corpus", "text", "mixture"]
+
 
 class CorpusConfig(Frozen):
     """Plain text that a language model is trained on from nothing, and how it is cut into rows."""
@@ -16,20 +18,12 @@ class CorpusConfig(Frozen):
     """Folder of Super-NaturalInstructions, whose training inputs are read."""
     p3: Place | None = None
     """Folder of P3, whose training inputs are read."""
-    max_instances: Positive | None = None
-    """Inputs of each training task or template; None means all."""
-    overlap: Positive = 13
-    """A document that shares so many words in a row with a test row of sni or p3 is dropped."""
     valid_documents: Annotated[int, Field(ge=0)] = 200
     """Documents of C4's validation part that a checkpoint's bits per byte are measured on."""
     length: Annotated[int, Field(ge=8)] = 512
     """Input tokens of a packed row."""
     target_length: Annotated[int, Field(ge=8)] = 128
     """Target tokens of a packed row of span corruption; a row of prefix LM has `length` of them too."""
-    density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of the tokens that span corruption hides."""
-    mean_span: Annotated[float, Field(ge=1.0)] = 3.0
-    """Mean length of a hidden span."""
     adapt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Share of the steps, the last ones, that are prefix language modelling (LM adaptation)."""
 
@@ -43,11 +37,11 @@ class CorpusConfig(Frozen):
 class DataConfig(Frozen):
     """Training and validation tasks."""
 
-    source: Literal["micro", "sni", "c4", "p3", "corpus", "text", "mixture"]
+    source: SourceName
     """`corpus`: plain text of several kinds, `corpus`; `text`: tasks over the documents of a folder in C4's format;
     `mixture`: several sources of tasks, `parts`."""
     path: Place | None = None
-    """Folder of the data set (sni, c4, p3, text)."""
+    """Folder of the data set (sni, c4, p3, everyday, text)."""
     parts: dict[str, "DataPart"] = Field(default_factory=dict)
     """Sources that share the turns of a mixture, by any name: `data.parts.NAME.path=…` addresses a field."""
     split: str = "default"
@@ -65,27 +59,34 @@ class DataConfig(Frozen):
     categories: Positive | None = None
     """Only the training tasks of so many categories, those with the most tasks (sni; Table 10: 6, 15, 30, 60)."""
     balance: Literal["task", "category"] = "task"
-    """What has equally many turns: every task, or every category, its tasks in turn (sni, p3)."""
+    """What has equally many turns: every task, or every category, its tasks in turn (sni, p3, everyday)."""
     support: Literal["given", "drawn"] = "given"
     """Demonstrations of a training task: the examples that its file gives (Def + 2 Pos), or `prompt.positives` rows of
     its own, drawn anew on every visit and then not asked (A.1's k support beside m query examples, which are
-    `training.rows_per_task`); sni. P3's files give none, so that its are always drawn."""
+    `training.rows_per_task`); sni. The files of p3 and everyday give none, so that theirs are always drawn."""
     zero_shot: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of a training task's turns on which its demonstrations are left out, where `prompt.positives` shows any."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
-    """Meta-valid tasks held out of training; data sets (p3)."""
+    """Meta-valid tasks held out of training; data sets (p3); at least so many, in whole families (everyday)."""
     valid_instances: Positive = 10
     """Instances of each meta-valid task that a checkpoint is scored on."""
     compositions: Positive = 2500
     """Two-step compositions in the training set (micro)."""
-    single_visits: Positive = 100
-    """Turns that each family of single operations has in an epoch, shared by its operations (micro)."""
     max_documents: Positive | None = None
     """Documents of plain text (c4, text); None means all (c4) or the first 10,000 (text)."""
     seed: Seed = 0
     """Seed of the splits and of the generated tasks; the order of training has its own."""
     corpus: CorpusConfig | None = None
     """Plain text (corpus)."""
+
+    @property
+    def by_field(self) -> dict[str, "DataConfig"]:
+        """The sources that tasks come from, by the fields that describe them: a mixture's parts, or this one."""
+        return {f"data.parts.{name}": part for name, part in self.parts.items()} or {"data": self}
+
+    def of_source(self, name: SourceName) -> "DataConfig | None":
+        """What it says of one source; None where that is not among its own."""
+        return next((one for one in self.by_field.values() if one.source == name), None)
 
     @model_validator(mode="after")
     def _has_folder(self) -> Self:
@@ -95,8 +96,8 @@ class DataConfig(Frozen):
             raise ValueError(f"data.path is required for source={self.source}")
         if (self.source == "mixture") != bool(self.parts):
             raise ValueError("source=mixture needs parts, and nothing else has any")
-        if self.balance == "category" and self.source not in ("sni", "p3"):
-            raise ValueError(f"balance=category needs tasks with categories, sni or p3, not source={self.source}")
+        if self.balance == "category" and self.source not in ("sni", "p3", "everyday"):
+            raise ValueError(f"balance=category needs a data set with categories, not source={self.source}")
         if self.zero_shot and self.source in ("c4", "corpus", "mixture"):
             raise ValueError(f"zero_shot is of tasks; source={self.source} has none (a mixture's parts have)")
         if self.support == "drawn" and self.source not in ("sni", "p3"):
@@ -115,7 +116,7 @@ class DataPart(DataConfig):
     @model_validator(mode="after")
     def _can_be_mixed(self) -> Self:
         if self.source in ("c4", "mixture"):
-            raise ValueError(f"source={self.source} cannot be part of a mixture; micro, sni, p3 and text can")
+            raise ValueError(f"source={self.source} cannot be part of a mixture; micro, sni, p3, everyday and text can")
         if self.part == "test":
             raise ValueError("part=test cannot be part of a mixture")
         return self

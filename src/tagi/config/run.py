@@ -1,19 +1,30 @@
 """A complete run."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 from tagi.config.base import Frozen, Place
-from tagi.config.data import DataConfig
+from tagi.config.data import DataConfig, SourceName
 from tagi.config.model import BackboneConfig, FusionConfig, HypernetworkConfig, PromptConfig
 from tagi.config.training import BankConfig, ObjectiveConfig, TrainingConfig
+
+StageName = Literal["backbone", "metatrain", "teachers", "pretrain", "finetune"]
+SUITABLE: Mapping[StageName, tuple[SourceName, ...]] = {
+    "backbone": ("corpus",),
+    "metatrain": ("micro", "sni", "p3", "everyday", "text", "mixture"),
+    "teachers": ("micro", "sni", "p3", "everyday"),
+    "pretrain": ("c4", "micro"),
+    "finetune": ("micro", "sni", "p3", "everyday", "text", "mixture"),
+}
+"""What every stage can learn from."""
 
 
 class RunConfig(Frozen):
     """A complete run: `tagi train STAGE --config FILE`."""
 
-    stage: Literal["backbone", "metatrain", "teachers", "pretrain", "finetune"]
+    stage: StageName
     method: str
     """Stage `teachers`: how the language model under the LoRAs reads, `no_instruction` (b) or `metatrain` (a; b). Stage
     `backbone`: `no_instruction`."""
@@ -42,7 +53,9 @@ class RunConfig(Frozen):
     def _one_start(self) -> Self:
         if (self.start_from is None) == (self.backbone is None):
             raise ValueError("give either backbone (a fresh start) or start_from (an earlier stage)")
-        every = (self.data, *self.data.parts.values())
+        if self.data.source not in SUITABLE[self.stage]:
+            raise ValueError(f"data.source: {self.data.source} does not suit stage {self.stage}")
+        every = self.data.by_field.values()
         if any(data.zero_shot for data in every) and (not self.prompt.positives or self.objective.shots):
             raise ValueError("zero_shot leaves out what prompt.positives shows: give positives, and no fid teacher")
         full = any(data.instruction == "full" for data in every)

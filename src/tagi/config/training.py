@@ -20,33 +20,25 @@ class TrainingConfig(Frozen):
     hypernetwork_lr_scale: Annotated[float, Field(gt=0.0)] = 1.0
     """Learning rate of the generator and of fusion relative to the backbone's `lr`."""
     warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
-    schedule: Literal["constant", "linear", "cosine", "trapezoid"] = "linear"
+    schedule: Literal["constant", "linear", "trapezoid"] = "linear"
     """After warmup: down to 0 all the way, or (trapezoid) in the last `decay` of the steps only."""
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    weight_decay: Rate = 0.0
-    clip: Annotated[float, Field(gt=0.0)] = 1.0
     accumulation: Positive = 1
     trainable: tuple[Part, ...] = ("hypernetwork", "fusion")
     seed: Seed = 0
     """Seed of random initialisation and of the order of training."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer. T5 overflows in fp16."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer."""
     gradient_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass: a third more time for a fraction of the memory."""
     bucket: Literal["input", "prompt"] = "input"
     """A batch holds rows of similar length: of their inputs, so that all methods see the same batches, or of their
     prompts, which leaves less padding where the instruction is read with every input."""
-    packing: bool = False
-    """Rows of a batch stand end to end where there is room: the same loss in less time, where prompts are all that
-    a T5 reads."""
     instruction_cache_mb: Annotated[int, Field(ge=0)] = 512
     """Memory for encoded instructions that are kept across steps while the backbone is frozen."""
     checkpoint_every: Positive = 500
     keep: Positive = 2
-    """Checkpoints that stay, besides the best by `best_metric`."""
-    best_metric: Literal["valid_rouge_l", "valid_exact_match"] = "valid_rouge_l"
-    log_every: Positive = 10
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Checkpoints that stay, besides the best."""
 
 
 class TeacherConfig(Frozen):

@@ -5,7 +5,7 @@ cached keys and values. Matrix products only.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -95,7 +95,7 @@ def task_flops(
 def count_task(model: TagiModel, task: TaskLengths) -> TaskFlops:
     """What a model spends on a task, every answer of full length."""
     reads = reading(model.method, task)
-    backbone: Backbone = model.backbone
+    backbone = cast(Backbone, model.backbone)
     rows, device = Rows(1, task.examples * reads.prompts), backbone.embedding.weight.device
     told = torch.ones(1, reads.once, dtype=torch.long, device=device)
     told = told.unflatten(1, (reads.pieces, task.demonstration)) if model.method.apart else told

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,17 +16,6 @@ from tagi.data.types import Instruction
 from tagi.methods import Method
 
 IGNORE = -100
-
-
-class Packing(NamedTuple):
-    """Which of a row's texts, numbered from 1, each token belongs to; 0 is padding. Texts of a row do not meet."""
-
-    input: Tensor  # (R, N)
-    target: Tensor  # (R, O)
-
-    def to(self, device: torch.device) -> "Packing":
-        """The same on another device."""
-        return Packing(self.input.to(device), self.target.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +32,6 @@ class Batch:
     prompt_ids: Tensor | None = None  # (R, P), instruction and input in one text, for a teacher that reads (a; b)
     prompt_mask: Tensor | None = None  # (R, P)
     shots: tuple[Tensor, Tensor] | None = None  # (T, E, S) each: demonstrations for a teacher, and their mask
-    packing: Packing | None = None  # of rows that hold several texts each
 
     @property
     def tokens(self) -> int:
@@ -60,14 +48,12 @@ class Batch:
         """Target tokens, the count that losses are normalised by."""
         return int((self.labels != IGNORE).sum())
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
         if self.shots is not None:
             moved["shots"] = (self.shots[0].to(device), self.shots[1].to(device))
-        if self.packing is not None:
-            moved["packing"] = self.packing.to(device)
         return replace(self, **moved)
 
     def as_prompt(self) -> "Batch":
@@ -96,11 +82,6 @@ class Reading:
     opens: bool = True
     """Whether the tokens stand before it that its tokenizer puts before a text, and `closes` those behind one."""
     closes: bool = True
-
-    @property
-    def limit(self) -> int:
-        """Tokens that are read at most."""
-        return sum(limit or 0 for _, limit in self.parts)
 
     def then(self, other: "Reading") -> "Reading":
         """Both, one after the other."""
@@ -158,7 +139,7 @@ class Collator:
         """Token ids of what the language model reads for one input; without an instruction, the input alone.
 
         Args:
-            follows: an adapter that is given holds an instruction, which the input goes on from.
+            follows: an adapter that is given holds an instruction that is attended to: the input goes on from it.
         """
         return self._cut(self._input(instruction, text, follows=follows))
 
@@ -179,8 +160,12 @@ class Collator:
         return [self._input(instruction, text)]
 
     def length(self, reading: Reading) -> int:
-        """Tokens of a text before any is dropped; as many are read as its limit lets through."""
+        """Tokens of a text before any is dropped."""
         return len(self._cut(replace(reading, parts=tuple((text, None) for text, _ in reading.parts))))
+
+    def dropped(self, reading: Reading) -> int:
+        """Tokens of a text that are not read, for each part is cut to its own limit."""
+        return self.length(reading) - len(self._cut(reading))
 
     def _pieces(self, instruction: Instruction, count: int) -> list[Reading]:
         texts = (render_demonstration(item, style=self.prompt.style) for item in instruction.positives[:count])

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, De
 from pyarrow.lib import ArrowException
 
 from tagi.data.fetch import record, verify
-from tagi.data.p3 import MAX_ROWS, P3Dataset, data_sets
+from tagi.data.sources.p3_files import MAX_ROWS, P3Dataset, data_sets
 from tagi.errors import DataError
 from tagi.files import atomic_file
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd
+from random import Random
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tagi.data.types import Example, Task
+from tagi.data.types import Demonstration, Example, Task
+from tagi.errors import ConfigError
 
 WINDOW = 16
 """Batches that are drawn together, sorted by length and cut, so that a batch holds rows of similar length."""
@@ -46,6 +48,25 @@ class FixedTasks:
     def task(self, number: int, visit: int) -> Task:
         del visit
         return self.tasks[number]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnDemonstrations:
+    """A source whose tasks show other rows of their own on every visit.
+
+    They are A.1's k support examples: none of them is among the visit's examples, of which the mixture draws m to ask.
+    """
+
+    tasks: Sequence[Task]
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def task(self, number: int, visit: int) -> Task:
+        task = self.tasks[number]
+        count = min(self.count, len(task.examples) - 1)
+        return with_demonstrations(task, count, visit) if count else task
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +184,24 @@ class Mixture:
         task = source.task(number, visit)
         rows = draw_rows(task.examples, self.rows, visit, (self.seed, 2, number))
         return TaskGroup(task, draw_references(rows, (self.seed, 4, turn)))
+
+
+def with_demonstrations(task: Task, count: int, seed: int) -> Task:
+    """The task with `count` of its own rows as demonstrations, which are then no longer among its examples.
+
+    Raises:
+        ConfigError: it has no more than `count` rows.
+    """
+    examples = list(task.examples)
+    if count >= len(examples):
+        raise ConfigError(
+            f"prompt.positives: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
+        )
+    rng = Random(f"{seed} {task.name}")
+    support = set(rng.sample(range(len(examples)), count))
+    shown = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in sorted(support))
+    kept = [one for i, one in enumerate(examples) if i not in support]
+    return replace(task, instruction=replace(task.instruction, positives=shown), examples=kept)
 
 
 def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[int, ...]) -> tuple[Example, ...]:

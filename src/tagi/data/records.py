@@ -26,6 +26,13 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
+def written(text: str) -> str:
+    """The validator of a text that must not be empty."""
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
+
+
 def parse_json(kind: type[R], text: str, path: Path, within: str = "") -> R:
     """One JSON object as a record.
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import hub
-from tagi.backbones.base import Backbone, EncodedInstruction, Prepared
+from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.files import locate
 from tagi.backbones.rows import Rows
 from tagi.config import Shape
@@ -24,9 +24,10 @@ from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer import asked, notes
 from tagi.infer.answers import Answer, AnswerTexts, raised, seeded
 from tagi.infer.cards import checkpoint_card
-from tagi.infer.running import Request, Tokens
+from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GREEDY, GenerationConfig, Limits
+from tagi.infer.tasks import Request
 from tagi.model import adapter as adapters
 from tagi.model import checkpoint
 from tagi.model.adapter import Origin, TaskAdapter
@@ -53,8 +54,6 @@ class Tagi:
         self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
         self._fingerprint: str | None = None
-        self._decodes: Backbone = model.backbone
-        """What steps of decoding go through: the language model, or it compiled."""
 
     @classmethod
     def from_pretrained(
@@ -181,7 +180,7 @@ class Tagi:
         requests = self._requests(told, inputs, tasks, generation)
         tokens: list[list[int]] = [[] for _ in requests]
         ends: dict[int, Tokens] = {}
-        for step in Scheduler(self._decodes, eager=False).run(_sorted(requests)):
+        for step in Scheduler(self.model.backbone, eager=False).run(_sorted(requests)):
             tokens[step.number] += step.new
             if step.done:
                 ends[step.number] = step
@@ -205,7 +204,7 @@ class Tagi:
     def _streamed(self, requests: Sequence[Request], stop: Sequence[str]) -> Iterator[str]:
         tokens: list[int] = []
         shown = 0
-        for step in Scheduler(self._decodes).run(requests):
+        for step in Scheduler(self.model.backbone).run(requests):
             if step.error is not None:
                 raise step.error
             tokens += step.new
@@ -227,9 +226,10 @@ class Tagi:
         told, inputs, generation = asked.told(told), asked.inputs(inputs), asked.generation(generation)
         instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
         owners = asked.owners(tasks, adapter.tasks, len(inputs))
-        told_of = adapter.instruction.mask.any(1).tolist()
+        attended = adapter.instruction.attended
+        follows = [False] * adapter.tasks if attended is None else attended.mask.any(1).tolist()
         prompts = [
-            self.prompts(instruction, text, follows=told_of[owner]) for text, owner in zip(inputs, owners, strict=True)
+            self.prompts(instruction, text, follows=follows[owner]) for text, owner in zip(inputs, owners, strict=True)
         ]
         prepared, limits = self.prepare(adapter, len(inputs)), self._limits(generation)
         seeds = seeded(generation.seed, inputs)
@@ -308,7 +308,8 @@ class Tagi:
         else:
             adapter = TaskAdapter.from_pretrained(folder)
             self._check_own(adapter, folder)
-            adapters.check_fits(adapter, self.model.backbone, folder / adapters.WEIGHTS)
+            attends = self.model.method.fuses_decoder
+            adapters.check_fits(adapter, self.model.backbone, folder / adapters.WEIGHTS, attends=attends)
         return adapter.to(self.device, self.model.backbone.embedding.weight.dtype)
 
     def fingerprint(self) -> str:

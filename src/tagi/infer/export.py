@@ -17,7 +17,7 @@ from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Modules
 from tagi.config import Target
 from tagi.data import tokenizers
-from tagi.data.collate import assemble
+from tagi.data.collate import Batch, assemble
 from tagi.errors import InputError
 from tagi.files import atomic_folder
 from tagi.infer.engine import Tagi, load_tokenizer
@@ -181,15 +181,19 @@ def measure(tagi: Tagi, adapter: TaskAdapter, inputs: Inputs) -> Lost:
 @torch.inference_mode()
 def _divergence(tagi: Tagi, whole: TaskAdapter, alone: TaskAdapter, pairs: Sequence[tuple[str, str]]) -> Loss:
     """KL(whole || alone) over the tokens of given answers to inputs."""
-    inputs = [tagi.collator.input(None, text) for text, _ in pairs]
     targets = [tagi.collator.target(answer) for _, answer in pairs]
-    batch = assemble([], inputs, targets, torch.zeros(len(pairs), dtype=torch.long)).to(tagi.device)
+
+    def read(adapter: TaskAdapter) -> Batch:
+        follows = tagi.model.method.fuses_decoder and bool(adapter.instruction.mask.any())
+        inputs = [tagi.collator.input(None, text, follows=follows) for text, _ in pairs]
+        return assemble([], inputs, targets, torch.zeros(len(pairs), dtype=torch.long)).to(tagi.device)
 
     def logits(adapter: TaskAdapter) -> Tensor:
-        rows = Rows(1, len(pairs))
+        batch, rows = read(adapter), Rows(1, len(pairs))
         return tagi.model.respond(adapter, batch.input_ids, batch.input_mask, batch.target_ids, rows).logits
 
-    return distillation(logits(alone), soften(logits(whole), 1.0), valid_positions(batch.labels), 1.0)
+    labels = read(whole).labels
+    return distillation(logits(alone), soften(logits(whole), 1.0), valid_positions(labels), 1.0)
 
 
 def _check_lora(adapter: TaskAdapter, source: Path) -> None:

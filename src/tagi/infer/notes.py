@@ -17,8 +17,8 @@ def of(collator: Collator, instruction: Instruction | None, inputs: Sequence[str
         found += _cut(collator, f"demonstration {number}" if collator.method.apart else "the instruction", reading)
     prompted = instruction is not None and collator.method.prompt
     for name, readings in zip(named, each, strict=True):
-        longest = max(readings, key=collator.length)
-        found += _cut(collator, f"the prompt of {name}" if prompted else name, longest)
+        most = max(readings, key=collator.dropped)
+        found += _cut(collator, f"the prompt of {name}" if prompted else name, most)
     return [*found, *_unknown(collator, [*_written(collator, instruction), *inputs])]
 
 
@@ -38,8 +38,10 @@ def _undemonstrated(
 
 
 def _cut(collator: Collator, name: str, reading: Reading) -> Iterator[str]:
-    if (length := collator.length(reading)) > reading.limit:
-        yield f"{name} has {length} tokens and was cut to its first {reading.limit}"
+    if dropped := collator.dropped(reading):
+        length = collator.length(reading)
+        where = "" if len(reading.parts) > 1 else "its first "
+        yield f"{name} has {length} tokens and was cut to {where}{length - dropped}"
 
 
 def _written(collator: Collator, instruction: Instruction | None) -> Iterator[str]:

@@ -10,41 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tagi.backbones.base import Backbone, Cache, Prepared
-from tagi.backbones.rows import Rows
+from tagi.backbones.base import Backbone, Cache
 from tagi.data.collate import pad
 from tagi.errors import InputError
-from tagi.infer.search import GREEDY, GenerationConfig, Limits, Reason, Search, Step, begin
+from tagi.infer.search import Reason, Search, Step, begin
+from tagi.infer.tasks import Request, TaskTable
 
 FREED = 0.25
 """Share of a batch that must be finished before its rows are dropped though none waits: that copies what is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One input to answer."""
-
-    number: int
-    prompts: Sequence[Sequence[int]]
-    """Token ids; of several prompts the next-token log-probabilities are averaged."""
-    prepared: Prepared
-    task: int
-    """Which of the prepared tasks it belongs to."""
-    seed: str
-    """Decides what is drawn where tokens are sampled."""
-    limits: Limits
-    generation: GenerationConfig = GREEDY
-
-    @property
-    def rows(self) -> int:
-        """Rows of the model that it takes."""
-        return self.generation.beams * len(self.prompts)
-
-    @property
-    def told(self) -> int:
-        """Positions before its first token: of an instruction that its task attends to."""
-        attended = self.prepared.attended
-        return 0 if attended is None else int(attended.start[self.task])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +43,23 @@ class Running:
 
     requests: tuple[Request, ...]
     searches: tuple[Search | None, ...]
-    """None where the answer is complete."""
+    """None where the answer is complete; another request may take the place."""
+    tasks: TaskTable
     last: Tensor  # (R,), the newest tokens
     cache: Cache
-    read: int
-    """Positions of the row that has read most."""
+    steps: int
+    """Taken since the batch began, and `began`, of each request: positions that its row had read at step 0."""
+    began: tuple[int, ...]
 
     @property
     def open(self) -> list[int]:
         """Places of the answers that go on."""
         return [place for place, search in enumerate(self.searches) if search is not None]
+
+    @property
+    def closed(self) -> list[int]:
+        """Places of the answers that are complete."""
+        return [place for place, search in enumerate(self.searches) if search is None]
 
     @property
     def open_rows(self) -> int:
@@ -96,79 +76,82 @@ def begun(backbone: Backbone, requests: Sequence[Request]) -> tuple[Running, lis
     """Requests with their inputs read and the first tokens of their answers."""
     members, beams = len(requests[0].prompts), requests[0].generation.beams
     device = backbone.embedding.weight.device
-    prepared, rows = _tasks(requests, members, device)
+    tasks = TaskTable.of(requests)
     ids, mask = (x.to(device) for x in pad([one for request in requests for one in request.prompts]))
     most = max(one.limits.most for one in requests)
-    logits, cache = backbone.begin(ids, mask, prepared=prepared, rows=rows, room=most)
+    rows = tasks.rows(requests, members, device)
+    logits, cache = backbone.begin(ids, mask, prepared=tasks.prepared, rows=rows, room=most)
     if beams > 1:
         each = torch.arange(len(ids), device=device).unflatten(0, (-1, 1, members)).expand(-1, beams, -1).flatten()
         logits, cache = logits[each], cache.select(each)
     searches = tuple(begin(one.generation, one.limits, one.seed) for one in requests)
-    read = max(len(prompt) + one.told for one in requests for prompt in one.prompts)
-    return _advanced(Running(tuple(requests), searches, logits.argmax(-1), cache, read), logits)
+    began = tuple(one.told + max(map(len, one.prompts)) for one in requests)
+    return _advanced(Running(tuple(requests), searches, tasks, logits.argmax(-1), cache, 0, began), logits)
 
 
 def stepped(backbone: Backbone, running: Running) -> tuple[Running, list[Tokens]]:
     """One token more for every answer that goes on."""
     logits, cache = backbone.step(running.last, running.cache)
-    return _advanced(replace(running, cache=cache, read=running.read + 1), logits)
+    return _advanced(replace(running, cache=cache, steps=running.steps + 1), logits)
 
 
 def joined(running: Running | None, joining: Running) -> Running:
-    """One batch out of two; answers that are complete are dropped."""
+    """One batch out of two: new requests take the places of answers that are complete, if there are enough."""
     if running is None or not joining.open:
         return running or joining
-    ours, theirs = _picked(running, running.open), _picked(joining, joining.open)
+    theirs = _picked(joining, joining.open)
+    if len(theirs.requests) <= len(running.closed):
+        return _put(running, theirs, running.closed[: len(theirs.requests)])
+    ours = _picked(running, running.open)
     requests = ours.requests + theirs.requests
-    prepared, rows = _tasks(requests, requests[0].rows, ours.last.device)
+    tasks, device = TaskTable.of(requests), ours.last.device
     room = max(one.limits.most for one in requests)
+    rows = tasks.rows(requests, requests[0].rows, device)
     return Running(
         requests,
         ours.searches + theirs.searches,
+        tasks,
         torch.cat((ours.last, theirs.last)),
-        ours.cache.beside(theirs.cache, prepared, rows, room),
-        max(ours.read, theirs.read),
+        ours.cache.beside(theirs.cache, tasks.prepared, rows, room),
+        ours.steps,
+        ours.began + tuple(one + theirs.steps - ours.steps for one in theirs.began),
     )
 
 
-def kept(running: Running, positions: int | None) -> Running | None:
-    """Without the answers that are complete, where that is worth its copies or the model has no more positions for
-    their rows; None where nothing is left."""
+def _put(running: Running, joining: Running, places: Sequence[int]) -> Running:
+    """New requests in the places of others; their tasks in the places of tasks that nobody needs any more."""
+    requests, searches, began = list(running.requests), list(running.searches), list(running.began)
+    each = zip(places, joining.requests, joining.searches, joining.began, strict=True)
+    for place, request, search, positions in each:
+        requests[place], searches[place] = request, search
+        began[place] = positions + joining.steps - running.steps
+    tasks = running.tasks.with_tasks(requests)
+    device, rows = running.last.device, tasks.rows(requests, requests[0].rows, running.last.device)
+    index = _rows_of(places, requests[0].rows, device)
+    room = max(one.limits.most for one in joining.requests)
+    cache = running.cache.put(index, joining.cache, tasks.prepared, rows, room)
+    last = running.last.index_copy(0, index, joining.last)
+    return Running(tuple(requests), tuple(searches), tasks, last, cache, running.steps, tuple(began))
+
+
+def kept(running: Running, positions: int | None, *, awaited: bool) -> Running | None:
+    """Without the answers that are complete, where that is worth its copies; None where nothing is left.
+
+    Args:
+        positions: that the model has, which no row may go beyond.
+        awaited: other requests will take their places.
+    """
     places = running.open
     if not places:
         return None
-    finished = len(running.requests) - len(places)
-    full = positions is not None and running.read >= positions
-    if not finished or (finished < FREED * len(running.requests) and not full):
+    finished = len(running.closed)
+    full = positions is not None and max(running.began) + running.steps >= positions
+    if not finished or not (full or (not awaited and finished >= FREED * len(running.requests))):
         return running
     left = _picked(running, places)
-    prepared, rows = _tasks(left.requests, left.requests[0].rows, left.last.device)
-    return replace(left, cache=left.cache.given(prepared, rows))
-
-
-def _tasks(requests: Sequence[Request], rows: int, device: torch.device) -> tuple[Prepared, Rows]:
-    """What the tasks of some requests share, each task once, and which of the requests' rows belong to which."""
-    numbers: dict[tuple[int, int], int] = {}
-    owners = [numbers.setdefault((id(one.prepared), one.task), len(numbers)) for one in requests]
-    first = {number: requests[place] for place, number in reversed(list(enumerate(owners)))}
-    prepared = _gathered([first[number] for number in range(len(numbers))], device)
-    owner = torch.tensor(owners, device=device)
-    return prepared, Rows.of(owner.repeat_interleave(rows), len(numbers))
-
-
-def _gathered(each: Sequence[Request], device: torch.device) -> Prepared:
-    """The prepared tasks of some requests, one after another."""
-    together: Prepared | None = None
-    while each:
-        whole = each[0].prepared
-        count = next((i for i, one in enumerate(each) if one.prepared is not whole), len(each))
-        tasks = [one.task for one in each[:count]]
-        if tasks != list(range(whole.tasks)):
-            whole = whole.select(torch.tensor(tasks, device=device))
-        together = whole if together is None else together.beside(whole)
-        each = each[count:]
-    assert together is not None
-    return together
+    tasks = TaskTable.of(left.requests)
+    rows = tasks.rows(left.requests, left.requests[0].rows, left.last.device)
+    return replace(left, tasks=tasks, cache=left.cache.given(tasks.prepared, rows))
 
 
 def _advanced(running: Running, logits: Tensor) -> tuple[Running, list[Tokens]]:
@@ -223,16 +206,21 @@ def _picked(running: Running, places: Sequence[int]) -> Running:
     """Some of the requests, beside the tasks of all."""
     if len(places) == len(running.searches):
         return running
-    each, device = running.requests[0].rows, running.last.device
-    index = torch.tensor(places, device=device)
-    index = (index[:, None] * each + torch.arange(each, device=device)).flatten()
+    index = _rows_of(places, running.requests[0].rows, running.last.device)
     return replace(
         running,
         requests=tuple(running.requests[place] for place in places),
         searches=tuple(running.searches[place] for place in places),
+        began=tuple(running.began[place] for place in places),
         last=running.last[index],
         cache=running.cache.select(index),
     )
+
+
+def _rows_of(places: Sequence[int], each: int, device: torch.device) -> Tensor:
+    """The rows of some requests, which have `each` of them."""
+    index = torch.tensor(places, device=device)
+    return (index[:, None] * each + torch.arange(each, device=device)).flatten()
 
 
 def averaged(log_probabilities: Tensor, members: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 
 from tagi.backbones.base import Backbone, Prepared
 from tagi.errors import InputError
-from tagi.infer.running import Request, Running, Tokens, begun, joined, kept, stepped
+from tagi.infer.running import Running, Tokens, begun, joined, kept, stepped
+from tagi.infer.tasks import Request
 
 CAPACITY = 64
 """Rows of a running batch, at most, but for a single request that has more."""
@@ -64,10 +65,11 @@ class Scheduler:
             new, tokens = begun(self.backbone, requests)
             settled += tokens
             self._keep(kind, joined(self._running.get(kind), new))
+        awaited = {self._kind(request) for request in self._waiting}
         for kind, running in list(self._running.items()):
             running, tokens = stepped(self.backbone, running)
             settled += tokens
-            self._keep(kind, kept(running, self.backbone.max_positions))
+            self._keep(kind, kept(running, self.backbone.max_positions, awaited=kind in awaited))
         if not self._running and not self._waiting:
             self._sizes.clear()
         return settled
@@ -93,7 +95,7 @@ class Scheduler:
         """Requests of one kind can share a batch."""
         prepared = request.prepared
         if id(prepared) not in self._sizes:  # held here, so that no other object gets its identity
-            sizes = frozenset((site, f.a.shape[1], f.scale, f.merged is None) for site, f in prepared.modules.items())
+            sizes = frozenset((site, f.a.shape[1], f.scale) for site, f in prepared.modules.items())
             self._sizes[id(prepared)] = prepared, sizes
         return request.generation.beams, len(request.prompts), self._sizes[id(prepared)][1]
 

@@ -190,7 +190,8 @@ class Beams:
         count = self.generation.beams
         likelihood = self.limits.allowed(scores.log_softmax(-1), len(self.tokens[0]))
         total = likelihood + torch.tensor(self.scores, device=scores.device)[:, None]
-        values, places = total.flatten().topk(2 * count)
+        candidates = count * max(2, 1 + len(self.limits.ends))  # a beam may end in as many ways, and go on
+        values, places = total.flatten().topk(min(candidates, total.numel()))
         parents, tokens = (places // scores.shape[-1]).tolist(), (places % scores.shape[-1]).tolist()
         grown = [(*self.tokens[parent], token) for parent, token in zip(parents, tokens, strict=True)]
         reasons: list[Reason | None] = [self.limits.reason(each) for each in grown]

@@ -214,11 +214,13 @@ def _read(folder: Path) -> TaskAdapter:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def check_fits(adapter: TaskAdapter, backbone: Backbone, file: Path) -> None:
-    """Refuse an adapter, read from `file`, that does not fit a language model.
+def check_fits(adapter: TaskAdapter, backbone: Backbone, file: Path, *, attends: bool) -> None:
+    """Refuse an adapter, read from `file`, that does not fit a language model, whose inputs attend to instructions or
+    do not.
 
     Raises:
-        CheckpointError: a site that the model does not have, or a tensor of another width; names it.
+        CheckpointError: a site that the model does not have, a tensor of another width, or keys and values of another
+            number of blocks; names it.
     """
     known = {*backbone.site_weights(), *backbone.sites("prefix"), *backbone.sites("bottleneck")}
     check_shape(file, "instruction", adapter.instruction.hidden, adapter.tasks, "tokens", backbone.d_model)
@@ -228,13 +230,14 @@ def check_fits(adapter: TaskAdapter, backbone: Backbone, file: Path) -> None:
         width_in, width_out = backbone.site_shape(site)
         check_shape(file, f"{site}.A", factors.a, adapter.tasks, "rank", width_in)
         check_shape(file, f"{site}.B", factors.b, adapter.tasks, width_out, "rank")
-    _check_attended(adapter.instruction, backbone, file)
+    _check_attended(adapter.instruction, backbone, file, attends=attends)
 
 
-def _check_attended(instruction: EncodedInstruction, backbone: Backbone, file: Path) -> None:
-    """Whether keys and values are there for every block of a decoder-only model, of its widths."""
+def _check_attended(instruction: EncodedInstruction, backbone: Backbone, file: Path, *, attends: bool) -> None:
+    """Whether keys and values are there for every block of a decoder-only model that attends to them, of its widths."""
     layers = () if instruction.attended is None else instruction.attended.layers
-    expected = 0 if backbone.has_encoder or not instruction.mask.shape[1] else backbone.shape.num_layers
+    attends = attends and not backbone.has_encoder and bool(instruction.mask.shape[1])
+    expected = backbone.shape.num_layers if attends else 0
     if len(layers) != expected:
         raise CheckpointError(
             f"{file}: holds keys and values of {len(layers)} blocks, but this model needs them of {expected}"

@@ -59,9 +59,9 @@ def load_peft(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, 
     """The LoRA of a folder, for a language model with that fingerprint; who else than we wrote it cannot be checked.
 
     Raises:
-        CheckpointError: no LoRA of projections that can be adapted, pickled, an unsupported setting, a tensor missing
-            of another shape, values that are no finite numbers, or made by us for another language model; names file and
-            field or tensor.
+        CheckpointError: something else than LoRA of projections that can be adapted, an unsupported setting, a tensor
+            that is missing or of another shape, values that are no finite numbers, made by us for another language
+            model, or pickled; names file and field or tensor.
     """
     return read_whole(folder, lambda: _loaded(folder, backbone, fingerprint))
 

@@ -88,12 +88,13 @@ class TagiModel(nn.Module):
         if ids.dim() == 3:
             pieces = self.read(ids.flatten(0, 1), mask.flatten(0, 1), recompute=recompute)
             return EncodedInstruction(pieces.hidden.unflatten(0, ids.shape[:2]).flatten(1, 2), mask.flatten(1).bool())
-        if self.instruction_encoder is None:
-            return self.backbone.read(ids, mask, recompute=recompute)
-        own = cast(Reader, self.instruction_encoder).read(ids, mask, recompute=recompute)
-        if self.backbone.has_encoder or not self.method.fuses_decoder:
-            return replace(own, attended=None)
-        return replace(own, attended=self.backbone.read(ids, mask).attended)
+        reader = cast(Reader, self.instruction_encoder or self.backbone)
+        read = reader.read(ids, mask, recompute=recompute)
+        if not self.method.fuses_decoder:
+            return replace(read, attended=None)  # which nothing would read
+        if self.instruction_encoder is None or self.backbone.has_encoder:
+            return read
+        return replace(read, attended=self.backbone.read(ids, mask).attended)
 
     def adapt(self, ids: Tensor, mask: Tensor, *, recompute: bool = False) -> TaskAdapter:
         """Instructions (T, S) to the adapters of T tasks, neutral ones if the method reads no instruction."""

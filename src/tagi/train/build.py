@@ -2,54 +2,50 @@
 
 import warnings
 from pathlib import Path
-from typing import cast
 
 from tagi import methods
-from tagi.backbones.t5.model import T5
-from tagi.backbones.t5.packed import PackedT5
 from tagi.config import RunConfig
 from tagi.data.collate import Collator
+from tagi.data.sources import Sources
 from tagi.errors import ConfigError
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
-from tagi.train.backbone import PackedStage, check_tokenizer, read_text, text_batches, write_about
-from tagi.train.datasets import Datasets
+from tagi.train.batches import batches
+from tagi.train.checks import check_stage, check_taught
+from tagi.train.distributed.team import launched
 from tagi.train.encodings import encodings
-from tagi.train.objective import build_objective
+from tagi.train.objectives.objective import build_objective
 from tagi.train.resume import Record
-from tagi.train.sources import batches, check_stage, check_taught
-from tagi.train.stage import ModelStage, Stage
+from tagi.train.stage import ModelStage
 from tagi.train.start import start
-from tagi.train.team import launched
 
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a warning."""
 
 
-def build_stage(config: RunConfig, datasets: Datasets | None = None) -> Stage:
+def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage:
     """Everything that a run's config describes, ready for the trainer.
 
     Args:
-        datasets: that others read as well.
+        sources: that others read as well.
 
     Raises:
         TagiError: whatever in the config, the data or the checkpoint does not fit.
     """
     check_stage(config, methods.get(config.method))
-    if config.stage == "backbone":
-        return _backbone_stage(config)
-    datasets = datasets or Datasets()
-    begin = start(config, datasets=datasets)
+    sources = sources or Sources()
+    begin = start(config, sources=sources)
     model, tokenizer = begin.model, begin.tokenizer
     _check_parts(config, model)
     objective = build_objective(config, model, tokenizer)
     if objective.taught is not None:
-        check_taught(config, objective.taught, datasets)
+        check_taught(config, objective.taught, sources)
     distils = config.objective.lambda_kl > 0
-    collator = Collator(tokenizer, config.prompt, model.method, prompts=distils, shots=config.objective.shots)
+    joined, shots = not model.backbone.has_encoder, config.objective.shots
+    collator = Collator(tokenizer, config.prompt, model.method, joined, prompts=distils, shots=shots)
 
-    record = Record.of(config, launched(), datasets)
+    record = Record.of(config, launched(), sources)
 
     def write(folder: Path) -> None:
         record.write(folder)
@@ -59,30 +55,9 @@ def build_stage(config: RunConfig, datasets: Datasets | None = None) -> Stage:
 
     parts = optim.trainable(model, config.training)
     terms, encode = objective.terms, encodings(model, config.training)
-    drawn = batches(config, collator, launched(), datasets)
+    drawn = batches(config, collator, launched(), sources)
     recompute = config.training.gradient_checkpointing
     return ModelStage(model, parts, drawn, write, begin.read, terms, record.check, encode=encode, recompute=recompute)
-
-
-def _backbone_stage(config: RunConfig) -> PackedStage:
-    """Stage `backbone`: plain text, read and written without any instruction."""
-    text = read_text(config)
-    begin = start(config, text.tokenizer)
-
-    record = Record.of(config, launched())
-
-    def write(folder: Path) -> None:
-        record.write(folder)
-        begin.write(folder)
-        write_about(text.about, folder)
-
-    def read(folder: Path) -> None:
-        check_tokenizer(text, folder)
-        begin.read(folder)
-
-    parts = optim.trainable(begin.model, config.training)
-    model = PackedT5(cast(T5, begin.model.backbone))
-    return PackedStage(model, parts, text_batches(config, text, launched()), write, read, record.check)
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

@@ -23,6 +23,8 @@ from tagi.errors import CheckpointError
 from tagi.files import atomic_folder, check_folder, sweep, write_text
 
 LOG, OPTIMIZER, STATE, FINAL, BEST = "log.jsonl", "optimizer.safetensors", "trainer.json", "final", "best"
+BEST_METRIC = "valid_rouge_l"
+"""The score that chooses the best checkpoint."""
 _STEP = "step-"
 _NAME = re.compile(rf"{_STEP}(\d{{8,}})")
 
@@ -128,26 +130,26 @@ def clear(folder: Path) -> None:
     sweep(folder, f"{_STEP}*", FINAL, BEST, LOG)
 
 
-def tidy(folder: Path, metric: str, keep: int) -> None:
+def tidy(folder: Path, keep: int) -> None:
     """Do what a killed run left undone: keep its best, remove its oldest checkpoints."""
     present = checkpoints(folder)
     if (folder / FINAL).exists():
         present.append(folder / FINAL)
     for found in present:
-        keep_best(found, metric)
+        keep_best(found)
     prune(folder, keep)
 
 
-def keep_best(newest: Path, metric: str) -> None:
+def keep_best(newest: Path) -> None:
     """Make a checkpoint the run's best, without its optimizer, if its score is higher than the best so far.
 
     Raises:
         DiskError: the disk is full or cannot be written; the best so far stays.
     """
     state, best = read_state(newest), newest.parent / BEST
-    if metric not in state.scores:
+    if BEST_METRIC not in state.scores:
         return
-    if best.exists() and read_state(best).scores.get(metric, -math.inf) >= state.scores[metric]:
+    if best.exists() and read_state(best).scores.get(BEST_METRIC, -math.inf) >= state.scores[BEST_METRIC]:
         return
     with atomic_folder(best) as draft:
         ignored = shutil.ignore_patterns(OPTIMIZER, STATE)

@@ -14,7 +14,6 @@ from tagi.backbones.base import EncodedInstruction, stack_encoded
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.model.tagi import TagiModel, neutral
-from tagi.train import zero
 
 MEBIBYTE = 2**20
 
@@ -29,7 +28,7 @@ class Encodings:
 
     def __call__(self, batch: Batch) -> EncodedInstruction | None:
         """The instructions of every task, padded; None where the model's shards meet only in its own forward."""
-        if isinstance(self.model, FSDPModule) or zero.sharded(self.model):
+        if isinstance(self.model, FSDPModule):
             return None
         masks = batch.instruction_mask.bool()
         if masks.dim() == 3:

@@ -9,13 +9,13 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
-from tagi.config import DataConfig, RunConfig, Shape
+from tagi.config import RunConfig, Shape
 from tagi.cost.step import Lengths
-from tagi.data.c4 import MAX_LENGTH
 from tagi.data.collate import Batch, Collator
+from tagi.data.segments import MAX_LENGTH
+from tagi.data.sources import Sources
 from tagi.model import checkpoint
-from tagi.train.datasets import Datasets
-from tagi.train.sources import batches
+from tagi.train.batches import batches
 from tagi.train.start import random_tokenizer
 
 MEASURED_STEPS = 4
@@ -36,11 +36,11 @@ class Measured:
     from_data: bool
 
 
-def tokenizer_at_hand(config: RunConfig, shape: Shape, datasets: Datasets) -> PreTrainedTokenizerBase | None:
+def tokenizer_at_hand(config: RunConfig, shape: Shape, sources: Sources) -> PreTrainedTokenizerBase | None:
     """The run's tokenizer if it lies on this machine; nothing is downloaded."""
     source, backbone = config.start_from, config.backbone
     if backbone is not None and backbone.path is None:
-        return random_tokenizer(backbone, shape, config.data, datasets) if data_at_hand(config) else None
+        return random_tokenizer(backbone, shape, config.data, sources) if data_at_hand(config) else None
     source = source or (backbone.path if backbone is not None else None)
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
@@ -50,38 +50,38 @@ def tokenizer_at_hand(config: RunConfig, shape: Shape, datasets: Datasets) -> Pr
 
 def data_at_hand(config: RunConfig) -> bool:
     """Whether the run's data can be read here; a corpus need not be, for its rows have a fixed length."""
-    sources = tuple(config.data.parts.values()) or (config.data,)
-    return all(map(_here, sources))
-
-
-def _here(data: DataConfig) -> bool:
-    return data.source == "micro" or (data.source != "corpus" and Path(data.path or "").is_dir())
-
-
-def _shortened(data: DataConfig) -> DataConfig:
-    """The same data with no more documents than a plan needs."""
-    limit = min(data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
-    parts = {name: _shortened(part) for name, part in data.parts.items()}
-    return data.model_copy(update={"max_documents": limit, "parts": parts})
+    each = config.data.by_field.values()
+    return config.data.corpus is None and all(one.path is None or Path(one.path).is_dir() for one in each)
 
 
 def from_data(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, report: Callable[[int, int], None], datasets: Datasets
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    report: Callable[[int, int], None],
+    sources: Sources,
+    *,
+    joined: bool,
 ) -> Measured:
-    """Draw the first steps' batches.
+    """Draw the first steps' batches; `joined` as of `Collator`.
 
     Raises:
         TagiError: the data is there but cannot be used.
     """
-    short = config.model_copy(update={"data": _shortened(config.data)})
-    collator = Collator(tokenizer, config.prompt, methods.get(config.method))
-    draw = batches(short, collator, datasets=datasets)
+    short = _shortened(config) if config.stage == "pretrain" else config
+    collator = Collator(tokenizer, config.prompt, methods.get(config.method), joined)
+    draw = batches(short, collator, sources=sources)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []
     for number in range(steps * accumulation):
         drawn.append(draw(number))
         report(number + 1, steps * accumulation)
     return _mean(drawn, steps, config.prompt.longest_prompt)
+
+
+def _shortened(config: RunConfig) -> RunConfig:
+    """The same run with no more documents than a plan needs."""
+    limit = min(config.data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
+    return config.model_copy(update={"data": config.data.model_copy(update={"max_documents": limit})})
 
 
 def _mean(batches: list[Batch], steps: int, longest: int) -> Measured:
@@ -106,7 +106,7 @@ def from_limits(config: RunConfig) -> Measured:
         corpus = config.data.corpus
         lengths = Lengths(1, rows, 0, corpus.length, corpus.target_length)
         tokens = rows * (corpus.length + corpus.target_length)
-    elif config.data.source == "c4":
+    elif config.stage == "pretrain":
         part = longest_part(rows)
         lengths, tokens = Lengths(rows, rows, part, part, part), rows * MAX_LENGTH
     else:

@@ -14,6 +14,8 @@ from tagi.config import TrainingConfig
 from tagi.model.tagi import TagiModel
 from tagi.train.stage import Parts
 
+MAX_NORM = 1.0
+"""What the norm of a step's gradient is clipped to."""
 BETAS = (0.9, 0.98)
 """Of AdamW; 0.98 forgets a small model's first, large gradients sooner than the usual 0.999."""
 RMS_FLOOR = 1e-3
@@ -37,8 +39,8 @@ class RmsScaledAdamW(torch.optim.AdamW):
     proportion move all of them at the same relative pace (Shazeer and Stern, 2018, §8; nanoT5).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
-        super().__init__(groups, lr=lr, weight_decay=weight_decay, betas=BETAS)
+    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
+        super().__init__(groups, lr=lr, weight_decay=0.0, betas=BETAS)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -64,9 +66,9 @@ class RmsScaledMuon(RmsScaledAdamW):
     it: weights had four times their RMS after a thousand steps, and the loss stood still.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+    def __init__(self, groups: list[dict[str, Any]], lr: float, dtype: torch.dtype) -> None:
         """`dtype` is that of the iteration which makes a step orthogonal; momentum and weights keep their own."""
-        super().__init__(groups, lr, weight_decay)
+        super().__init__(groups, lr)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -75,10 +77,10 @@ class RmsScaledMuon(RmsScaledAdamW):
         for group in self.param_groups:
             if group["orthogonal"]:
                 for parameter in group["params"]:
-                    self._move(parameter, group["lr"], group["weight_decay"])
+                    self._move(parameter, group["lr"])
         super().step()
 
-    def _move(self, parameter: Tensor, lr: float, weight_decay: float) -> None:
+    def _move(self, parameter: Tensor, lr: float) -> None:
         gradient, parameter.grad = parameter.grad, None
         if gradient is None:
             return
@@ -89,8 +91,7 @@ class RmsScaledMuon(RmsScaledAdamW):
         momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
         direction = orthogonal(gradient.lerp(momentum, MOMENTUM).to(self.dtype)).to(parameter.dtype)
         update = direction * (MUON_SCALE * math.sqrt(max(parameter.shape)))
-        rate = lr * self._scale(parameter, parameter)
-        parameter.mul_(1 - rate * weight_decay).sub_(rate * update)
+        parameter.sub_(lr * self._scale(parameter, parameter) * update)
 
     def _scale(self, parameter: Tensor, value: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -119,13 +120,13 @@ def build(parts: Parts, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer over the trained parts; generator and fusion have a learning rate of their own."""
     groups = [_group(part, parameters, config) for part, parameters in parts.items()]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, betas=BETAS)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0, betas=BETAS)
     if config.optimizer == "adamw_rms":
-        return RmsScaledAdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        return RmsScaledAdamW(groups, config.lr)
     if config.optimizer == "muon":
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        return RmsScaledMuon(groups, config.lr, config.weight_decay, dtype)
-    return Adafactor(groups, lr=config.lr, relative_step=False, weight_decay=config.weight_decay)
+        return RmsScaledMuon(groups, config.lr, dtype)
+    return Adafactor(groups, lr=config.lr, relative_step=False)
 
 
 def trainable(model: TagiModel, config: TrainingConfig) -> dict[str, list[nn.Parameter]]:
@@ -181,8 +182,6 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     rest = (step - warm) / max(config.steps - warm, 1)
     if config.schedule == "linear":
         return 1.0 - rest
-    if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * rest))
     if config.schedule == "trapezoid":
         return min(1.0, (1.0 - step / config.steps) / config.decay)
     return 1.0

@@ -16,16 +16,16 @@ from tagi import methods
 from tagi.backbones.language_model import build, read_language_model_shape
 from tagi.config import BackboneConfig, FusionConfig, HypernetworkConfig, Part, RunConfig, Shape
 from tagi.cost.step import Lengths, Work, bank_model, batch_cost, optimizer_bytes
+from tagi.data.sources import Sources
 from tagi.errors import CheckpointError, ConfigError
 from tagi.methods import Method
 from tagi.model import checkpoint
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
-from tagi.train import measure, optim, precision
+from tagi.train import measure, optim
 from tagi.train.checkpoints import FINAL
-from tagi.train.datasets import Datasets
+from tagi.train.checks import check_stage
 from tagi.train.measure import Measured
-from tagi.train.sources import check_stage
 from tagi.train.stage import Parts
 from tagi.train.start import random_tokenizer
 
@@ -91,7 +91,7 @@ def plan(
     *,
     draw: bool = True,
     report: Report = lambda done, total: None,
-    datasets: Datasets | None = None,
+    sources: Sources | None = None,
 ) -> Plan:
     """Plan one stage.
 
@@ -99,20 +99,24 @@ def plan(
         earlier: the stages of the same run before this one, whose output may not be there yet.
         draw: whether rows and tokens are measured from the data, where data and tokenizer are at hand.
         report: told how many batches were drawn, and of how many.
-        datasets: that others read as well.
+        sources: that others read as well.
 
     Raises:
         TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    parts, datasets = resolve(config, earlier), datasets or Datasets()
+    parts, sources = resolve(config, earlier), sources or Sources()
     tokenizer = (
-        measure.tokenizer_at_hand(config, parts.shape, datasets) if draw and measure.data_at_hand(config) else None
+        measure.tokenizer_at_hand(config, parts.shape, sources) if draw and measure.data_at_hand(config) else None
     )
-    found = measure.from_limits(config) if tokenizer is None else measure.from_data(config, tokenizer, report, datasets)
     with torch.device("meta"):
         model = TagiModel(build(parts.shape), method, parts.hypernetwork, parts.fusion)
+    if tokenizer is None:
+        found = measure.from_limits(config)
+    else:
+        joined = not model.backbone.has_encoder
+        found = measure.from_data(config, tokenizer, report, sources, joined=joined)
     return (
         _teachers(config, parts, model, found) if config.stage == "teachers" else _student(config, parts, model, found)
     )
@@ -208,7 +212,7 @@ def _work(config: RunConfig, parts: Model, method: Method, lengths: Lengths, tra
         fusion=parts.fusion,
         lengths=replace(lengths, rows=rows),
         trainable=trained,
-        dtype=precision.DTYPES[config.training.precision],
+        dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
         recompute=config.training.gradient_checkpointing,
     )
 

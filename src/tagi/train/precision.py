@@ -13,7 +13,6 @@ from tagi.config import TrainingConfig
 from tagi.train import optim
 from tagi.train.stage import Parts
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PartNames = Mapping[str, list[str]]
 
 
@@ -29,20 +28,20 @@ class Weights:
     lanes: int | None = None
     """How many models train in lock-step, each clipped by its own norm."""
 
-    def update(self, limit: float) -> float:
-        """One step by the gradients, clipped to `limit`; gives their norm. One that is not finite changes nothing."""
+    def update(self) -> float:
+        """One step by the clipped gradients; gives their norm before. One that is not finite changes nothing."""
         self.pull()
-        norm = self._clip(limit)
+        norm = self._clip()
         if math.isfinite(norm):
             self.step()
         return norm
 
-    def _clip(self, limit: float) -> float:
+    def _clip(self) -> float:
         """Clip by the gradient's norm; gives that norm, the largest where several models train in lock-step."""
         masters = list(self.masters.values())
         if self.lanes is not None:
-            return float(optim.clip_lanes(masters, limit).max())
-        norm = nn.utils.clip_grad_norm_(masters, limit)
+            return float(optim.clip_lanes(masters, optim.MAX_NORM).max())
+        norm = nn.utils.clip_grad_norm_(masters, optim.MAX_NORM)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -99,7 +98,7 @@ def lower(model: nn.Module, precision: str) -> dict[str, Tensor]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rounded = trained | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
     exact = {name: tensor.detach().clone() for name, tensor in rounded.items()}
-    model.to(DTYPES[precision])
+    model.to(torch.bfloat16)
     return exact
 
 

@@ -1,37 +1,25 @@
-"""What a run tells while it trains: progress bar, `log.jsonl`, and the trackers."""
+"""What a run tells while it trains: progress bar and `log.jsonl`."""
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tagi.config import TrainingConfig
-from tagi.errors import ConfigError
 from tagi.files import append_line
 from tagi.train.checkpoints import LOG
 
-PROJECT = "tagi"
-TRACKING = "tracking"
-"""Folder of the trackers' files, inside the run's."""
-
 
 class Report:
-    """The progress bar of one run, and the two places where its entries go; silent in all but the main process."""
+    """The progress bar of one run, and its log; silent in all but the main process."""
 
-    def __init__(self, config: TrainingConfig, folder: Path, accelerator: Accelerator, *, main: bool) -> None:
-        self.folder, self.accelerator, self.main = folder, accelerator, main
-        self.tracked = bool(config.trackers)
+    def __init__(self, steps: int, folder: Path, *, main: bool) -> None:
+        self.folder, self.main = folder, main
         self.bar = _progress(visible=main)
-        self.task = self.bar.add_task("training", total=config.steps, info="")
-        if self.tracked:
-            values = {k: v for k, v in config.model_dump(mode="json").items() if isinstance(v, (int, float, str))}
-            accelerator.init_trackers(PROJECT, config=values)
+        self.task = self.bar.add_task("training", total=steps, info="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -41,8 +29,6 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        if self.tracked:
-            self.accelerator.end_training()
 
     def advance(self, done: int, losses: Mapping[str, float], speed: float) -> None:
         """Move the bar."""
@@ -57,19 +43,6 @@ class Report:
         """
         if self.main:
             append_line(self.folder / LOG, json.dumps(dict(entry)))
-        if self.tracked:
-            self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
-
-
-def check_trackers(trackers: tuple[str, ...]) -> None:
-    """Refuse a tracker whose package is missing.
-
-    Raises:
-        ConfigError: names the package and how to get it.
-    """
-    for name in trackers:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"training.trackers: {name} is not installed; pip install 'tagi[tracking]' brings it")
 
 
 def _progress(*, visible: bool) -> Progress:

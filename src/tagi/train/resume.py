@@ -11,12 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tagi.config import DataConfig, Frozen, RunConfig
+from tagi.config import Frozen, RunConfig
 from tagi.config.files import RUN_FILE, dump, load, read_json
-from tagi.data.c4 import list_files
+from tagi.data.sources import Sources
 from tagi.errors import CheckpointError
 from tagi.train import checkpoints, optim
-from tagi.train.datasets import Datasets
 
 RESUME_FILE = "resume.json"
 FREE = frozenset(
@@ -24,12 +23,10 @@ FREE = frozenset(
         "output",  # a run may be moved
         "training.checkpoint_every",  # what is written, not what is computed
         "training.keep",
-        "training.log_every",
-        "training.trackers",
         "training.gradient_checkpointing",  # memory against time: the same gradients to the bit (test_precision)
         "training.instruction_cache_mb",  # memory against time: the same encodings (test_encodings)
         "objective.teacher.cache",  # says itself which teacher it is of
-        "data.corpus.c4",  # a run keeps the text that it read of them, and `train.backbone` knows the files again
+        "data.corpus.c4",  # a run keeps the text that it read of them, and `pretraining.backbone` knows the files again
         "data.corpus.sni",
         "data.corpus.p3",
     }
@@ -68,13 +65,13 @@ class Record:
     begun: Begun
 
     @staticmethod
-    def of(config: RunConfig, processes: int, datasets: Datasets | None = None) -> "Record":
+    def of(config: RunConfig, processes: int, sources: Sources | None = None) -> "Record":
         """The record of a run that begins now, or goes on.
 
         Raises:
             DataError: the config's data is not there.
         """
-        return Record(config, Begun(processes=processes, files=_files(config, datasets or Datasets())))
+        return Record(config, Begun(processes=processes, files=_files(config, sources or Sources())))
 
     def write(self, draft: Path) -> None:
         """Into a checkpoint's draft."""
@@ -124,11 +121,11 @@ class Record:
         }
 
 
-def check(config: RunConfig, processes: int, folder: Path, datasets: Datasets | None = None) -> list[str]:
+def check(config: RunConfig, processes: int, folder: Path, sources: Sources | None = None) -> list[str]:
     """The same before anything is built of a run; see `Record.check`."""
     if checkpoints.newest(folder) is None:
         return []
-    return Record.of(config, processes, datasets).check(folder)
+    return Record.of(config, processes, sources).check(folder)
 
 
 def _same_course(before: RunConfig, now: RunConfig, folder: Path) -> bool:
@@ -172,7 +169,7 @@ def _is_place(field: str) -> bool:
     return field in PLACES or (last == "path" and section.partition(".")[0] == "data")
 
 
-def _files(config: RunConfig, datasets: Datasets) -> dict[str, str]:
+def _files(config: RunConfig, sources: Sources) -> dict[str, str]:
     """A digest of the files behind every field that names some on this machine."""
     found: dict[str, str] = {}
     for field, value in _flat(config).items():
@@ -180,25 +177,10 @@ def _files(config: RunConfig, datasets: Datasets) -> dict[str, str]:
             folder = Path(value)
             inside = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
             found[field] = _digest(folder, inside)
-    parts = {f"data.parts.{name}.path": part for name, part in config.data.parts.items()}
-    for field, data in (parts or {"data.path": config.data}).items():
+    for field, data in config.data.by_field.items():
         if data.path is not None:
-            found[field] = _digest(Path(data.path), _data_files(data, datasets))
+            found[f"{field}.path"] = _digest(Path(data.path), sources.of(data).files())
     return found
-
-
-def _data_files(data: DataConfig, datasets: Datasets) -> list[Path]:
-    """The files that a run reads of its data."""
-    folder = Path(data.path or "")
-    if data.source == "sni":
-        return [folder / "tasks" / f"{name}.json" for name in datasets.sni(data).names(data.part)]
-    if data.source in ("c4", "text"):
-        return list_files(folder, "train")
-    dataset = datasets.p3(data)
-    templates = sorted({one.source for each in dataset.templates.values() for one in each})
-    if data.part == "test":
-        return [*templates, *(folder / "eval" / f"{name}.jsonl" for name in dataset.eval_names())]
-    return [*templates, *(one.path for one in dataset.train_sets())]
 
 
 def _digest(folder: Path, files: list[Path]) -> str:

@@ -8,8 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from tagi.backbones.base import EncodedInstruction
-from tagi.data.collate import Batch, Collator
-from tagi.data.mixture import Mixture
+from tagi.data.collate import Batch
 from tagi.infer.engine import teacher_forced
 from tagi.losses import Loss, cross_entropy, valid_positions
 from tagi.model.tagi import Output, TagiModel
@@ -134,8 +133,3 @@ class ModelStage:
         encoded = self.encode(batch) if self.encode is not None else None
         output = teacher_forced(model, batch, encoded, recompute=self.recompute)
         return {term.name: term.loss(output, batch) for term in self.terms}
-
-
-def task_batches(mixture: Mixture, collator: Collator) -> Callable[[int], Batch]:
-    """Batches of a task-grouped mixture, rendered and tokenized."""
-    return lambda index: collator(mixture.batch(index))

@@ -1,8 +1,6 @@
 """The model, tokenizer and settings that a run starts from."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ from tagi import methods
 from tagi.backbones.language_model import LanguageModel, build, find_language_model, load_language_model
 from tagi.backbones.language_model import initialise as initialise_backbone
 from tagi.config import BackboneConfig, DataConfig, RunConfig, Shape, T5Shape
-from tagi.data import microtasks, tokenizers
-from tagi.data.c4 import documents, list_files
+from tagi.data import tokenizers
+from tagi.data.sources import Sources
+from tagi.data.synthetic import microtasks
 from tagi.errors import ConfigError
 from tagi.infer.engine import load_tokenizer
 from tagi.model import bank as banks
@@ -23,15 +22,10 @@ from tagi.model.checkpoint import BACKBONE, ModelConfig
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
 from tagi.train.checkpoints import load_tensors, newest
-from tagi.train.datasets import Datasets
-from tagi.train.finetune import p3_tasks, sni_tasks
-from tagi.train.pretrain import micro_text
 
 _CHECKPOINTS_OWN = ("dropout_rate", "layer_norm_epsilon", "vocab_size")
 """What checkpoints of one published shape differ in; of `vocab_size` they differ in rows of the embedding that no token
 has: T5-LM has 28 of them, Tk-Instruct is saved without. Rows that tokens have are checked against the tokenizer."""
-TOKENIZER_DOCUMENTS = 20_000
-"""Documents of plain text that a unigram tokenizer is trained on, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +52,12 @@ class Start:
         load_tensors(self.model, found, folder)
 
 
-def start(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, datasets: Datasets | None = None
-) -> Start:
+def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, sources: Sources | None = None) -> Start:
     """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
 
     Args:
         tokenizer: of random initialisation, where it is made already.
-        datasets: that others read as well.
+        sources: that others read as well.
 
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
@@ -77,7 +69,7 @@ def start(
     kept = newest(Path(config.output))
     if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
         tokenizer = load_tokenizer(kept)  # trained again on the same text it might be another, see tokenizers.unigram
-    backbone, found = _backbone(config, config.backbone, generator, tokenizer, datasets)
+    backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)
     return _with_parts(config, backbone, found, config.backbone.path, generator)
 
 
@@ -86,7 +78,7 @@ def _backbone(
     config: BackboneConfig,
     generator: torch.Generator,
     tokenizer: PreTrainedTokenizerBase | None,
-    datasets: Datasets | None,
+    sources: Sources | None,
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     if config.path is not None:
         folder = find_language_model(config.path)
@@ -95,7 +87,7 @@ def _backbone(
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, load_tokenizer(folder, backbone.shape)
     shape = random_shape(config)
-    tokenizer = tokenizer or random_tokenizer(config, shape, run.data, datasets)
+    tokenizer = tokenizer or random_tokenizer(config, shape, run.data, sources)
     backbone = build(_for_tokenizer(shape, tokenizer))
     initialise_backbone(backbone, generator)
     return backbone, tokenizer
@@ -129,33 +121,14 @@ def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
 
 
 def random_tokenizer(
-    config: BackboneConfig, shape: Shape, data: DataConfig, datasets: Datasets | None = None
+    config: BackboneConfig, shape: Shape, data: DataConfig, sources: Sources | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that is built with a backbone from random initialisation."""
     if config.tokenizer == "micro":
         return tokenizers.word_level(microtasks.micro_vocabulary())
     if config.tokenizer != "unigram":
         return load_tokenizer(Path(str(config.tokenizer)))
-    return tokenizers.unigram(_texts(data, datasets or Datasets()), shape.vocab_size)
-
-
-def _texts(data: DataConfig, datasets: Datasets) -> Iterator[str]:
-    """The training text of a run, for its tokenizer."""
-    if data.parts:
-        yield from chain.from_iterable(_texts(part, datasets) for part in data.parts.values())
-        return
-    if data.source == "micro":
-        yield from micro_text(data)
-        return
-    if data.source in ("c4", "text"):
-        files = list_files(Path(data.path or ""), "train")
-        yield from (text for _, text in zip(range(TOKENIZER_DOCUMENTS), documents(files), strict=False))
-        return
-    for task in sni_tasks(data, datasets) if data.source == "sni" else p3_tasks(data, datasets):
-        yield task.instruction.definition
-        for example in task.examples:
-            yield example.input
-            yield from example.targets
+    return tokenizers.unigram((sources or Sources()).texts(data), shape.vocab_size)
 
 
 def _go_on(config: RunConfig, folder: Path) -> Start:

@@ -20,6 +20,7 @@ from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture, TaskSource
+from tagi.data.sources import Sources
 from tagi.data.types import Task
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import lane_cross_entropy, lane_tokens
@@ -29,10 +30,8 @@ from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntr
 from tagi.model.tagi import TagiModel
 from tagi.train import precision
 from tagi.train.checkpoints import FINAL, load_tensors
-from tagi.train.datasets import Datasets
-from tagi.train.finetune import grouped_sources
+from tagi.train.checks import check_stage
 from tagi.train.resume import Record
-from tagi.train.sources import check_stage
 from tagi.train.stage import Metrics, Parts
 from tagi.train.start import start
 from tagi.train.trainer import train
@@ -98,7 +97,7 @@ class Plan:
         return Path(self.config.output)
 
 
-def plan_teachers(config: RunConfig, processes: int = 1, datasets: Datasets | None = None) -> Plan:
+def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None = None) -> Plan:
     """The base model, the groups of tasks and their waves.
 
     Raises:
@@ -106,24 +105,24 @@ def plan_teachers(config: RunConfig, processes: int = 1, datasets: Datasets | No
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    datasets = datasets or Datasets()
-    sources = grouped_sources(config, config.teachers.group, datasets)
-    chosen = config.teachers.only or tuple(sources)
-    if unknown := sorted(set(chosen) - sources.keys()):
-        raise ConfigError(f"teachers.only: {unknown[0]!r} is no group; there are {', '.join(sources)}")
+    sources = sources or Sources()
+    of_group = sources.groups(config.data, config.teachers.group, config.demonstrations, config.training.seed)
+    chosen = config.teachers.only or tuple(of_group)
+    if unknown := sorted(set(chosen) - of_group.keys()):
+        raise ConfigError(f"teachers.only: {unknown[0]!r} is no group; there are {', '.join(of_group)}")
     if processes > len(chosen):
         raise ConfigError(f"{processes} processes for {len(chosen)} groups of tasks; start at most one for each group")
     size = min(config.teachers.wave, -(-len(chosen) // processes))
     waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
-    begin = start(config, datasets=datasets)
+    begin = start(config, sources=sources)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
-    collator = Collator(begin.tokenizer, config.prompt, method)
-    groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in sources.items()}
+    collator = Collator(begin.tokenizer, config.prompt, method, joined=not base.backbone.has_encoder)
+    groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in of_group.items()}
     fingerprint = begin.settings.backbone_fingerprint
     previous = _previous(config, base, fingerprint)
     a0 = previous.a0 if previous is not None else _draw(base, config)
-    record = Record.of(config, 1, datasets)
-    return Plan(config, base, collator, groups, sources, waves, a0, fingerprint, previous, record)
+    record = Record.of(config, 1, sources)
+    return Plan(config, base, collator, groups, of_group, waves, a0, fingerprint, previous, record)
 
 
 def train_teachers(plan: Plan, *, resume: bool = False) -> Path:

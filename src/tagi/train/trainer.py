@@ -17,12 +17,11 @@ from tagi.files import atomic_folder, explained
 from tagi.losses import Loss
 from tagi.train import checkpoints, optim, precision
 from tagi.train.checkpoints import FINAL, State, check_output
+from tagi.train.distributed.team import Team, assemble
 from tagi.train.interrupt import Interrupted, interrupts
 from tagi.train.precision import Weights
 from tagi.train.report import Report
 from tagi.train.stage import Metrics, Stage
-from tagi.train.team import Team, assemble
-from tagi.train.zero import ZeroWeights
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 Numbered = tuple[int, Batch]
@@ -42,7 +41,7 @@ class Run:
     folder: Path
     team: Team
     model: nn.Module  # the stage's, wrapped
-    weights: Weights | ZeroWeights
+    weights: Weights
     evaluate: Evaluate | None
     told_to_stop: Callable[[], bool]
 
@@ -68,7 +67,7 @@ def train(
     """Run a stage to its last step and write `folder/final`; gives that folder.
 
     Checkpoints `step-N` appear every `checkpoint_every` steps and the last `keep` stay; `best` is the one with the
-    highest `best_metric`, `final` among them. With `resume` the newest is continued: same batches, same losses, same
+    highest score, `final` among them. With `resume` the newest is continued: same batches, same losses, same
     best, to the bit on CPU. Several processes share the batches of a step; the main one writes and evaluates. Ctrl-C
     or SIGTERM ends training after the step in hand, with a checkpoint.
 
@@ -78,12 +77,12 @@ def train(
     Raises:
         TrainingError: a loss that is not finite (names step, batch and tasks; the last checkpoint stays).
         CheckpointError: `folder` already holds checkpoints and `resume` is off; or they are damaged, or another run's.
-        ConfigError: a tracker or a way of sharing the work that is not there.
+        ConfigError: an optimizer that does not go with the way of sharing the work.
         DiskError: a checkpoint could not be written; the ones before it stay.
         Interrupted: a signal came; a checkpoint of the last step is there.
     """
     check_output(folder, resume=resume)
-    team = assemble(config, folder, stage.lanes)
+    team = assemble(config, stage.lanes)
     if team.main:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,14 +91,14 @@ def train(
     stage.check(folder)
     if checkpoints.finished(folder, config.steps):
         if team.main:
-            checkpoints.tidy(folder, config.best_metric, config.keep)
+            checkpoints.tidy(folder, config.keep)
         return folder / FINAL
     newest = next(reversed(checkpoints.checkpoints(folder)), None)
     start = checkpoints.read_state(newest).step if newest is not None else 0
-    with interrupts() as told_to_stop, Report(config, folder, team.accelerator, main=team.main) as report:
+    with interrupts() as told_to_stop, Report(config.steps, folder, main=team.main) as report:
         run = _begin(stage, config, folder, team, newest, evaluate, told_to_stop)
         if team.main:  # nothing is removed before what is gone on from proves to be whole
-            checkpoints.tidy(folder, config.best_metric, config.keep)
+            checkpoints.tidy(folder, config.keep)
             checkpoints.cut_log(folder, start)
         for step in range(start, config.steps):
             _one(run, report, step)
@@ -140,7 +139,7 @@ def _one(run: Run, report: Report, step: int) -> None:
         _save(run, report, entry, run.evaluate)
     elif result.stop:
         _save(run, report, entry, None)
-    elif done % config.log_every == 0:
+    else:
         report.log(entry)
     if result.stop and done < config.steps:
         raise Interrupted(checkpoints.place(run.folder, done, config.steps))
@@ -165,7 +164,7 @@ def _save(run: Run, report: Report, entry: Mapping[str, Any], evaluate: Evaluate
                 draft, State(step=step, scores=scores, numbers=numbers if target.name != FINAL else {})
             )
             report.log({**entry, **scores})
-        checkpoints.keep_best(target, config.best_metric)
+        checkpoints.keep_best(target)
         checkpoints.prune(run.folder, config.keep)
     run.team.wait()
 
@@ -177,7 +176,7 @@ def _step(run: Run, step: int) -> StepResult:
     counts = team.total(_summed([stage.counts(batch) for _, batch in batches]))
     metrics = [_backward(run, one, counts, last=one is batches[-1]) for one in batches]
     losses = _mean(team, metrics)
-    norm = run.weights.update(run.config.clip) if all(map(math.isfinite, losses.values())) else math.nan
+    norm = run.weights.update() if all(map(math.isfinite, losses.values())) else math.nan
     if not math.isfinite(norm):
         raise TrainingError(_explain(team, step + 1, batches, metrics))
     tokens, stop = _agree(team, sum(batch.tokens for _, batch in batches), run.told_to_stop())

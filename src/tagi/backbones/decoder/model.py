@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from tagi.backbones.attention import join_heads, split_heads
 from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
-from tagi.backbones.cache import History, KeyValue, Past, distances
+from tagi.backbones.cache import KeyValue, Past, distances
 from tagi.backbones.decoder.attention import View, attend, right_aligned, view
 from tagi.backbones.decoder.names import NAMES
 from tagi.backbones.decoder.rotary import Angles, angles, rotate
-from tagi.backbones.lora import bottleneck, project
+from tagi.backbones.lora import bottleneck, prefixed, project
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Modules, Site
 from tagi.config import DecoderShape, ModuleKind, Target
@@ -32,8 +32,6 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-ALWAYS = 2**40
-"""The position of a generated prefix, which has none: no window ever leaves it behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Pass:
     full: View
     windowed: View | None
     by: Angles | None
-    past: History | None
+    past: Past | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +58,13 @@ class DecoderCache:
         return DecoderCache(self.past.select(index), self.prepared, self.rows.select(index))
 
     def reordered(self, index: Tensor) -> "DecoderCache":
-        return replace(self, past=self.past.reordered(index))
+        return replace(self, past=self.past.select(index))
 
     def beside(self, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
         return DecoderCache(self.past.beside(other.past, room), prepared, rows)
+
+    def put(self, places: Tensor, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
+        return DecoderCache(self.past.put(places, other.past, room), prepared, rows)
 
     def given(self, prepared: Prepared, rows: Rows) -> "DecoderCache":
         return replace(self, prepared=prepared, rows=rows)
@@ -96,6 +97,8 @@ class Attention(nn.Module):
         attended = this.prepared.attended
         seen = this.windowed if self.windowed and this.windowed is not None else this.full
         mixed = attend(q, own, attended and attended.layers[self.layer], seen, this.rows)
+        prefix = this.prepared.modules.get(Site("decoder.self", self.layer, "prefix"))
+        mixed = prefixed(mixed, q * q.shape[-1] ** -0.5, prefix, this.rows)
         return _project(self, "o", join_heads(mixed), this), own
 
 
@@ -189,7 +192,7 @@ class Decoder(nn.Module):
     def site_shape(self, site: Site) -> tuple[int, int]:
         shape = self.shape
         if site.place == "prefix":
-            return shape.kv_dim, shape.kv_dim
+            return shape.q_dim, shape.q_dim
         if site.place == "bottleneck":
             return shape.d_model, shape.d_model
         out, width = self._linear(site).weight.shape
@@ -225,26 +228,14 @@ class Decoder(nn.Module):
     def prepare(
         self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
     ) -> Prepared:
-        """See `Backbone.prepare`. A generated prefix is seen from everywhere, and moves no token's position.
+        """See `Backbone.prepare`.
 
         Raises:
             ValueError: something to fuse: there is no encoder.
         """
         if fuse is not None:
             raise ValueError("a decoder-only model has no encoder to fuse anything into")
-        attended = encoded.attended if attends else None
-        if (first := modules.get(Site("decoder.self", 0, "prefix"))) is None:
-            return Prepared(encoded.tasks, modules, attended)
-        prefix = [modules[site] for site in self.sites("prefix")]
-        heads = self.shape.num_kv_heads
-        layers = tuple(KeyValue(split_heads(f.a, heads), split_heads(f.b.mT, heads)) for f in prefix)
-        mask = torch.ones(first.a.shape[:2], dtype=torch.bool, device=first.a.device)
-        positions, start = torch.full_like(mask, ALWAYS, dtype=torch.long), torch.zeros_like(mask[:, 0].long())
-        if attended is not None:
-            layers = tuple(one.then(other) for one, other in zip(layers, attended.layers, strict=True))
-            mask, start = torch.cat((mask, attended.mask), dim=1), attended.start
-            positions = torch.cat((positions, attended.positions), dim=1)
-        return Prepared(encoded.tasks, modules, Attended(layers, mask, positions, start))
+        return Prepared(encoded.tasks, modules, encoded.attended if attends else None)
 
     def begin(
         self, ids: Tensor, mask: Tensor, *, prepared: Prepared, rows: Rows, room: int = 0

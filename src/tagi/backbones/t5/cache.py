@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tagi.backbones.attention import padding_bias
 from tagi.backbones.base import Attended, Prepared
-from tagi.backbones.cache import History, KeyValue
+from tagi.backbones.cache import KeyValue, Past
 from tagi.backbones.rows import Rows
 
 
@@ -44,6 +44,15 @@ class Inputs:
         layers = tuple(a.beside(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
         return Inputs(layers, torch.cat((ours.bias, theirs.bias)), self.whole)
 
+    def put(self, places: Tensor, other: "Inputs") -> "Inputs":
+        """The other's rows in the places (C,) of some of these, in the same tensors while they fit."""
+        longest = max(self.bias.shape[-1], other.bias.shape[-1])
+        ours, theirs = self._padded(longest), other._padded(longest)
+        for own, new in zip(ours.layers, theirs.layers, strict=True):
+            own.k[places], own.v[places] = new.k, new.v
+        ours.bias[places] = theirs.bias
+        return ours
+
     def _padded(self, length: int) -> "Inputs":
         if not (more := length - self.bias.shape[-1]):
             return self
@@ -55,7 +64,7 @@ class Inputs:
 class T5Cache:
     """What rows have read of their inputs and written of their answers. Implements `tagi.backbones.base.Cache`."""
 
-    past: History
+    past: Past
     inputs: Inputs
     prepared: Prepared
     rows: Rows
@@ -64,7 +73,7 @@ class T5Cache:
         return T5Cache(self.past.select(index), self.inputs.select(index), self.prepared, self.rows.select(index))
 
     def reordered(self, index: Tensor) -> "T5Cache":
-        return replace(self, past=self.past.reordered(index))
+        return replace(self, past=self.past.select(index))
 
     def beside(self, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
         ours, theirs = self, other
@@ -72,6 +81,13 @@ class T5Cache:
             ours, theirs = ours._whole(), theirs._whole()
         inputs = ours.inputs.beside(theirs.inputs)
         return T5Cache(ours.past.beside(theirs.past, room), inputs, prepared.encoder_done(), rows)
+
+    def put(self, places: Tensor, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
+        ours, theirs = self, other
+        if ours.inputs.whole != theirs.inputs.whole:
+            ours, theirs = ours._whole(), theirs._whole()
+        inputs = ours.inputs.put(places, theirs.inputs)
+        return T5Cache(ours.past.put(places, theirs.past, room), inputs, prepared.encoder_done(), rows)
 
     def given(self, prepared: Prepared, rows: Rows) -> "T5Cache":
         return replace(self, prepared=prepared.encoder_done(), rows=rows)
@@ -82,4 +98,6 @@ class T5Cache:
 
     def _whole(self) -> "T5Cache":
         attended = self.prepared.attended
-        return self if attended is None else replace(self, inputs=self.inputs.with_instruction(attended, self.rows))
+        if attended is None:
+            return replace(self, inputs=replace(self.inputs, whole=True))
+        return replace(self, inputs=self.inputs.with_instruction(attended, self.rows))

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from tagi.backbones import attention as att
 from tagi.backbones.attention import join_heads, padding_bias, split_heads
 from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
-from tagi.backbones.cache import History, KeyValue, Past, distances
+from tagi.backbones.cache import KeyValue, Past, distances
 from tagi.backbones.lora import bottleneck, prefixed, project
 from tagi.backbones.norms import RMSNorm
 from tagi.backbones.rows import Rows
@@ -134,7 +134,7 @@ class DecoderBlock(nn.Module):
         inputs: Inputs,
         prepared: Prepared,
         rows: Rows,
-        past: History | None,
+        past: Past | None,
     ) -> tuple[Tensor, KeyValue]:
         modules, normed = prepared.modules, self.attention.norm(x_ROD)
         own = self.attention.key_value(normed, modules, rows)
@@ -299,7 +299,7 @@ class T5(T5Encoder):
         prepared: Prepared,
         rows: Rows,
         *,
-        past: History | None = None,
+        past: Past | None = None,
         seen: Tensor | None = None,
         recompute: bool = False,
     ) -> tuple[Tensor, tuple[KeyValue, ...]]:
@@ -333,7 +333,7 @@ class T5(T5Encoder):
         each = (block.cross.key_value(hidden, modules, rows) for block in blocks)
         return tuple(KeyValue(own.k.contiguous(), own.v.contiguous()) for own in each)
 
-    def _decoder_bias(self, length: int, past: History | None) -> Tensor:
+    def _decoder_bias(self, length: int, past: Past | None) -> Tensor:
         """Positions, the future and what a row cannot see of a shared past, (1 or R, H, length, read places)."""
         if past is None:
             distance, hidden = distances(length, 0, self.decoder_position.weight.device), None

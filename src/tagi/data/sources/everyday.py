@@ -1,0 +1,151 @@
+"""Everyday tasks: folders `train/` and `test/` of task files, each of whose instructions is worded in several ways."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from tagi.data.mixture import DrawnDemonstrations, TaskSource
+from tagi.data.records import Record, parse_json, written
+from tagi.data.sources.base import Group, Source, group_of, grouped, later, texts_of
+from tagi.data.types import Example, Instruction, Task, named
+from tagi.errors import ConfigError, DataError
+from tagi.reading import read_text
+
+Part = Literal["train", "test"]
+Written = Annotated[str, AfterValidator(written)]
+
+
+class _Instance(Record):
+    input: Written
+    output: Annotated[list[Written], Field(min_length=1)]
+
+
+class _TaskFile(Record):
+    categories: Annotated[list[str], Field(alias="Categories", min_length=1)]
+    definition: Annotated[list[Written], Field(alias="Definition", min_length=1)]
+    paraphrases: Annotated[list[Written], Field(alias="Paraphrases")]
+    instances: Annotated[list[_Instance], Field(alias="Instances", min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Worded:
+    """A task in its first wording, and all of its wordings: the definition, then its paraphrases."""
+
+    task: Task
+    wordings: tuple[str, ...]
+
+    def within(self, number: int) -> Task:
+        """The task in one of its wordings."""
+        return replace(self.task, instruction=Instruction(self.wordings[number]))
+
+
+@dataclass(frozen=True, slots=True)
+class WordedTasks:
+    """Tasks in one of their wordings, drawn anew on every visit, as are the rows that they show (`count`)."""
+
+    tasks: Sequence[Worded]
+    count: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def task(self, number: int, visit: int) -> Task:
+        one = self.tasks[number]
+        drawn = Random(f"{self.seed} {one.task.name} {visit}").randrange(len(one.wordings))
+        return DrawnDemonstrations([one.within(drawn)], self.count).task(0, visit)
+
+
+class Everyday(Source):
+    """The tasks of both folders; whole families of similar inputs are held out of `train/` for validation.
+
+    Demonstrations are other rows of a task, for the files give none.
+    """
+
+    def train(self, shown: int) -> TaskSource:
+        return self._turns(self._training, shown)
+
+    def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
+        groups = grouped(self._training, lambda one: group_of(one.task, by))
+        return {name: self._turns(own, shown) for name, own in groups.items()}
+
+    def valid(self, shown: int) -> list[Task]:
+        held_out = DrawnDemonstrations([one.task for one in self._split[1]], shown)
+        tasks = [held_out.task(number, 0) for number in range(len(held_out))]
+        return [replace(task, examples=task.examples[: self.data.valid_instances]) for task in tasks]
+
+    def test(self, shown: int, wording: int = 0) -> list[Task]:
+        """See `Source.test`.
+
+        Args:
+            wording: 0 is the definition, 1, 2, … its paraphrases.
+
+        Raises:
+            ConfigError: a task has no such wording.
+        """
+        tasks = named(self._read("test"), lambda one: one.task.name, self.data.only)
+        if few := next((one for one in tasks if wording >= len(one.wordings)), None):
+            raise ConfigError(f"wording: {wording} is none of {few.task.name}, which has 0 to {len(few.wordings) - 1}")
+        drawn = DrawnDemonstrations([one.within(wording) for one in tasks], shown)
+        return [drawn.task(number, 0) for number in range(len(drawn))]
+
+    def texts(self) -> Iterator[str]:
+        yield from texts_of(one.task for one in self._training)
+        for one in self._training:
+            yield from one.wordings[1:]
+
+    def files(self) -> list[Path]:
+        return _files(self.folder, self.data.part)
+
+    @cached_property
+    def _training(self) -> list[Worded]:
+        data = self.data
+        if data.part == "test":
+            tasks = named(self._read("test"), lambda one: one.task.name, data.only)
+            return [replace(one, task=later(one.task, data.skip)) for one in tasks]
+        return named(self._split[0], lambda one: one.task.name, data.only)
+
+    @cached_property
+    def _split(self) -> tuple[list[Worded], list[Worded]]:
+        """The meta-train tasks, and the meta-valid ones: families in random order, until there are enough tasks."""
+        tasks, held_out = self._read("train"), list[Worded]()
+        families = grouped(tasks, lambda one: _family(one.task.name))
+        for name in Random(self.data.seed).sample(list(families), len(families)):
+            if len(held_out) >= self.data.valid_tasks:
+                break
+            held_out += families[name]
+        kept = [one for one in tasks if one not in held_out]
+        if not kept:
+            raise ConfigError(f"data.valid_tasks: {self.data.valid_tasks} leaves no training task of {len(tasks)}")
+        return kept, held_out
+
+    def _turns(self, tasks: Sequence[Worded], shown: int) -> TaskSource:
+        return WordedTasks(tasks, shown, self.data.seed)
+
+    def _read(self, part: Part) -> list[Worded]:
+        return [_worded(path) for path in _files(self.folder, part)]
+
+
+def _family(name: str) -> str:
+    """The tasks `b_mail_subject`, `b_mail_sender`, … ask different things of similar inputs."""
+    return "_".join(name.split("_")[:2])
+
+
+def _files(folder: Path, part: Part) -> list[Path]:
+    files = sorted((folder / part).glob("*.json"))
+    if not files:
+        raise DataError(folder / part, "", "holds no task file (*.json)")
+    return files
+
+
+def _worded(path: Path) -> Worded:
+    content = parse_json(_TaskFile, read_text(path), path)
+    rows = enumerate(content.instances)
+    examples = [Example(f"{path.stem}-{number}", row.input, tuple(row.output)) for number, row in rows]
+    wordings = (content.definition[0], *content.paraphrases)
+    return Worded(Task(path.stem, Instruction(wordings[0]), tuple(content.categories), examples), wordings)

@@ -1,0 +1,82 @@
+"""Synthetic tasks as a source: single list operations and compositions of two, worded anew on every visit."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tagi.data.mixture import TaskSource, epoch_order
+from tagi.data.sources.base import Group, Later, Source, grouped
+from tagi.data.synthetic.micro_splits import Split, splits
+from tagi.data.synthetic.microtasks import MicroTask
+from tagi.data.types import Task, named
+
+SINGLE_VISITS = 100
+"""Turns that each family of single operations has in an epoch, shared by its operations."""
+DOCUMENTS = 20_000
+"""Documents of text about the tasks, where the config does not say otherwise."""
+_EXAMPLES_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MicroTasks:
+    """Synthetic tasks as they take turns."""
+
+    tasks: tuple[MicroTask, ...]
+    shown: int
+    skip: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def task(self, number: int, visit: int) -> Task:
+        task = self.tasks[number].task(wording_seed=visit, positives=self.shown)
+        return replace(task, examples=Later(task.examples, self.skip)) if self.skip else task
+
+
+class Micro(Source):
+    """Compositions of two operations, and the operations by themselves; the test tasks are other compositions."""
+
+    @property
+    def split(self) -> Split:
+        """All of them."""
+        return splits(self.data.seed, train_compositions=self.data.compositions, valid=self.data.valid_tasks)
+
+    def train(self, shown: int) -> TaskSource:
+        """Compositions once an epoch, single operations as often as their family has turns."""
+        data, split = self.data, self.split
+        if data.part == "test":
+            return MicroTasks(tuple(named(split.test, lambda task: task.name, data.only)), shown, data.skip)
+        tasks = repeated_singles(split.singles, SINGLE_VISITS) + split.compositions
+        return MicroTasks(tuple(named(tasks, lambda task: task.name, data.only)), shown)
+
+    def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
+        """By the family of the last operation, or each by itself."""
+        each = grouped(self.split.train, lambda t: t.name if by == "task" else t.operations[-1].family)
+        return {name: MicroTasks(tuple(own), shown) for name, own in each.items()}
+
+    def valid(self, shown: int) -> list[Task]:
+        worded = [task.task(positives=shown) for task in self.split.valid]
+        return [replace(task, examples=task.examples[: self.data.valid_instances]) for task in worded]
+
+    def test(self, shown: int) -> list[Task]:
+        chosen = named(self.split.test, lambda task: task.name, self.data.only)
+        return [task.task(positives=shown) for task in chosen]
+
+    def documents(self) -> Iterator[str]:
+        """Plain text in the tasks' language: a training task's definition, then worked examples, as sentences."""
+        tasks = self.split.train
+        for number in range(self.data.max_documents or DOCUMENTS):
+            visit, place = divmod(number, len(tasks))
+            task = tasks[epoch_order(self.data.seed, visit, len(tasks))[place]].task(wording_seed=visit)
+            shown = task.examples[visit * _EXAMPLES_SHOWN : (visit + 1) * _EXAMPLES_SHOWN]
+            sentences = [f"{example.input}. {example.targets[0]}." for example in shown]
+            yield " ".join([task.instruction.definition, *sentences])
+
+    def texts(self) -> Iterator[str]:
+        return self.documents()
+
+
+def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[MicroTask, ...]:
+    """Each single operation at least once, and so often that every family has about `visits` turns."""
+    sizes = Counter(task.operations[0].family for task in singles)
+    return tuple(task for task in singles for _ in range(max(visits // sizes[task.operations[0].family], 1)))

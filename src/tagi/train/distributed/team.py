@@ -1,0 +1,114 @@
+"""The processes that share one training: who they are, what they add up, how the model is wrapped for them."""
+
+import atexit
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from tagi.config import TrainingConfig
+from tagi.errors import ConfigError
+from tagi.model.tagi import TagiModel
+from tagi.train import precision
+from tagi.train.distributed import fsdp
+from tagi.train.precision import PartNames, Weights
+
+PATIENCE = timedelta(hours=12)
+"""How long the other processes wait while the main one evaluates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """One process's view of all that train one model; a bank's models in lock-step are trained by each one alone."""
+
+    accelerator: Accelerator
+    alone: bool
+
+    @property
+    def size(self) -> int:
+        """How many processes share the batches of a step."""
+        return 1 if self.alone else self.accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        """This process's number among them."""
+        return 0 if self.alone else self.accelerator.process_index
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes, evaluates and reports."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
+    def total(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each value, summed over the processes."""
+        return dict(values) if self.size == 1 else self.accelerator.reduce(dict(values), "sum")  # type: ignore[return-value]
+
+    def everyone(self, values: list[str]) -> list[str]:
+        """The lists of all processes, one after the other."""
+        return values if self.size == 1 else gather_object(values)
+
+    def equip(
+        self, model: nn.Module, parts: PartNames, config: TrainingConfig, lanes: int | None
+    ) -> tuple[nn.Module, Weights]:
+        """The model, on this process's device, as it is called in training, and what updates its trained parts."""
+        exact = precision.lower(model, config.precision)
+        return self.wrap(model), precision.optimize(model, parts, exact, config, lanes)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, on this process's device, as it is called in training."""
+        if self.size == 1:
+            return model.to(self.accelerator.device)
+        if fsdp.asked_for():
+            return fsdp.shard(cast(TagiModel, model.to(self.accelerator.device)))
+        return self.accelerator.prepare_model(model)
+
+    @contextlib.contextmanager
+    def backward(self, model: nn.Module, *, meet: bool) -> Iterator[Callable[[Tensor], None]]:
+        """Where one batch's gradient is added by what is yielded; the processes' gradients are averaged at `meet`."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(meet)
+        apart = model.no_sync if isinstance(model, DistributedDataParallel) and not meet else contextlib.nullcontext
+        with apart():
+            yield self.accelerator.backward
+
+
+def launched() -> int:
+    """How many processes `torchrun` or `accelerate launch` has started for this training, 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def assemble(config: TrainingConfig, lanes: int | None) -> Team:
+    """The team that this process belongs to.
+
+    Raises:
+        ConfigError: the optimizer does not go with shards.
+    """
+    if config.optimizer in ("adafactor", "muon") and fsdp.asked_for():
+        raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
+    accelerator = Accelerator(
+        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
+        mixed_precision="no",  # precision is the optimizer's business, see `precision.py`
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    atexit.register(_leave)
+    return Team(accelerator, alone=lanes is not None)
+
+
+def _leave() -> None:
+    """End the processes' connections in order; gloo's threads otherwise abort some processes as they exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

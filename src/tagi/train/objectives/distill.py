@@ -1,0 +1,203 @@
+"""Distillation from a teacher that reads (a; b) into the student that reads b (Eq. 5)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tagi import methods
+from tagi.backbones.files import locate
+from tagi.backbones.language_model import LanguageModel, load_language_model
+from tagi.backbones.rows import Rows
+from tagi.backbones.sites import Factors
+from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, RunConfig, TeacherKind
+from tagi.data.collate import Batch
+from tagi.errors import CheckpointError, ConfigError
+from tagi.infer.engine import load_tokenizer, teacher_forced
+from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_positions
+from tagi.model import checkpoint
+from tagi.model.bank import Bank
+from tagi.model.tagi import Output, TagiModel, neutral
+from tagi.train.objectives.align import lane_of
+from tagi.train.stage import Term
+
+Teacher = Callable[[Batch], TokenDistribution]
+"""The teacher's distribution at every target position of a batch, at the run's temperature."""
+
+TaskIdentity = Callable[[str], str]
+"""What a row's distribution depends on besides the teacher and the tokens of its prompt and target, given its task."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltTeacher:
+    """A teacher, and everything that tells its logits from another's."""
+
+    teacher: Teacher
+    identity: str
+    """Fingerprint of its tensors, and how many demonstrations it reads."""
+    vocabulary: int
+    """Tokens that its distributions are over."""
+    of_task: TaskIdentity
+
+
+def distillation_term(
+    teacher: Teacher, weight: float, temperature: float, lanes: Mapping[str, int] | None = None
+) -> Term:
+    """λ1 · L_kl; with `lanes`, rows of tasks that have no teacher LoRA are left out."""
+
+    def taught(batch: Batch) -> Tensor:
+        valid = valid_positions(batch.labels)
+        if lanes is None:
+            return valid
+        has_teacher = lane_of(batch, lanes).to(valid.device) >= 0
+        return valid & has_teacher[batch.task_index][:, None]
+
+    def loss(output: Output, batch: Batch) -> Loss:
+        return distillation(output.logits, teacher(batch).to(output.logits.device), taught(batch), temperature)
+
+    return Term("kl", weight, loss, lambda batch: taught(batch).sum())
+
+
+def instruct_teacher(model: TagiModel, temperature: float, vocabulary: int | None = None) -> Teacher:
+    """The instruct model reading (a; b), or FiD-ICL reading the prompt and, apart from it, demonstrations.
+
+    Args:
+        vocabulary: tokens, from the first on, that its distribution is over; None means all rows of its output.
+    """
+    model = _at_rest(model)
+
+    @torch.no_grad()
+    def distribution(batch: Batch) -> TokenDistribution:
+        model.to(batch.labels.device)
+        logits = teacher_forced(model, batch.as_prompt()).logits
+        return soften(logits[..., :vocabulary], temperature)
+
+    return distribution
+
+
+def lora_teacher(model: TagiModel, bank: Bank, temperature: float, vocabulary: int | None = None) -> Teacher:
+    """LM + Δ_i reading (a; b) (Eq. 5); rows of tasks without one run without. See `instruct_teacher`."""
+    model, lanes = _at_rest(model), bank.lanes()
+
+    @torch.no_grad()
+    def distribution(batch: Batch) -> TokenDistribution:
+        device = batch.labels.device
+        model.to(device)
+        own = {site: _lora_of(factors, lane_of(batch, lanes), device) for site, factors in bank.lora.items()}
+        adapter = replace(neutral(model.backbone, len(batch.names)), modules=own)
+        prompt = batch.as_prompt()
+        rows = Rows.of(batch.task_index, len(batch.names))
+        output = model.respond(adapter, prompt.input_ids, prompt.input_mask, batch.target_ids, rows)
+        return soften(output.logits[..., :vocabulary], temperature)
+
+    return distribution
+
+
+def build_teacher(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, bank: Bank | None, vocabulary: int
+) -> BuiltTeacher:
+    """The online teacher of a run, and what its logits depend on.
+
+    Args:
+        vocabulary: rows of the student's output. The teacher may have other rows that no token has (T5-LM has 28 of
+            them, Tk-Instruct none); what both have is compared.
+
+    Raises:
+        ConfigError: a teacher that does not read (a; b), has other tokens, or whose LoRAs are missing.
+        CheckpointError: it cannot be loaded, or the bank belongs to another model.
+    """
+    settings = config.objective.teacher
+    assert settings is not None
+    model = load_reader(settings.checkpoint, config.prompt, settings.kind)
+    if model.method.apart != (settings.kind == "fid"):
+        raise ConfigError(
+            f"objective.teacher.kind: {settings.checkpoint} was trained as {model.method.name}; "
+            "fid needs fid_icl, and fid_icl is no other teacher"
+        )
+    _check_tokens(settings.checkpoint, tokenizer)
+    temperature, identity = config.objective.temperature, checkpoint.fingerprint(model)
+    shared = min(vocabulary, model.backbone.shape.vocab_size)
+    if settings.kind != "lora":
+        shots = f"+{settings.shots} shots" if settings.kind == "fid" else ""
+        teacher = instruct_teacher(model, temperature, shared)
+        return BuiltTeacher(teacher, identity + shots, shared, own_task if settings.kind == "fid" else same_for_all)
+    if bank is None:
+        raise ConfigError("objective.teacher.kind: lora needs a teacher bank (bank)")
+    if bank.manifest.base_fingerprint != checkpoint.fingerprint(model.backbone):
+        raise CheckpointError(f"{config.bank}: was trained on another model than {settings.checkpoint}")
+    return BuiltTeacher(lora_teacher(model, bank, temperature, shared), identity, shared, own_lora(bank))
+
+
+def same_for_all(task: str) -> str:
+    """Of a teacher that reads nothing of a task but a row's prompt."""
+    return ""
+
+
+def own_task(task: str) -> str:
+    """Of a teacher that reads demonstrations of the task beside the prompt."""
+    return task
+
+
+def own_lora(bank: Bank) -> TaskIdentity:
+    """Of a teacher with the task's LoRA: that LoRA's fingerprint, or nothing where the task has none."""
+    lanes = bank.lanes()
+    fingerprints = [_lora_fingerprint(bank, lane) for lane in range(len(bank.manifest.teachers))]
+    return lambda task: fingerprints[lanes[task]] if task in lanes else ""
+
+
+def _lora_fingerprint(bank: Bank, lane: int) -> str:
+    tensors = {f"{site}.{name}": x[lane] for site, f in bank.lora.items() for name, x in (("A", f.a), ("B", f.b))}
+    return f"{checkpoint.fingerprint_tensors(tensors)} x {bank.manifest.scale}"
+
+
+def load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiModel:
+    """A model that reads (a; b): a checkpoint of metatraining or of FiD-ICL, or a Hugging Face T5, which does not say
+    how it was trained and is taken as what the config says it is.
+
+    Args:
+        kind: of the teacher; `lora` takes the backbone of whatever checkpoint it is.
+
+    Raises:
+        ConfigError: a checkpoint whose method does not read the instruction in the prompt, or in another style.
+        CheckpointError: it cannot be loaded.
+    """
+    folder = locate(source)
+    if kind == "lora" or not (folder / checkpoint.CONFIG).exists():
+        method = methods.get("fid_icl" if kind == "fid" else "metatrain")
+        return TagiModel(load_base(source), method, HypernetworkConfig(), FusionConfig())
+    loaded = checkpoint.load(folder)
+    if not loaded.model.method.prompt:
+        raise ConfigError(f"objective.teacher.checkpoint: {source} ({loaded.config.method}) does not read (a; b)")
+    if loaded.config.prompt.style != prompt.style:
+        raise ConfigError(f"objective.teacher.checkpoint: {source} reads prompts of style {loaded.config.prompt.style}")
+    return loaded.model
+
+
+def load_base(source: str) -> LanguageModel:
+    """The language model of a checkpoint of ours, or a Hugging Face folder.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    folder = locate(source)
+    ours = (folder / checkpoint.CONFIG).exists()
+    return checkpoint.load(folder).model.backbone if ours else load_language_model(folder)
+
+
+def _check_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if load_tokenizer(locate(source)).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(f"objective.teacher.checkpoint: {source} has another vocabulary than the student")
+
+
+def _at_rest(model: TagiModel) -> TagiModel:
+    return model.eval().requires_grad_(False)
+
+
+def _lora_of(factors: Factors, lane_T: Tensor, device: torch.device) -> Factors:
+    """Each task's own LoRA; B is zero for a task that has none."""
+    present = (lane_T >= 0)[:, None, None]
+    chosen = lane_T.clamp(min=0)
+    a, b = factors.a[chosen], factors.b[chosen] * present
+    return Factors(a.to(device), b.to(device), factors.scale)

@@ -1,0 +1,98 @@
+"""From a run's config to the terms of its objective: L = L_ce + λ1 L_kl + λ2 L_ins (Eq. 6)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tagi.config import RunConfig
+from tagi.errors import CheckpointError, ConfigError
+from tagi.model import bank as banks
+from tagi.model import checkpoint
+from tagi.model.bank import Bank
+from tagi.model.tagi import TagiModel
+from tagi.train.objectives.align import alignment_term
+from tagi.train.objectives.distill import BuiltTeacher, build_teacher, distillation_term, load_base
+from tagi.train.objectives.logits import CacheIdentity, LogitCache
+from tagi.train.stage import LABELS, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The terms of Eq. 6 that a run has, and the cache of teacher logits that must be written with a checkpoint."""
+
+    terms: tuple[Term, ...]
+    cache: LogitCache | None
+    taught: frozenset[str] | None = None
+    """Names of the tasks that the bank's LoRAs were trained on, where the terms read them."""
+
+
+def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTokenizerBase) -> Objective:
+    """The terms of a run's objective.
+
+    Raises:
+        ConfigError: a term that this method or data cannot have.
+        CheckpointError: a bank of another language model or rank, a cache of another teacher.
+    """
+    settings = config.objective
+    terms = LABELS if settings.labels else ()
+    bank = _bank(config, model)
+    cache = taught = None
+    if settings.lambda_kl:
+        if config.stage == "pretrain":
+            raise ConfigError("objective.lambda_kl: plain text has no instruction for a teacher to read")
+        assert settings.teacher is not None
+        built = build_teacher(config, tokenizer, bank, model.backbone.shape.vocab_size)
+        cache = _cache(config, built)
+        lanes = bank.lanes() if settings.teacher.kind == "lora" and bank is not None else None
+        taught = None if lanes is None else frozenset(lanes)
+        terms += (distillation_term(cache or built.teacher, settings.lambda_kl, settings.temperature, lanes),)
+    if settings.lambda_ins:
+        assert bank is not None
+        terms += (alignment_term(bank, settings.lambda_ins, settings.align),)
+        taught = frozenset(bank.lanes())
+    return Objective(terms, cache, taught)
+
+
+def _cache(config: RunConfig, built: BuiltTeacher) -> LogitCache | None:
+    settings = config.objective
+    assert settings.teacher is not None
+    if settings.teacher.cache is None:
+        return None
+    kept = CacheIdentity(
+        teacher=built.identity,
+        temperature=settings.temperature,
+        top_k=min(settings.teacher.top_k or built.vocabulary, built.vocabulary),
+        vocabulary=built.vocabulary,
+    )
+    return LogitCache(Path(settings.teacher.cache), kept, built.teacher, built.of_task)
+
+
+def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
+    """The run's teacher bank, if any, checked against the language model and the generator.
+
+    Raises:
+        CheckpointError: it belongs to another language model, or to a generator of another rank or A₀.
+    """
+    if config.bank is None or model.hypernetwork is None:
+        if config.objective.lambda_ins:
+            raise ConfigError(f"objective.lambda_ins: method {config.method} generates no LoRA to align")
+        return None
+    folder = Path(config.bank)
+    bank = banks.load(folder, model.backbone)
+    base = model.backbone if config.bank_base is None else load_base(config.bank_base)
+    settings = model.hypernetwork.config
+    banks.check(bank, folder, checkpoint.fingerprint(base), settings.rank, settings.target_modules)
+    if config.objective.lambda_ins and config.objective.align == "factors":
+        _check_start(bank, folder, model)
+    return bank
+
+
+def _check_start(bank: Bank, folder: Path, model: TagiModel) -> None:
+    assert model.hypernetwork is not None
+    own = model.hypernetwork.a0
+    if not all(torch.equal(own[site].cpu(), a0) for site, a0 in bank.a0.items()):
+        raise CheckpointError(
+            f"{folder}: has another A₀ than the generator; align by delta, or pretrain with this bank"
+        )
