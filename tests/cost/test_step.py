@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from builders import SMALL_FUSION, SMALL_HYPERNETWORK, VOCABULARY, counter, small_decoder, small_t5, small_tagi, trained
 from tagi import methods
@@ -24,7 +25,8 @@ LENGTHS = Lengths(tasks=2, rows=6, instruction=8, input=5, target=3)
 GATED = {"gated": True, "activation": "gelu_new", "tied": False, "scale_outputs": False}
 BACKBONES: dict[str, LanguageModel] = {
     "t5": small_t5(num_layers=3, num_decoder_layers=2),
-    "t5-v1_1": small_t5(dropout_rate=0.1, **GATED),
+    "t5-v1_1": small_t5(**GATED),
+    "dropout": small_t5(dropout_rate=0.1),
     "decoder": small_decoder(num_layers=3),
     "gpt2-like": small_decoder(num_kv_heads=4, rotary=None, learned={}, norm="layer", gated=False, activation="gelu"),
 }
@@ -39,6 +41,8 @@ SYSTEMS: list[tuple[str, tuple[Part, ...]]] = [
     ("hint", ("backbone", "hypernetwork")),
 ]
 SYSTEM = pytest.mark.parametrize(("method", "parts"), SYSTEMS)
+WITHOUT_DROPOUT = {name: one for name, one in BACKBONES.items() if name != "dropout"}
+"""Whose masks are floats on the CPU."""
 BACKBONE = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
 
 
@@ -85,15 +89,16 @@ def test_memory_is_that_of_real_tensors(
     backbone: LanguageModel, method: str, parts: tuple[Part, ...], recompute: bool, dtype: torch.dtype
 ) -> None:
     asked = work(backbone, method, parts, recompute=recompute, dtype=dtype)
-    assert count_memory(asked, asked.shape, META) == count_memory(asked, asked.shape, CPU)
+    ours, real = (count_memory(asked, asked.shape, device) for device in (META, CPU))
+    assert ours == pytest.approx(real, rel=1e-3)  # a decoder's few positions are looked at on the way
 
 
 @SYSTEM
-@BACKBONE
+@pytest.mark.parametrize("backbone", WITHOUT_DROPOUT.values(), ids=WITHOUT_DROPOUT)
 def test_the_peak_is_little_above_what_autograd_keeps(
     backbone: LanguageModel, method: str, parts: tuple[Part, ...]
 ) -> None:
-    """Never below; above it are logits, their gradients and whatever one block computes: measured 1.06 to 1.9."""
+    """Never below; above it are logits, their gradients and whatever one block computes: measured 1.05 to 1.70."""
     asked = work(backbone, method, parts, lengths=replace(LENGTHS, input=64))
     model = real_model(asked, backbone)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -103,22 +108,31 @@ def test_the_peak_is_little_above_what_autograd_keeps(
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         real_loss(model, asked.lengths)
     bytes_kept = sum(x.untyped_storage().nbytes() for pointer, x in kept.items() if pointer not in own)
-    assert 1.0 < batch_cost(asked).activations / bytes_kept < 2.0
+    ratio = batch_cost(asked).activations / bytes_kept
+    assert 1.0 < ratio < 1.8
 
 
 DEEP = {
-    "t5": small_t5(num_layers=7, num_decoder_layers=7, dropout_rate=0.1).shape,
-    "deep-encoder": small_t5(num_layers=9, num_decoder_layers=6, **GATED).shape,
+    "t5": small_t5(num_layers=6, num_decoder_layers=6, dropout_rate=0.1).shape,
+    "deep-encoder": small_t5(num_layers=7, num_decoder_layers=5, **GATED).shape,
     "decoder": small_decoder(num_layers=8).shape,
     "windows": small_decoder(num_layers=8, window=4, window_layers=(0, 1, 2, 3, 4, 5, 6, 7)).shape,
 }
 
 
-@pytest.mark.parametrize("changes", [{}, {"recompute": True}, {"taught": 11}, {"dtype": torch.bfloat16}])
-@SYSTEM
+@pytest.mark.parametrize(
+    ("method", "parts", "changes"),
+    [
+        (*SYSTEMS[0], {}),
+        (*SYSTEMS[0], {"recompute": True, "taught": 11}),
+        (*SYSTEMS[4], {"recompute": True}),
+        (*SYSTEMS[5], {"dtype": torch.bfloat16}),
+        (*SYSTEMS[7], {}),
+    ],
+)
 @pytest.mark.parametrize("shape", DEEP.values(), ids=DEEP)
 def test_shallow_models_tell_what_the_whole_costs(
     shape: Any, method: str, parts: tuple[Part, ...], changes: dict[str, Any]

@@ -1,11 +1,14 @@
 """FLOPs of a task: equal to what torch counts when the task is solved."""
 
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
 
 from builders import SMALL_FUSION, SMALL_HYPERNETWORK, VOCABULARY, counter, small_decoder, small_t5, small_tagi
 from tagi import methods
+from tagi.backbones.base import Backbone
 from tagi.backbones.language_model import LanguageModel
 from tagi.backbones.rows import Rows
 from tagi.cost.task import TaskFlops, TaskLengths, task_flops
@@ -53,11 +56,12 @@ def counted(model: TagiModel, task: TaskLengths) -> tuple[int, int]:
     told, prompts = instruction_of(model.method, task), prompts_of(model.method, task)
     with counter() as adapting:
         prepared = model.prepare(model.adapt(told, torch.ones_like(told, dtype=torch.bool)))
+    backbone = cast(Backbone, model.backbone)
     with counter() as answering:
         mask, rows = torch.ones_like(prompts, dtype=torch.bool), Rows(1, len(prompts))
-        _, cache = model.backbone.begin(prompts, mask, prepared=prepared, rows=rows)
+        _, cache = backbone.begin(prompts, mask, prepared=prepared, rows=rows)
         for _ in range(task.target - 1):
-            _, cache = model.backbone.step(ids(len(prompts)), cache)
+            _, cache = backbone.step(ids(len(prompts)), cache)
     return adapting.get_total_flops(), answering.get_total_flops()
 
 

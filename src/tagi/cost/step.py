@@ -93,7 +93,7 @@ def count_memory(work: Work, shape: Shape, device: torch.device) -> tuple[int, .
     for tensor in own:
         tensor.grad = torch.zeros_like(tensor) if tensor.requires_grad else None
     held = [x for tensor in own for x in (tensor, tensor.grad) if x is not None]
-    stacks = [module for module in models[0].modules() if isinstance(module, nn.ModuleList)]
+    stacks = [module for model in models for module in model.modules() if isinstance(module, nn.ModuleList)]
     watched = [*models, *(block for stack in stacks for block in (stack[0], stack[-1]))]
     memory = Memory(held, 1 + 2 * len(watched))
     hooks = [block.register_forward_hook(partial(_behind, memory, 2 * i + 1)) for i, block in enumerate(watched)]

@@ -5,7 +5,6 @@ cached keys and values. Matrix products only.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple, cast
 
 import torch
@@ -76,7 +75,6 @@ def reading(method: Method, task: TaskLengths) -> Reading:
     return Reading(0, 1, alone + shown, 1)
 
 
-@cache
 def task_flops(
     shape: Shape, method: Method, generator: HypernetworkConfig, fused: FusionConfig, task: TaskLengths
 ) -> TaskFlops:
@@ -96,7 +94,8 @@ def task_flops(
 @torch.inference_mode()
 def count_task(model: TagiModel, task: TaskLengths) -> TaskFlops:
     """What a model spends on a task, every answer of full length."""
-    reads, backbone = reading(model.method, task), cast(Backbone, model.backbone)
+    reads = reading(model.method, task)
+    backbone = cast(Backbone, model.backbone)
     rows, device = Rows(1, task.examples * reads.prompts), backbone.embedding.weight.device
     told = torch.ones(1, reads.once, dtype=torch.long, device=device)
     told = told.unflatten(1, (reads.pieces, task.demonstration)) if model.method.apart else told

@@ -281,8 +281,8 @@ def sni_24gb(output: str) -> Run:
     T5-LM and not Flan-T5, whose training data holds the benchmark's test tasks. The run trains its own instruct
     teacher; its teacher LoRAs read the input alone, on the student's own backbone.
 
-    How its size was chosen: `tagi train all --config sni-base-24gb --dry-run` estimates at most 12.2 GB for a stage
-    with every row at its limit, half of the card, and 1.0e18 FLOPs in all as the upper bound: 19 hours at
+    How its size was chosen: `tagi train all --config sni-base-24gb --dry-run` estimates at most 10.2 GB for a stage
+    with every row at its limit, less than half of the card, and 1.0e18 FLOPs in all as the upper bound: 19 hours at
     15 TFLOP/s, a fifth of what an RTX 3090 promises in bf16. Rows of the benchmark are mostly a good deal shorter
     than the limits, and a frozen backbone's instructions come from the cache. Estimated, not measured on such a card.
     """

@@ -162,8 +162,9 @@ def _shape_at(path: str) -> Shape:
 
 def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
     """Stages whose model is one student."""
-    sizes = {part: sum(map(parameter_count, model.part(part))) for part in get_args(Part)}
-    trained: tuple[Part, ...] = tuple(part for part in config.training.trainable if sizes[part])
+    every: tuple[Part, ...] = get_args(Part)
+    sizes = {part: sum(map(parameter_count, model.part(part))) for part in every}
+    trained: tuple[Part, ...] = tuple(part for part in sizes if part in config.training.trainable and sizes[part])
     if not trained:
         raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
     work = _work(config, parts, model.method, found.batch, trained)
