@@ -90,7 +90,7 @@ def test_memory_is_that_of_real_tensors(
 ) -> None:
     asked = work(backbone, method, parts, recompute=recompute, dtype=dtype)
     ours, real = (count_memory(asked, asked.shape, device) for device in (META, CPU))
-    assert ours == pytest.approx(real, rel=1e-3)  # a decoder's few positions are looked at on the way
+    assert ours == pytest.approx(real, rel=0.0, abs=16)  # of a decoder, on a real mask: a number for each task
 
 
 @SYSTEM
