@@ -90,7 +90,9 @@ def test_memory_is_that_of_real_tensors(
 ) -> None:
     asked = work(backbone, method, parts, recompute=recompute, dtype=dtype)
     ours, real = (count_memory(asked, asked.shape, device) for device in (META, CPU))
-    assert ours == pytest.approx(real, rel=1e-3)  # a decoder's few positions are looked at on the way
+    # statistics of a layer norm are fp32 on accelerators, bf16 on the CPU; a decoder's tasks have one position each
+    differs = 0.015 if backbone is BACKBONES["gpt2-like"] and dtype == torch.bfloat16 else 0.0
+    assert ours == pytest.approx(real, rel=differs, abs=16)
 
 
 @SYSTEM
