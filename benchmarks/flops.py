@@ -4,44 +4,16 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-import torch
 from rich.progress import track
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.command import Rows, parser, run, show
-from benchmarks.lengths import TaskLengths, reading, sni_tasks
-from benchmarks.models import SYSTEMS, Setup, instructions, shape_of, steps
-from tagi.config import DecoderShape
-from tagi.errors import ConfigError
-from tagi.model.tagi import TagiModel
+from benchmarks.lengths import sni_tasks
+from benchmarks.models import SYSTEMS, Setup, shape_of
+from tagi.cost.task import TaskFlops, count_task
 
 REFERENCE, FLOOR = "metatrain", "no_instruction"
-Spent = Mapping[str, Sequence[tuple[int, int]]]
-"""By system and task: preparing, all answers."""
-
-
-@torch.inference_mode()
-def task_flops(model: TagiModel, task: TaskLengths) -> tuple[int, int]:
-    """Preparing a task, and answering all its examples token by token with a cache (Table 2).
-
-    The model lies on the device `meta`. Matrix products only; attention is not fused, for torch counts that as nothing.
-    Each token attends to one token more than the one before, so that two of them tell what all cost.
-    """
-    reads = reading(model.method, task)
-    told = instructions(model, task).to("meta")
-    prompts = torch.empty((task.examples * reads.prompts, reads.prompt), dtype=torch.long, device="meta")
-    once, inputs, second, third = (FlopCounterMode(display=False) for _ in range(4))
-    with sdpa_kernel(SDPBackend.MATH):
-        with once:
-            ready = model.prepare(model.adapt(told, torch.ones_like(told)))
-        answers = steps(model.backbone, ready, prompts)
-        for counter in (inputs, second, third):
-            with counter:
-                next(answers)
-    n, step = task.target - 1, second.get_total_flops()  # reading gives the first token
-    growth = third.get_total_flops() - step
-    return once.get_total_flops(), inputs.get_total_flops() + n * step + n * (n - 1) // 2 * growth
+Spent = Mapping[str, Sequence[TaskFlops]]
+"""By system and task."""
 
 
 def compared(spent: Spent) -> Rows:
@@ -63,12 +35,10 @@ def compared(spent: Spent) -> Rows:
 def main(asked: Namespace) -> None:
     """Compare the systems asked for, the two references among them."""
     setup, tasks = Setup(shape_of(asked.shape), hidden=asked.hidden, width=asked.width or None), sni_tasks(asked.shots)
-    if isinstance(setup.shape, DecoderShape):
-        raise ConfigError(f"--shape: {asked.shape} is decoder-only, and counted here are encoder-decoders")
-    spent: dict[str, list[tuple[int, int]]] = {}
+    spent: dict[str, list[TaskFlops]] = {}
     for name in dict.fromkeys((REFERENCE, FLOOR, *asked.system)):
         model = setup.models(name)[0].to("meta")
-        spent[name] = [task_flops(model, task) for task in track(tasks, name, transient=True)]
+        spent[name] = [count_task(model, task) for task in track(tasks, name, transient=True)]
     show(asked, [], {f"{asked.shape}, {asked.shots} demonstrations, GFLOPs": compared(spent)})
 
 

@@ -1,26 +1,9 @@
-"""How long real tasks are, in tokens, and what each system reads of them."""
+"""How long real tasks are, in tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 
-from tagi.methods import Method
-
-
-@dataclass(frozen=True, slots=True)
-class TaskLengths:
-    """Tokens of one task's texts."""
-
-    instruction: int
-    """The definition by itself."""
-    demonstration: int
-    """One demonstration, on average."""
-    shots: int
-    """Demonstrations that are read."""
-    input: int
-    """One input with whatever stands around it."""
-    target: int
-    examples: int = 100
-
+from tagi.cost.task import TaskLengths
 
 # The 17 English test tasks of Super-NaturalInstructions that are at hand: first 100 instances, Tk-Instruct's prompts,
 # 8,000 unigram pieces trained on the training tasks. The third number is how many demonstrations a task has.
@@ -43,30 +26,3 @@ def mean_task(shots: int) -> TaskLengths:
     tasks = sni_tasks(shots)
     names = ("instruction", "demonstration", "shots", "input", "target")
     return TaskLengths(**{name: round(fmean(getattr(task, name) for task in tasks)) for name in names})
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How long the texts are that a system reads, in tokens."""
-
-    once: int
-    """Of what is read once per task."""
-    pieces: int
-    """Parts of it that are encoded apart."""
-    prompt: int
-    """Of what the language model reads for one example."""
-    prompts: int
-    """Such texts of one example, whose predictions are averaged."""
-
-
-def reading(method: Method, task: TaskLengths) -> Reading:
-    """What a system reads of a task."""
-    shown = task.shots * task.demonstration
-    if not method.prompt:
-        return Reading(task.instruction + shown if method.reads_instruction_once else 0, 1, task.input, 1)
-    alone = task.instruction + task.input
-    if method.demonstrations == "fused":
-        return Reading(shown, max(task.shots, 1), alone, 1)
-    if method.demonstrations == "averaged" and task.shots:
-        return Reading(0, 1, alone + task.demonstration, task.shots)
-    return Reading(0, 1, alone + shown, 1)

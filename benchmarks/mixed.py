@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.command import parser, run, show
-from benchmarks.lengths import TaskLengths, mean_task, reading
+from benchmarks.lengths import mean_task
 from benchmarks.models import (
     DTYPES,
     TOKEN,
@@ -23,6 +23,7 @@ from benchmarks.models import (
 )
 from benchmarks.timing import Case, Comparison, alternate
 from tagi.cli.common import note
+from tagi.cost.task import TaskLengths, reading
 from tagi.model.tagi import TagiModel
 
 SAME, DIFFERENT, IN_TURN = "tagi, one task", "tagi, different tasks", "tagi, one task after another"

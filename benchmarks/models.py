@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from benchmarks.lengths import Reading, TaskLengths, reading
 from benchmarks.timing import Case
 from tagi import methods
 from tagi.backbones import language_model
@@ -22,6 +21,7 @@ from tagi.backbones.rows import Rows
 from tagi.config import DecoderShape, FusionConfig, HypernetworkConfig, Shape, T5Shape
 from tagi.config.files import load, parse
 from tagi.config.shapes import named_shape
+from tagi.cost.task import Reading, TaskLengths, reading
 from tagi.errors import ConfigError
 from tagi.infer.engine import prepare
 from tagi.infer.scheduler import Scheduler

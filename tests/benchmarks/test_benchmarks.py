@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import adapt, flops, inference, logits, mixed, models, store, training
 from benchmarks.command import parser, run
 from benchmarks.inference import break_even, requests_to_pay
-from benchmarks.lengths import TaskLengths, mean_task, reading, sni_tasks
-from benchmarks.models import SYSTEMS, Setup
+from benchmarks.lengths import mean_task, sni_tasks
+from benchmarks.models import SYSTEMS
 from benchmarks.timing import Comparison, alternate
 from builders import small_decoder, small_shape
 from cli_runs import write_config
-from tagi.config import Shape
+from tagi.cost.task import TaskLengths
 
 TASK = TaskLengths(instruction=7, demonstration=3, shots=2, input=5, target=4)
 Benchmark = Callable[..., dict[str, Any]]
@@ -221,55 +219,3 @@ def test_memory_is_what_lives_at_once_and_what_stays() -> None:
     work()
     assert adapt.allocated(work) == (2 * size, size)
     assert adapt.allocated(lambda: [x.clone(), x.clone()]) == (2 * size, 2 * size)
-
-
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_flops_are_those_of_every_step(system: str) -> None:
-    """Counted on tensors with values, token by token to the end."""
-    (model,) = Setup(small_shape(), rank=3, hidden=8, width=8).models(system)
-    told, reads = models.instructions(model, TASK), reading(model.method, TASK)
-    prompts = torch.full((TASK.examples * reads.prompts, reads.prompt), 2)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as once:
-            ready = model.prepare(model.adapt(told, torch.ones_like(told)))
-        with FlopCounterMode(display=False) as answers:
-            steps = models.steps(model.backbone, ready, prompts)
-            for _ in range(TASK.target):
-                next(steps)
-    assert flops.task_flops(model.to("meta"), TASK) == (once.get_total_flops(), answers.get_total_flops())
-
-
-SHAPES = pytest.mark.parametrize("shape", [small_shape(), small_decoder().shape], ids=["t5", "decoder"])
-
-
-@SHAPES
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
-def test_all_sides_compute_with_the_same_weights_in_the_format_asked_for(shape: Shape) -> None:
-    """Then the loss of a prompt's rows is one and the same number, and answers are the same tokens."""
-    setup = Setup(shape, dtype=torch.bfloat16)
-    for side in (setup.models("tagi")[0], setup.transformers(), setup.peft(2)):
-        assert {parameter.dtype for parameter in side.parameters()} == {torch.bfloat16}
-    setup = Setup(shape)
-    (ours,), theirs, peft = setup.models("metatrain"), setup.transformers(), setup.peft().eval()
-    batch = training.random_batch(setup, training.Lengths(5, 4, 3, tasks=2, rows=2)).as_prompt()
-    rows = training.rows_of(batch, ours)
-    loss = training.stage_of(ours, batch, ()).loss(ours, batch)["ce"]
-    each = [training.their_loss(model, rows) for model in (theirs, peft)]
-    if not ours.backbone.has_encoder:
-        each.append(training.loss_of_targets(theirs, rows, 3))
-    assert torch.stack(each).sub(loss.total / loss.count).abs().max() < 1e-5  # worst 5e-7
-
-
-def test_a_cached_prefix_of_transformers_answers_as_the_whole_prompt_does() -> None:
-    """Again and again: every request continues a copy."""
-    theirs = Setup(small_decoder().shape).transformers()
-    told, ids = torch.randint(2, 48, (1, 9)), torch.randint(2, 48, (3, 5))
-    whole = models.generating(theirs, torch.cat([told.expand(3, -1), ids], dim=1), 6)()
-    case = models.generating_after(theirs, told, ids, 6)
-    assert torch.equal(case(), whole) and torch.equal(case(), whole)
-
-
-def test_a_benchmark_measures_models_of_a_run_s_file(tmp_path: Path) -> None:
-    shape = small_decoder().shape
-    backbone = {"decoder": shape.model_dump(mode="json"), "tokenizer": "micro"}
-    assert models.shape_of(str(write_config(tmp_path, backbone=backbone))) == shape
