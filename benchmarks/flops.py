@@ -17,7 +17,7 @@ Spent = Mapping[str, Sequence[TaskFlops]]
 
 
 def compared(spent: Spent) -> Rows:
-    """Means over the tasks in GFLOPs; ratios to metatraining task by task, and of the sums; sums over the floor's."""
+    """Means over the tasks in GFLOPs; ratios to metatraining task by task, and of the sums; sums over the bound's."""
     totals = {name: [sum(one) for one in each] for name, each in spent.items()}
     return [
         {
@@ -26,7 +26,7 @@ def compared(spent: Spent) -> Rows:
             "answers": fmean(answers for _, answers in spent[name]) / 1e9,
             "mean ratio": fmean(own / other for own, other in zip(each, totals[REFERENCE], strict=True)),
             "sum ratio": sum(each) / sum(totals[REFERENCE]),
-            "to the floor": sum(each) / sum(totals[FLOOR]),
+            "to the lower bound": sum(each) / sum(totals[FLOOR]),
         }
         for name, each in totals.items()
     ]

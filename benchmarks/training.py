@@ -142,7 +142,7 @@ def our_step(stage: Stage, lr: float = LR) -> Case:
     optim.freeze(stage.model, stage.parts)
     stage.model.train()
     parameters = [parameter for part in stage.parts.values() for parameter in part]
-    clip = nn.utils.clip_grad_norm_ if stage.lanes is None else optim.clip_lanes
+    clip = nn.utils.clip_grad_norm_ if stage.groups is None else optim.clip_groups
     return _step(loss, parameters, optim.build(stage.parts, TrainingConfig(steps=1, lr=lr)), clip)
 
 

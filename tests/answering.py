@@ -79,10 +79,10 @@ def requests(
     generation: GenerationConfig = GREEDY,
     *,
     ends: tuple[int, ...] = (END,),
-    most: int = MOST,
+    max_new_tokens: int = MOST,
 ) -> list[Request]:
     """Inputs of one task, numbered from 0."""
-    limits = Limits(ends, most, generation.min_new_tokens)
+    limits = Limits(ends, max_new_tokens, generation.min_new_tokens)
     return [Request(i, [text], prepared, 0, f"{i}", limits, generation) for i, text in enumerate(texts)]
 
 

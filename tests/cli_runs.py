@@ -22,7 +22,7 @@ CONFIG = {
     },
     "hypernetwork": {"rank": 2, "hidden": 4},
     "fusion": {"width": 4, "heads": 2},
-    "prompt": {"style": "plain", "positives": 1, "max_instruction": 32, "max_input": 16, "max_target": 8},
+    "prompt": {"style": "plain", "demonstrations": 1, "max_instruction": 32, "max_input": 16, "max_target": 8},
     "data": {"source": "micro", "compositions": 20},
     "training": {
         "steps": 4, "tasks_per_batch": 2, "rows_per_task": 2, "lr": 0.03, "checkpoint_every": 2,

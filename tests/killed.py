@@ -34,7 +34,7 @@ def settings(folder: Path) -> RunConfig:
     """A run of 16 steps with dropout, eight checkpoints and a changing best."""
     shape = config(folder).backbone
     assert shape is not None and shape.shape is not None
-    values = {"training__steps": STEPS, "training__checkpoint_every": 2, "data__compositions": 4}
+    values: dict[str, Any] = {"training__steps": STEPS, "training__checkpoint_every": 2, "data__compositions": 4}
     dropped = shape.shape.model_dump() | {"dropout_rate": 0.1}
     return config(folder, backbone__shape=dropped, **values)
 

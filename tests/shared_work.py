@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,7 +27,7 @@ def note(file: Path, text: str) -> None:
         opened.write(text)
 
 
-def main(folder: Path, changes: dict[str, object]) -> None:
+def main(folder: Path, changes: dict[str, Any]) -> None:
     """Train, going on from the newest checkpoint if there is one."""
     torch.set_num_threads(1)
     settings = config(folder, **changes)

@@ -34,7 +34,7 @@ SHAPE = {
 }  # fmt: skip
 """Stands for every `t5-v1_1-*`: gated, untied, with dropout, as they are."""
 DATA_SETS = ("imdb", "ag_news", "rotten_tomatoes", "samsum", "xsum")
-"""Of P3's training part, one more than a wave holds."""
+"""Of P3's training part, one more than a chunk holds."""
 
 
 def write_paper(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The paper's losses as pure functions of tensors, each returning a sum and a count.
 
-Shape suffixes: R rows, O target tokens, V vocabulary, K tokens that a teacher's distribution names, N lanes
+Shape suffixes: R rows, O target tokens, V vocabulary, K tokens that a teacher's distribution names, N groups
 (independent models, or tasks), r LoRA rank, I and J input and output width.
 """
 
@@ -40,16 +40,16 @@ def cross_entropy(logits_ROV: Tensor, labels_RO: Tensor) -> Loss:
     return Loss(_token_losses(logits_ROV, labels_RO, "sum"), valid_positions(labels_RO).sum())
 
 
-def lane_cross_entropy(logits_ROV: Tensor, labels_RO: Tensor, lane_R: Tensor, lanes: int) -> Loss:
-    """L_pred of each lane's own rows: sums and counts (N,)."""
+def group_cross_entropy(logits_ROV: Tensor, labels_RO: Tensor, lane_R: Tensor, groups: int) -> Loss:
+    """L_pred of each group_index's own rows: sums and counts (N,)."""
     rows = _token_losses(logits_ROV, labels_RO, "none").view(labels_RO.shape).sum(1)
-    return Loss(rows.new_zeros(lanes).index_add(0, lane_R, rows), lane_tokens(labels_RO, lane_R, lanes))
+    return Loss(rows.new_zeros(groups).index_add(0, lane_R, rows), group_tokens(labels_RO, lane_R, groups))
 
 
-def lane_tokens(labels_RO: Tensor, lane_R: Tensor, lanes: int) -> Tensor:
-    """Number of target tokens in each lane, (N,)."""
+def group_tokens(labels_RO: Tensor, lane_R: Tensor, groups: int) -> Tensor:
+    """Number of target tokens in each group_index, (N,)."""
     tokens = valid_positions(labels_RO).sum(1)
-    return tokens.new_zeros(lanes).index_add(0, lane_R, tokens)
+    return tokens.new_zeros(groups).index_add(0, lane_R, tokens)
 
 
 def distillation(student_ROV: Tensor, teacher: TokenDistribution, valid_RO: Tensor, temperature: float) -> Loss:

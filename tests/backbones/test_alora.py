@@ -188,8 +188,8 @@ def test_alora_merged_equals_unmerged(both: Pair) -> None:
     assert worst(scores(both, bare(whole), alone(3), ids, mask, targets), expected) < MERGED
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_alora_gradients_reach_lora_and_the_instruction(both: Pair, recompute: bool) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_alora_gradients_reach_lora_and_the_instruction(both: Pair, checkpointing: bool) -> None:
     """Through a prefix of the adapted model, as through the whole prompt in one row."""
     lora = random_lora(both.ours, 2, seed=3)
     instruction, told = batch([6, 6], seed=4)
@@ -201,7 +201,7 @@ def test_alora_gradients_reach_lora_and_the_instruction(both: Pair, recompute: b
         own = {s: replace(f, a=f.a.clone().requires_grad_(), b=f.b.clone().requires_grad_()) for s, f in lora.items()}
         if shared:
             prepared = both.ours.prepare(both.ours.read(instruction, told, modules=own), own)
-            logits = both.ours.score(ids, mask, targets, prepared=prepared, rows=rows, recompute=recompute)
+            logits = both.ours.score(ids, mask, targets, prepared=prepared, rows=rows, checkpointing=checkpointing)
         else:
             prompts = torch.cat((rows.pick(instruction), ids), dim=1)
             logits = both.ours.score(prompts, torch.ones_like(prompts), targets, prepared=bare(own), rows=rows)
@@ -229,7 +229,7 @@ def test_alora_caches_of_different_tasks_join_and_part(both: Pair) -> None:
     ]
     _, first = both.ours.step(targets[:2, 0], halves[0])
     _, second = both.ours.step(targets[2:, 0], halves[1])
-    joined = first.beside(second, prepared, Rows.of(owner, 3), room=2)
+    joined = first.stack(second, prepared, Rows.of(owner, 3), room=2)
     logits, joined = both.ours.step(targets[:, 1], joined)
     assert worst(logits, expected[:, 2]) < ALONE
     kept = torch.tensor([3, 1, 1])

@@ -26,8 +26,8 @@ def both(request: pytest.FixtureRequest) -> Pair:
     return pair(request.param)
 
 
-def scored(both: Pair, ids: Tensor, mask: Tensor, targets: Tensor, *, recompute: bool = False) -> Tensor:
-    return both.ours.score(ids, mask, targets, prepared=bare(), rows=alone(len(ids)), recompute=recompute)
+def scored(both: Pair, ids: Tensor, mask: Tensor, targets: Tensor, *, checkpointing: bool = False) -> Tensor:
+    return both.ours.score(ids, mask, targets, prepared=bare(), rows=alone(len(ids)), checkpointing=checkpointing)
 
 
 def expected_scores(both: Pair, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
@@ -73,13 +73,16 @@ def test_parity_of_what_is_read_with_padding_on_either_side(both: Pair) -> None:
         assert worst(both.ours.logits(read.hidden[mask]), torch.cat(expected)) < LOGITS
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_parity_of_the_gradient_of_every_parameter(both: Pair, recompute: bool) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_parity_of_the_gradient_of_every_parameter(both: Pair, checkpointing: bool) -> None:
     ids, mask = batch([9, 14], seed=0)
     targets, _ = batch([6, 6], seed=1)
     both.theirs.zero_grad()
     both.ours.zero_grad()
-    for logits in (expected_scores(both, ids, mask, targets), scored(both, ids, mask, targets, recompute=recompute)):
+    for logits in (
+        expected_scores(both, ids, mask, targets),
+        scored(both, ids, mask, targets, checkpointing=checkpointing),
+    ):
         F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
     theirs = {name: parameter.grad for name, parameter in both.theirs.named_parameters()}
     gradients = copy.deepcopy(both.ours)  # a model whose weights are the gradients, for files' names of them
@@ -131,7 +134,7 @@ def test_parity_after_rows_leave_join_and_repeat(both: Pair) -> None:
     _, cache = both.ours.step(targets[:3, 0], cache)
     _, other = both.ours.begin(more, more_mask, prepared=bare(), rows=alone(2), room=5)
     kept = torch.tensor([2, 0])
-    joined = cache.select(kept).beside(other, bare(), alone(4), room=4)
+    joined = cache.select(kept).stack(other, bare(), alone(4), room=4)
     steps: list[Tensor] = []
     for token in targets[:, 1:].T:
         logits, joined = both.ours.step(token, joined)

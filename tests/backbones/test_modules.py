@@ -61,7 +61,7 @@ def logits_of(model: T5, ids: Tensor, mask: Tensor, target_ids: Tensor, modules:
     return model.score(ids, mask, target_ids, prepared=Prepared(rows.tasks, modules), rows=rows)
 
 
-def beside(prefix: Factors, module: Any, inputs: Any, out: Any) -> Any:
+def with_prefix(prefix: Factors, module: Any, inputs: Any, out: Any) -> Any:
     """What `transformers`' self-attention gave, and softmax(q P_kᵀ) P_v head by head through its output matrix."""
     q, k, v = module.q(inputs[0]), prefix.a[0], prefix.b[0].T
     heads = [slice(start, start + HEAD) for start in range(0, q.shape[-1], HEAD)]
@@ -81,7 +81,7 @@ def test_a_prefix_equals_its_formula_in_transformers(tmp_path: Path) -> None:
     for site, prefix in modules.items():
         stack, _, _ = site.kind.partition(".")
         layer = reference.get_submodule(f"{stack}.block.{site.layer}.layer.0.SelfAttention")
-        layer.register_forward_hook(partial(beside, prefix))
+        layer.register_forward_hook(partial(with_prefix, prefix))
     ids, mask = token_batch([6, 4], seed=1)
     targets, _ = token_batch([5, 5], seed=2)
     expected = reference(input_ids=ids, attention_mask=mask, labels=targets).logits

@@ -178,8 +178,8 @@ def test_an_answer_may_end_in_one_of_several_tokens(published: Path, tmp_path: P
     edit(published, eos_token_id=[7, 9])
     model = load_t5(published)
     assert model.end_ids == model.shape.eos_token_ids == (7, 9)
-    limits = Limits((7, 9), 5, least=2)
-    assert [limits.reason([3, last]) for last in (7, 9, 8)] == ["end", "end", None]
+    limits = Limits((7, 9), 5, min_new_tokens=2)
+    assert [limits.finish_reason([3, last]) for last in (7, 9, 8)] == ["end", "end", None]
     assert limits.allowed(torch.zeros(12), 1).isinf().nonzero().flatten().tolist() == [7, 9]
     save_t5(model, tmp_path / "again")
     assert load_t5(tmp_path / "again").shape == model.shape
@@ -266,7 +266,7 @@ def test_tensors_that_the_config_knows_nothing_of(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder `work` with a backbone and a checkpoint that was saved from there by relative paths."""
     work = tmp_path / "work"
     save_t5(small_t5(seed=5), work / "models" / "llm")

@@ -134,8 +134,8 @@ def test_run_with_the_instruction_in_the_prompt(tagi: Run, metatrained: Path) ->
 
 def test_positives_reach_the_model(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     """Compared as adapters, whose encoded instruction has one row a token."""
-    positives = ["--positive", "cat red => cat", "--positive", "dog => dog"]
-    result = tagi("adapt", INSTRUCTION, *positives, "-o", tmp_path / "a", "--checkpoint", checkpoint)
+    demonstrations = ["--positive", "cat red => cat", "--positive", "dog => dog"]
+    result = tagi("adapt", INSTRUCTION, *demonstrations, "-o", tmp_path / "a", "--checkpoint", checkpoint)
     assert "note: the model reads 1 of the 2 demonstrations\n" in result.err
     told = Instruction(INSTRUCTION, (Demonstration("cat red", "cat"),))
     model = Tagi.from_pretrained(checkpoint)

@@ -22,7 +22,7 @@ from tagi.train.objectives.distill import instruct_teacher
 from tagi.train.start import start
 
 CHOOSE = RTE.replace("say more", "tell more")
-PROMPT = {"style": "t0", "positives": 0, "max_instruction": 32, "max_input": 32, "max_target": 8}
+PROMPT = {"style": "t0", "demonstrations": 0, "max_instruction": 32, "max_input": 32, "max_target": 8}
 BACKBONE = CONFIG["backbone"] | {"tokenizer": "unigram", "shape": CONFIG["backbone"]["shape"] | {"vocab_size": 36}}
 
 
@@ -104,10 +104,10 @@ def test_eval_p3_scores_the_same_rows_with_demonstrations_from_others(
     tagi: Run, folder: Path, p3_checkpoint: Path, tmp_path: Path
 ) -> None:
     asked = ("eval", "p3", "--data", folder, "--checkpoint", p3_checkpoint, "--task", "super_glue_rte", "--json")
-    none, two = (tagi(*asked, *more).json for more in ((), ("--positives", 2)))
-    assert [(one["command"]["positives"], one["n"]) for one in (none, two)] == [(0, 9), (2, 7)]
+    none, two = (tagi(*asked, *more).json for more in ((), ("--demonstrations", 2)))
+    assert [(one["command"]["demonstrations"], one["n"]) for one in (none, two)] == [(0, 9), (2, 7)]
     for number in (0, 2):
-        tagi(*asked, "--instances", 6, "--positives", number, "-o", tmp_path / f"{number}")
+        tagi(*asked, "--instances", 6, "--demonstrations", number, "-o", tmp_path / f"{number}")
     few, shown = (
         [json.loads(line)["Instance"] for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
         for name in ("0", "2")
@@ -135,7 +135,7 @@ def test_eval_p3_mistakes(arguments: list[str], words: list[str], tagi: Run, fol
 def fid(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FiD-ICL after a few steps."""
     training = CONFIG["training"] | {"trainable": ["backbone"]}
-    changes = settings(folder, method="fid_icl", training=training, prompt=PROMPT | {"positives": 3})
+    changes = settings(folder, method="fid_icl", training=training, prompt=PROMPT | {"demonstrations": 3})
     return trained(tmp_path_factory.mktemp("fid"), **changes)
 
 

@@ -134,7 +134,7 @@ def sni_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three test tasks in the layout of Super-NaturalInstructions."""
     folder = tmp_path_factory.mktemp("sni")
     tasks = [
-        MicroTask(i, (operation,), i).task(positives=2) for i, operation in enumerate([*SHOWN_TASK, SHOWN_TASK[1]])
+        MicroTask(i, (operation,), i).task(demonstrations=2) for i, operation in enumerate([*SHOWN_TASK, SHOWN_TASK[1]])
     ]
     write_sni(folder, tasks[:1], tasks, instances=5)
     return folder
@@ -161,8 +161,8 @@ def test_eval_micro(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert sum(group["n"] for group in found["by_category"].values()) == 6
     assert found["control"] == {"instruction": "aligned", "adapter": "full"}
     assert found["reference"].keys() == {"copy_input", "copy_demonstration", "majority"}
-    bare = tagi(*arguments, "--positives", 0, "--json").json
-    assert (found["command"]["positives"], bare["command"]["positives"]) == (1, 0)
+    bare = tagi(*arguments, "--demonstrations", 0, "--json").json
+    assert (found["command"]["demonstrations"], bare["command"]["demonstrations"]) == (1, 0)
     assert bare["reference"].keys() == {"copy_input", "majority"}
     assert json.loads((tmp_path / "scores.json").read_text()) == found
     low, high = found["interval"]["rouge_l"]
@@ -192,14 +192,14 @@ def test_eval_micro_new_phrasings(tagi: Run, checkpoint: Path) -> None:
 
 
 def test_eval_micro_says_what_it_cannot_know(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
-    stranger = tmp_path / "stranger"
-    shutil.copytree(checkpoint, stranger)
-    (stranger / RUN_FILE).unlink()
+    mismatched = tmp_path / "mismatched"
+    shutil.copytree(checkpoint, mismatched)
+    (mismatched / RUN_FILE).unlink()
     arguments = ["eval", "micro", "--tasks", 2, "--instances", 1, "--checkpoint"]
-    assert "may not be unseen" in tagi(*arguments, stranger).err
+    assert "may not be unseen" in tagi(*arguments, mismatched).err
     assert tagi(*arguments, checkpoint).err == ""
-    (stranger / RUN_FILE).write_text("stage: dance", encoding="utf-8")
-    mistake(tagi(*arguments, stranger), str(stranger / RUN_FILE))
+    (mismatched / RUN_FILE).write_text("stage: dance", encoding="utf-8")
+    mistake(tagi(*arguments, mismatched), str(mismatched / RUN_FILE))
 
 
 def test_eval_mistakes(tagi: Run, checkpoint: Path, metatrained: Path, tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_eval_sni(tagi: Run, checkpoint: Path, sni_folder: Path) -> None:
     found = tagi(*arguments, "--instances", 2, *two, "--json").json
     assert (found["n"], len(found["by_task"])) == (4, 2)
     assert (found["command"]["benchmark"], found["command"]["data"]) == ("sni", str(sni_folder))
-    few = tagi(*arguments, "--positives", 0, "--instances", 1, "--json").json["command"]
-    assert (found["command"]["positives"], few["positives"]) == (1, 0)
+    few = tagi(*arguments, "--demonstrations", 0, "--instances", 1, "--json").json["command"]
+    assert (found["command"]["demonstrations"], few["demonstrations"]) == (1, 0)
     table = tagi(*arguments).out
     assert [line.split()[:2] for line in table.splitlines() if line.strip().startswith("all")] == [["all", "15"]]
     assert "copying the first demonstration" in table

@@ -29,7 +29,7 @@ def exact_match(
     instruction: InstructionControl = "aligned",
     adapter: AdapterControl = "full",
 ) -> float:
-    drawn = with_instances(tasks, instances, positives=0)
+    drawn = with_instances(tasks, instances, demonstrations=0)
     partners = strangers(tasks, seed=0)
     return fmean(evaluate(tagi, drawn, instruction=instruction, adapter=adapter, partners=partners).exact_match)
 

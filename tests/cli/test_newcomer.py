@@ -51,7 +51,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], object], str]] = {
     "adapt_all a string": (lambda t: t.adapt_all("a b"), r"instructions must be a list; write \['a b'\]"),
     "adapt_all nothing": (lambda t: t.adapt_all([]), "there are no instructions"),
     "adapt_all a blank": (lambda t: t.adapt_all(["a", ""]), "instruction 2 is empty"),
-    "a string as a pair": (lambda t: t.adapt("a .", ["ab"]), "positives: 'ab' is no pair of an input and"),
+    "a string as a pair": (lambda t: t.adapt("a .", ["ab"]), "demonstrations: 'ab' is no pair of an input and"),
     "demonstrations twice": (lambda t: t.adapt(Instruction("a ."), [("a", "b")]), "demonstrations are given twice"),
     "half a demonstration": (
         lambda t: t.adapt("a .", [("a", "\ud83d")]),

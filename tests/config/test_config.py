@@ -28,7 +28,7 @@ EVERY_SECTION: dict[str, Any] = MINIMAL | {
     "backbone": {"shape": {"vocab_size": 99, "gated": True, "activation": "gelu_new"}, "tokenizer": "unigram"},
     "hypernetwork": {"generator": "flat", "rank": 4, "alpha": 8.0},
     "fusion": {"width": 24, "every": 2},
-    "prompt": {"style": "plain", "positives": 2},
+    "prompt": {"style": "plain", "demonstrations": 2},
     "data": {"source": "sni", "path": "data/sni", "max_instances": None},
     "training": {"steps": 10, "lr": 3e-4, "trainable": ["backbone", "fusion"], "warmup": 0.5},
 }

@@ -81,13 +81,13 @@ def test_flops_are_what_torch_counts_in_training(backbone: LanguageModel, method
     assert batch_cost(asked).flops == counting.get_total_flops() > 0
 
 
-@pytest.mark.parametrize(("dtype", "recompute"), [(torch.float32, False), (torch.bfloat16, True)])
+@pytest.mark.parametrize(("dtype", "checkpointing"), [(torch.float32, False), (torch.bfloat16, True)])
 @SYSTEM
 @BACKBONE
 def test_memory_is_that_of_real_tensors(
-    backbone: LanguageModel, method: str, parts: tuple[Part, ...], dtype: torch.dtype, recompute: bool
+    backbone: LanguageModel, method: str, parts: tuple[Part, ...], dtype: torch.dtype, checkpointing: bool
 ) -> None:
-    asked = work(backbone, method, parts, recompute=recompute, dtype=dtype)
+    asked = work(backbone, method, parts, checkpointing=checkpointing, dtype=dtype)
     ours, real = (count_memory(asked, asked.shape, device) for device in (META, CPU))
     # statistics of a layer norm are fp32 on accelerators, bf16 on the CPU; a decoder's tasks have one position each
     differs = 0.015 if backbone is BACKBONES["gpt2-like"] and dtype == torch.bfloat16 else 0.0
@@ -129,8 +129,8 @@ DEEP = {
     ("method", "parts", "changes"),
     [
         (*SYSTEMS[0], {}),
-        (*SYSTEMS[0], {"recompute": True, "taught": 11}),
-        (*SYSTEMS[4], {"recompute": True}),
+        (*SYSTEMS[0], {"checkpointing": True, "taught": 11}),
+        (*SYSTEMS[4], {"checkpointing": True}),
         (*SYSTEMS[5], {"dtype": torch.bfloat16}),
         (*SYSTEMS[7], {}),
     ],
@@ -177,7 +177,7 @@ def test_lora_banks() -> None:
 
 def test_activation_checkpointing_trades_memory_for_flops() -> None:
     plain = work(BACKBONES["decoder"], "lora_only", ("hypernetwork",), lengths=replace(LENGTHS, input=64))
-    found, again = batch_cost(plain), batch_cost(replace(plain, recompute=True))
+    found, again = batch_cost(plain), batch_cost(replace(plain, checkpointing=True))
     assert again.flops > found.flops and again.activations < found.activations
 
 

@@ -44,20 +44,20 @@ instruction = st.builds(
 
 
 def collator(
-    method: str, *, positives: int = 2, limit: int = 400, tokenizer: PreTrainedTokenizerFast = TOKENIZER
+    method: str, *, demonstrations: int = 2, limit: int = 400, tokenizer: PreTrainedTokenizerFast = TOKENIZER
 ) -> Collator:
-    settings = PromptConfig(style="chat", positives=positives, max_instruction=limit, max_input=limit)
+    settings = PromptConfig(style="chat", demonstrations=demonstrations, max_instruction=limit, max_input=limit)
     return Collator(tokenizer, settings, methods.get(method), joined=True)
 
 
 @given(instruction, written, st.integers(0, 3), st.sampled_from([70, 120, 400]))
 def test_instruction_and_input_join_to_the_prompt_of_the_baseline(
-    told: Instruction, text: str, positives: int, limit: int
+    told: Instruction, text: str, demonstrations: int, limit: int
 ) -> None:
     """As token ids and as strings, whatever is cut."""
     once, every = (
-        collator("tagi", positives=positives, limit=limit),
-        collator("metatrain", positives=positives, limit=limit),
+        collator("tagi", demonstrations=demonstrations, limit=limit),
+        collator("metatrain", demonstrations=demonstrations, limit=limit),
     )
     parts, prompt = [once.instruction(told), once.input(told, text)], every.input(told, text)
     assert parts[0] + parts[1] == prompt == once.prompted(told, text)

@@ -71,19 +71,19 @@ def test_batches_hold_groups_of_similar_length() -> None:
 
 def test_batches_of_a_step_hold_groups_of_similar_length() -> None:
     tasks = FixedTasks([Task(f"t{i}", Instruction("x"), (), [Example("a", "x" * i, ("y",))]) for i in range(1, 129)])
-    alone, abreast = (Mixture(tasks, tasks=8, rows=1, seed=3, abreast=count) for count in (1, 4))
+    alone, batches_per_step = (Mixture(tasks, tasks=8, rows=1, seed=3, batches_per_step=count) for count in (1, 4))
 
     def spread(mixture: Mixture, step: int) -> int:
         lengths = [group.length for index in range(4 * step, 4 * step + 4) for group in mixture.batch(index)]
         return max(lengths) - min(lengths)
 
-    assert [spread(abreast, step) for step in range(4)] == [31] * 4  # 128 consecutive lengths in four steps
+    assert [spread(batches_per_step, step) for step in range(4)] == [31] * 4  # 128 consecutive lengths in four steps
     assert max(spread(alone, step) for step in range(4)) > 31
 
     def names(mixture: Mixture) -> set[tuple[str, ...]]:
         return {tuple(group.task.name for group in mixture.batch(index)) for index in range(16)}
 
-    assert names(abreast) == names(alone)
+    assert names(batches_per_step) == names(alone)
 
 
 def test_rows_are_sorted_by_their_prompts_where_asked() -> None:
@@ -119,8 +119,8 @@ SEVERAL = FixedTasks(
 
 
 def test_every_accepted_answer_is_trained_on_over_visits() -> None:
-    def drawn(seed: int, index: int, abreast: int = 1) -> list[tuple[str, tuple[str, ...]]]:
-        mixture = Mixture(SEVERAL, tasks=2, rows=2, seed=seed, abreast=abreast)
+    def drawn(seed: int, index: int, batches_per_step: int = 1) -> list[tuple[str, tuple[str, ...]]]:
+        mixture = Mixture(SEVERAL, tasks=2, rows=2, seed=seed, batches_per_step=batches_per_step)
         return sorted((row.id, row.targets) for group in mixture.batch(index) for row in group.examples)
 
     mixture = Mixture(SEVERAL, tasks=2, rows=2, seed=0)
@@ -130,7 +130,7 @@ def test_every_accepted_answer_is_trained_on_over_visits() -> None:
     assert all(30 <= count <= 70 for count in seen.values())
     assert drawn(0, 37) == drawn(0, 37), "a batch is a function of its number, so that a run resumes"
     assert any(drawn(0, i) != drawn(1, i) for i in range(4))
-    one, two = ([drawn(0, i, abreast) for i in range(16)] for abreast in (1, 2))
+    one, two = ([drawn(0, i, batches_per_step) for i in range(16)] for batches_per_step in (1, 2))
     assert sorted(map(str, one)) == sorted(map(str, two)), "for any number of processes a window holds the same"
 
 
@@ -150,7 +150,7 @@ def test_support_and_query_examples_of_a_visit_are_apart(shown: int, asked: int)
     queried: dict[str, set[str]] = {"t": set(), "u": set()}
     for index in range(120):
         (group,) = mixture.batch(index)
-        support = [(one.input, one.output) for one in group.task.instruction.positives]
+        support = [(one.input, one.output) for one in group.task.instruction.demonstrations]
         query = [(row.input, row.targets[0]) for row in group.examples]
         assert len(set(support)) == min(shown, len(rows[group.task.name]) - 1) and len(query) == asked
         assert set(support) | set(query) <= rows[group.task.name] and not set(support) & set(query)

@@ -20,12 +20,12 @@ def always(_: str) -> bool:
     return True
 
 
-def collated(item: Instruction, source: str, positives: int, limit: int) -> str:
+def collated(item: Instruction, source: str, demonstrations: int, limit: int) -> str:
     """Tk-Instruct's prompt by its rules, line by line: definition, then examples while all of it fits."""
     opening = [ended("Definition", item.definition), ""]
     closing = ["Now complete the following example -", ended("Input", source), "Output: "]
     shown: list[str] = []
-    for number, example in enumerate(item.positives[:positives], start=1):
+    for number, example in enumerate(item.demonstrations[:demonstrations], start=1):
         title = f" Positive Example {number} -"
         more = [*shown, title, ended("Input", example.input), ended(" Output", example.output), ""]
         if len("\n".join([*opening, *more, *closing])) > limit:
@@ -39,16 +39,16 @@ def ended(label: str, value: str) -> str:
 
 
 @given(instruction, written, st.integers(0, 4), st.integers(0, 400))
-def test_tk_prompt_equals_the_collators(item: Instruction, source: str, positives: int, limit: int) -> None:
+def test_tk_prompt_equals_the_collators(item: Instruction, source: str, demonstrations: int, limit: int) -> None:
     prompt = render_prompt(
-        item, source, style="tk", positives=positives, fits=lambda candidate: len(candidate) <= limit
+        item, source, style="tk", demonstrations=demonstrations, fits=lambda candidate: len(candidate) <= limit
     )
-    assert prompt.text == collated(item, source, positives, limit)
+    assert prompt.text == collated(item, source, demonstrations, limit)
 
 
 def test_tk_wording_literally() -> None:
     item = Instruction("Name the animals", (Demonstration("red cat", "cat"), Demonstration("a dog?", "dog.")))
-    assert render_prompt(item, " blue wolf ", style="tk", positives=2, fits=always).text == (
+    assert render_prompt(item, " blue wolf ", style="tk", demonstrations=2, fits=always).text == (
         "Definition: Name the animals.\n\n"
         " Positive Example 1 -\nInput: red cat.\n Output: cat.\n\n"
         " Positive Example 2 -\nInput: a dog?\n Output: dog.\n\n"
@@ -58,45 +58,47 @@ def test_tk_wording_literally() -> None:
 
 def test_plain_wording_literally() -> None:
     item = Instruction(" Name the animals. ", (Demonstration("red cat", "cat"),))
-    prompt = render_prompt(item, " blue wolf ", style="plain", positives=2, fits=always)
+    prompt = render_prompt(item, " blue wolf ", style="plain", demonstrations=2, fits=always)
     assert prompt == RenderedInstruction("Name the animals.\nred cat => cat\nblue wolf", 1)
 
 
 @given(instruction, written, st.integers(0, 4), style, st.integers(0, 400))
 def test_the_two_parts_concatenate_to_the_whole_prompt(
-    item: Instruction, source: str, positives: int, style: PromptStyle, limit: int
+    item: Instruction, source: str, demonstrations: int, style: PromptStyle, limit: int
 ) -> None:
     tail = render_input(source, style=style)
 
     def whole_fits(head: str) -> bool:
         return len(head + tail) <= limit
 
-    head = render_instruction(item, style=style, positives=positives, fits=whole_fits)
-    whole = render_prompt(item, source, style=style, positives=positives, fits=lambda prompt: len(prompt) <= limit)
-    assert whole == RenderedInstruction(head.text + tail, head.positives)
+    head = render_instruction(item, style=style, demonstrations=demonstrations, fits=whole_fits)
+    whole = render_prompt(
+        item, source, style=style, demonstrations=demonstrations, fits=lambda prompt: len(prompt) <= limit
+    )
+    assert whole == RenderedInstruction(head.text + tail, head.demonstrations)
 
 
 @given(instruction, st.integers(0, 4), style, st.integers(0, 400))
 def test_as_many_leading_demonstrations_as_fit(
-    item: Instruction, positives: int, style: PromptStyle, limit: int
+    item: Instruction, demonstrations: int, style: PromptStyle, limit: int
 ) -> None:
     def fits(candidate: str) -> bool:
         return len(candidate) <= limit
 
-    rendered = render_instruction(item, style=style, positives=positives, fits=fits)
-    available = min(positives, len(item.positives))
+    rendered = render_instruction(item, style=style, demonstrations=demonstrations, fits=fits)
+    available = min(demonstrations, len(item.demonstrations))
     prefixes = [prefix(item, style, count) for count in range(available + 1)]
     kept = max((n for n in range(1, available + 1) if fits(prefixes[n])), default=0)
     assert rendered == RenderedInstruction(prefixes[kept], kept)
 
 
 def prefix(item: Instruction, style: PromptStyle, count: int) -> str:
-    return render_instruction(item, style=style, positives=count, fits=always).text
+    return render_instruction(item, style=style, demonstrations=count, fits=always).text
 
 
 def test_a_definition_that_does_not_fit_is_kept_without_demonstrations() -> None:
     item = Instruction("Reverse it.", (Demonstration("a b", "b a"),))
-    rendered = render_instruction(item, style="tk", positives=2, fits=lambda _: False)
+    rendered = render_instruction(item, style="tk", demonstrations=2, fits=lambda _: False)
     assert rendered == RenderedInstruction("Definition: Reverse it.\n\n", 0)
 
 
@@ -107,11 +109,11 @@ def test_blank_text_is_an_input_error(style: PromptStyle, blank: str) -> None:
         ("the input is empty", lambda: render_input(blank, style=style)),
         (
             "the instruction is empty",
-            lambda: render_prompt(Instruction(blank), "x", style=style, positives=0, fits=always),
+            lambda: render_prompt(Instruction(blank), "x", style=style, demonstrations=0, fits=always),
         ),
         (
             "the input is empty",
-            lambda: render_prompt(Instruction("Sort."), blank, style=style, positives=0, fits=always),
+            lambda: render_prompt(Instruction("Sort."), blank, style=style, demonstrations=0, fits=always),
         ),
     ]
     for message, call in calls:

@@ -47,7 +47,7 @@ predictions = st.builds(
     instruction=st.builds(
         Instruction,
         definition=st.text(),
-        positives=st.lists(st.builds(Demonstration, st.text(), st.text()), max_size=2).map(tuple),
+        demonstrations=st.lists(st.builds(Demonstration, st.text(), st.text()), max_size=2).map(tuple),
     ),
     example=st.builds(
         Example, id=st.text(), input=st.text(), targets=st.lists(st.text(), min_size=1, max_size=2).map(tuple)

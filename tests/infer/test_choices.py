@@ -51,7 +51,7 @@ def alone(tagi: Tagi, instruction: Instruction, text: str, choice: str) -> tuple
     ],
 )
 def test_scores_equal_each_choice_alone(method: str, family: str) -> None:
-    tagi = make(method, family=family, positives=2)
+    tagi = make(method, family=family, demonstrations=2)
     totals = score_choices(tagi, TOLD, INPUTS, CHOICES, norm="sum")
     means = score_choices(tagi, TOLD, INPUTS, CHOICES, norm="mean")
     for text, choices, its_totals, its_means in zip(INPUTS, CHOICES, totals, means, strict=True):
@@ -112,7 +112,7 @@ def ensemble_log_p(model: T5ForConditionalGeneration, prompts: Sequence[Sequence
 @torch.inference_mode()
 @pytest.mark.parametrize("norm", ["mean", "sum"])
 def test_ensemble_scores_are_means_of_log_likelihoods(norm: RankNorm, tmp_path: Path) -> None:
-    tagi = make("ensemble_icl", positives=3)
+    tagi = make("ensemble_icl", demonstrations=3)
     model = theirs_of(tagi, tmp_path)
     for text, choices in zip(INPUTS, CHOICES, strict=True):
         (found,) = score_choices(tagi, TOLD, [text], [choices], norm=norm)
@@ -130,7 +130,7 @@ def test_ensemble_scores_are_means_of_log_likelihoods(norm: RankNorm, tmp_path: 
 @pytest.mark.parametrize("seed", [2, 5, 7])  # of random models that do tell the inputs apart
 def test_ensemble_answers_follow_the_same_mean(seed: int, tmp_path: Path) -> None:
     """Greedy decoding token by token: ranking and decoding agree on what an ensemble finds likely."""
-    tagi = make("ensemble_icl", seed=seed, positives=3)
+    tagi = make("ensemble_icl", seed=seed, demonstrations=3)
     model = theirs_of(tagi, tmp_path)
     answers = tagi.solve(TOLD, INPUTS)
     for text, answer in zip(INPUTS, answers, strict=True):
@@ -153,7 +153,7 @@ def test_ensemble_takes_the_mean_of_log_probabilities_not_of_probabilities() -> 
 
 @torch.inference_mode()
 def test_ensemble_of_one_prompt_is_that_prompt() -> None:
-    one, plain = make("ensemble_icl", positives=1), make("metatrain", positives=1)
+    one, plain = make("ensemble_icl", demonstrations=1), make("metatrain", demonstrations=1)
     assert one.solve(TOLD, INPUTS) == plain.solve(TOLD, INPUTS)
     assert score_choices(one, TOLD, INPUTS, CHOICES) == score_choices(plain, TOLD, INPUTS, CHOICES)
 
@@ -189,7 +189,7 @@ def test_fid_equals_concat_where_no_token_sees_another() -> None:
 
 @torch.inference_mode()
 def test_fid_without_demonstrations_is_the_plain_prompt() -> None:
-    fid, plain = make("fid_icl", positives=2), make("metatrain")
+    fid, plain = make("fid_icl", demonstrations=2), make("metatrain")
     bare = Instruction(TOLD.definition)
     assert fid.solve(bare, INPUTS) == plain.solve(bare, INPUTS)
     assert score_choices(fid, bare, INPUTS, CHOICES) == score_choices(plain, bare, INPUTS, CHOICES)
@@ -197,7 +197,7 @@ def test_fid_without_demonstrations_is_the_plain_prompt() -> None:
 
 @torch.inference_mode()
 def test_fid_does_not_depend_on_the_order_of_demonstrations() -> None:
-    tagi = make("fid_icl", positives=3)
+    tagi = make("fid_icl", demonstrations=3)
     one, other = (
         torch.tensor([x for each in score_choices(tagi, Instruction("a .", shown), INPUTS, CHOICES) for x in each])
         for shown in (SHOWN, SHOWN[::-1])

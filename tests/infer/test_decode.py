@@ -178,7 +178,7 @@ def test_a_past_has_room_grows_and_drops_what_nobody_sees() -> None:
     assert roomy.after((roomy.append(0, new),)).layers is roomy.layers  # in place
     assert full.with_room(10**20).layers[0].k.shape[2] == 3 + ROOM  # of a limit beyond all memory
     short = Past((new,), 1)
-    both = full.beside(short, room=1)
+    both = full.stack(short, room=1)
     assert both.length == 3 and both.first is not None and both.first.tolist() == [0, 0, 2, 2]
     hidden = both.hidden(4)
     assert hidden is not None and hidden[2, 0, 0].tolist() == [True, True, False, False]

@@ -79,9 +79,9 @@ def test_the_prompt_method_reads_the_instruction_with_every_input(family: str) -
 @BOTH
 @pytest.mark.parametrize("method", ["tagi", "metatrain"])
 def test_demonstrations_are_shown_as_many_as_asked(method: str, family: str) -> None:
-    tagi = make(method, family=family, positives=2)
+    tagi = make(method, family=family, demonstrations=2)
     told = Instruction(INSTRUCTIONS[0], (Demonstration("a b", "b a"), Demonstration("c d e", "e d c")))
-    bare, one = replace(told, positives=()), replace(told, positives=told.positives[:1])
+    bare, one = replace(told, demonstrations=()), replace(told, demonstrations=told.demonstrations[:1])
 
     def read(model: Tagi, told: Instruction) -> tuple[list[int], list[int]]:
         return model.collator.instruction(told), model.collator.input(told, "f")
@@ -89,7 +89,7 @@ def test_demonstrations_are_shown_as_many_as_asked(method: str, family: str) -> 
     assert read(tagi.showing(0), told) == read(tagi, bare) != read(tagi, told)
     assert read(tagi.showing(1), told) == read(tagi, one) != read(tagi, told)
     assert tagi.showing(0).solve(told, ["f"]) == tagi.solve(bare, ["f"])
-    assert tagi.config.prompt.positives == 2
+    assert tagi.config.prompt.demonstrations == 2
 
 
 @BOTH
@@ -134,9 +134,9 @@ def test_an_adapter_of_another_checkpoint_is_neither_opened_nor_applied(family: 
 
 
 def test_an_adapter_knows_its_instruction() -> None:
-    tagi = make(positives=1)
+    tagi = make(demonstrations=1)
     told = Instruction("a b .", (Demonstration("c", "d"),))
-    origin = Origin(checkpoint=tagi.fingerprint(), method="tagi", definition="a b .", positives=(("c", "d"),))
+    origin = Origin(checkpoint=tagi.fingerprint(), method="tagi", definition="a b .", demonstrations=(("c", "d"),))
     assert tagi.adapt(told).origins == (origin,)
     stacked = tagi.adapt_all([Instruction("c ."), told])
     assert [one.origins for one in adapters.unstack(stacked)][1] == (origin,)
@@ -180,7 +180,7 @@ def test_only_a_checkpoint_is_replaced(tmp_path: Path) -> None:
 
 
 def test_notes_say_what_was_cut_and_what_is_unknown() -> None:
-    tagi = make(max_instruction=6, max_input=4, positives=2)
+    tagi = make(max_instruction=6, max_input=4, demonstrations=2)
     shown = Instruction("a b .", (Demonstration("c", "d"), Demonstration("e", "f g h")))
     notes = tagi.notes(shown, ["a b c d e f", "zebra a"])
     assert any("demonstrations" in note for note in notes)
@@ -216,9 +216,9 @@ def test_an_answer_ends_before_a_stop_string_or_says_that_it_was_cut(family: str
     stop = next(word for word in words[1:] if word != words[0])
     (ended,) = tagi.answer(adapter, [INPUTS[1]], generation=replace(drawn, stop=("zzz", stop)))
     assert ended.text == whole.text[: whole.text.index(stop)].strip() != ""
-    assert ended.reason == "stop" and ended.tokens < whole.tokens
+    assert ended.finish_reason == "stop" and ended.tokens < whole.tokens
     (never,) = tagi.answer(adapter, [INPUTS[1]], generation=replace(drawn, stop=("zzz",), max_new_tokens=3))
-    assert (never.reason, never.tokens) == ("length", 3) and whole.text.startswith(never.text) and never.text
+    assert (never.finish_reason, never.tokens) == ("length", 3) and whole.text.startswith(never.text) and never.text
 
 
 @BOTH
@@ -251,7 +251,7 @@ def test_an_answer_of_a_decoder_ends_at_its_last_position_and_a_longer_instructi
     tagi = Tagi(model, word_level([*WORDS, "."]), model_config(model).model_copy(update={"prompt": settings}))
     told = tagi.adapt("a b c d e .")
     answers = tagi.answer(told, ["a b", "a b c d e f g h", "b " * 16])
-    assert [(one.reason, one.tokens) for one in answers] == [("length", 15), ("length", 9), ("length", 1)]
+    assert [(one.finish_reason, one.tokens) for one in answers] == [("length", 15), ("length", 9), ("length", 1)]
     answers = tagi.answer(told, ["a b", "b " * 17], keep_errors=True)
     assert answers[0].tokens == 15 and "have 24 tokens" in str(answers[1].error)
     with pytest.raises(InputError, match="have 26 tokens together, more than the 24 positions"):

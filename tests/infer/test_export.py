@@ -224,7 +224,7 @@ def test_mistakes(tagi: Run, bank: Path, checkpoint: Path, metatrained: Path, tm
     out = tmp_path / "peft"
     mistake(tagi("export", "peft", bank, "-o", out), "--teacher: is missing; the bank has sort, count")
     mistake(tagi("export", "peft", bank, "--teacher", "cont", "-o", out), "'cont' is not in the bank")
-    mistake(tagi("export", "peft", checkpoint, "--teacher", "count", "-o", out), "is no teacher bank")
+    mistake(tagi("export", "peft", checkpoint, "--teacher", "count", "-o", out), "is no LoRA bank")
     mistake(tagi("export", "peft", tmp_path / "none", "-o", out), "none")
     other = ("--backbone", metatrained / "backbone")
     mistake(tagi("export", "peft", bank, "--teacher", "sort", *other, "-o", out), "another language model")

@@ -150,7 +150,7 @@ def test_beams_of_different_width_and_adapters_of_different_sizes_share_a_loop(m
 def test_a_free_place_is_taken_at_once(model: TagiModel, eager: bool) -> None:
     """Of 16 places one is free: the request that waits begins with the next step, not when a quarter is free, unless
     that is what is asked for."""
-    each = requests(bare(model), prompts(17, seed=10), ends=(), most=12)
+    each = requests(bare(model), prompts(17, seed=10), ends=(), max_new_tokens=12)
     each[4] = replace(each[4], limits=Limits((), 3))
     order: list[tuple[int, int]] = []
     counts = [0] * 17
@@ -218,6 +218,8 @@ def test_errors_reach_the_caller_once_the_others_are_answered(monkeypatch: pytes
     assert done == [(number, 5) for number in range(1, 6)]
     found = tagi.answer(written, INPUTS, keep_errors=True)
     assert [one.text for one in found] == [expected[0], "", *expected[2:]]
-    assert [one.error is not None for one in found] == [False, True, False, False, False] and found[1].reason is None
+    assert [one.error is not None for one in found] == [False, True, False, False, False] and found[
+        1
+    ].finish_reason is None
     with pytest.raises(InputError, match="the prompt has a token that is none of"):
         list(tagi.stream(written, INPUTS[1]))

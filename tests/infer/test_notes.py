@@ -19,9 +19,9 @@ words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join)
 tasks = st.builds(Instruction, words, st.lists(st.builds(Demonstration, words, words), max_size=3).map(tuple))
 
 
-def fitted(tagi: Tagi, instruction: int, text: int, positives: int, style: PromptStyle) -> Tagi:
+def fitted(tagi: Tagi, instruction: int, text: int, demonstrations: int, style: PromptStyle) -> Tagi:
     """The same model with other limits."""
-    made = tagi.showing(positives)
+    made = tagi.showing(demonstrations)
     limits = {"max_instruction": instruction, "max_input": text, "style": style}
     made.config = made.config.model_copy(update={"prompt": made.config.prompt.model_copy(update=limits)})
     made.collator = replace(made.collator, prompt=made.config.prompt)
@@ -31,7 +31,7 @@ def fitted(tagi: Tagi, instruction: int, text: int, positives: int, style: Promp
 def once(tagi: Tagi, task: Instruction) -> list[list[int]]:
     """Token ids of what is read once."""
     if tagi.model.method.apart:
-        return tagi.collator.pieces(task, tagi.config.prompt.positives)
+        return tagi.collator.pieces(task, tagi.config.prompt.demonstrations)
     return [tagi.collator.instruction(task)] if tagi.model.method.reads_instruction_once else []
 
 
@@ -46,11 +46,17 @@ def once(tagi: Tagi, task: Instruction) -> list[list[int]]:
     st.sampled_from(["tk", "plain", "t0"]),
 )
 def test_a_cut_is_said_exactly_where_tokens_are_dropped(
-    method: str, task: Instruction, texts: list[str], instruction: int, text: int, positives: int, style: PromptStyle
+    method: str,
+    task: Instruction,
+    texts: list[str],
+    instruction: int,
+    text: int,
+    demonstrations: int,
+    style: PromptStyle,
 ) -> None:
     """By brute force: nothing is dropped where the same is read with room for all and some number of demonstrations."""
-    tight = fitted(MODELS[method], instruction, text, positives, style)
-    roomy = [fitted(tight, ROOM, ROOM, shown, style) for shown in range(positives + 1)]
+    tight = fitted(MODELS[method], instruction, text, demonstrations, style)
+    roomy = [fitted(tight, ROOM, ROOM, shown, style) for shown in range(demonstrations + 1)]
 
     def dropped(one: str) -> bool:
         whole = [ids for model in roomy for ids in model.prompts(task, one)]

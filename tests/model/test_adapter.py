@@ -22,7 +22,7 @@ from tagi.model import adapter as adapters
 from tagi.model.adapter import Origin, TaskAdapter
 from tagi.model.tagi import neutral
 
-ORIGIN = Origin(checkpoint="abc", method="tagi", definition="Größe: “x”", positives=(("in", "out"),))
+ORIGIN = Origin(checkpoint="abc", method="tagi", definition="Größe: “x”", demonstrations=(("in", "out"),))
 
 
 def test_controls_take_one_part_away_and_leave_the_rest() -> None:
@@ -253,7 +253,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder in its place": (as_folder, "{0}/adapter.safetensors: cannot be read (Is a directory)"),
     "a tensor missing": (retensor(**NO_TENSOR), f"{{0}}/adapter.safetensors: tensor {SITE}.A is missing"),
     "a tensor too many": (edit(lambda c: c["scales"].pop(SITE)), f"tensor {SITE}.A belongs to no site"),
-    "a stranger's name": (
+    "a mismatched's name": (
         lambda d: (edit(lambda c: c["scales"].update({"../x": 1.0}))(d), retensor(**STRANGERS)(d)),
         "{0}/adapter.safetensors: ../x: is no site of a module",
     ),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from builders import normal, random_lora, seeded, small_t5, small_tagi, token_batch, worst
-from tagi.backbones.attention import attend, attend_beside, padding_bias
+from tagi.backbones.attention import attend, attend_concatenated, padding_bias
 from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.cache import KeyValue
 from tagi.backbones.rows import Rows
@@ -174,7 +174,7 @@ def test_an_instruction_is_projected_once_per_task_and_layer() -> None:
 def test_instructions_stack_and_part_as_their_tasks_do() -> None:
     fusion, x = small_fusion(FusionConfig()), normal(3, 5, D_MODEL, seed=1)
     one, other = (fusion.prepare(instructions(lengths, seed=seed)) for lengths, seed in (([4, 1], 0), ([6], 1)))
-    together = one.beside(other)
+    together = one.stack(other)
     apart = torch.cat((one(0, x[:2], Rows(2, 2)), other(0, x[2:], Rows(1, 1))))
     assert worst(together(0, x, Rows(3, 3)), apart) < LITERAL
     picked = torch.tensor([2, 0])
@@ -210,7 +210,7 @@ def test_attending_beside_an_instruction_equals_attending_to_the_concatenation(r
     q = normal(rows.count, heads, queries, width, seed=4)
     input_mask = torch.arange(length) < torch.arange(1, rows.count + 1)[:, None]
     bias, told_bias = (padding_bias(mask, q.dtype) for mask in (input_mask, told))
-    found = attend_beside(q, own, bias, instruction, told_bias, rows)
+    found = attend_concatenated(q, own, bias, instruction, told_bias, rows)
     for row, task in enumerate(owner):
         tokens = input_mask[row]
         k = torch.cat((instruction.k[task, :, : lengths[task]], own.k[row][:, tokens]), dim=1)

@@ -425,10 +425,10 @@ def test_a_decoder_has_no_fusion_layers() -> None:
 @pytest.mark.parametrize("build", [MODELS["decoder-tagi"], MODELS["decoder-every-adapted"], MODELS["t5-tagi"]])
 def test_gradients_do_not_depend_on_whether_activations_are_kept(build: Callable[[], TagiModel]) -> None:
     found: list[list[Tensor]] = []
-    for recompute in (False, True):
+    for checkpointing in (False, True):
         model, rows = build(), Rows(2, 4)
         batch = inputs([7, 3, 5, 4])
-        output = model(*token_batch([5, 3], seed=0), *batch, rows, recompute=recompute)
+        output = model(*token_batch([5, 3], seed=0), *batch, rows, checkpointing=checkpointing)
         output.logits.log_softmax(-1)[..., 3].sum().backward()
         found.append(
             [p.grad for module in model.part("hypernetwork") for p in module.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""A language model from nothing: what it may read, that it goes on where it stopped, and how its text is measured."""
+"""A language model from scratch: what it may read, that it goes on where it stopped, and how its text is measured."""
 
 import json
 import lzma
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from builders import model_config, small_t5, small_tagi
 from cli_runs import Run, mistake
-from tagi.backbones.language_model import as_t5
+from tagi.backbones.t5.model import T5
 from tagi.config import CorpusConfig, RunConfig
 from tagi.config.files import dump, parse
 from tagi.data.tokenizers import sentinels, unigram
@@ -29,7 +29,7 @@ from tagi.pretraining import corpus as corpora
 from tagi.pretraining.backbone import DROPPED, TEXT, read_text
 from tagi.pretraining.bits import bits_per_byte, kinds, piece_bytes
 from tagi.pretraining.overlap import Runs
-from tagi.pretraining.stage import build_stage
+from tagi.pretraining.stage import PackedT5, build_stage
 from tagi.train.trainer import train
 from training_runs import furthest, in_two_processes, losses
 
@@ -190,8 +190,8 @@ def test_a_run_is_a_t5_that_transformers_opens_and_says_what_it_stands_on(tmp_pa
     ids = torch.tensor(tokenizer(["riverb <extra_id_0> stonex"])["input_ids"])
     assert tokenizer.convert_tokens_to_ids("<extra_id_0>") in ids[0].tolist()
     with torch.no_grad():
-        ours = as_t5(tagi.model.backbone).packed(ids, torch.ones_like(ids), ids, torch.ones_like(ids))
-        theirs = reference(input_ids=ids, decoder_input_ids=ids).logits
+        ours = PackedT5(cast(T5, tagi.model.backbone))(ids, torch.ones_like(ids), ids, torch.ones_like(ids))
+        theirs = reference(input_ids=ids, labels=ids).logits
     assert float((ours - theirs).abs().max()) < 1e-5  # 0 measured
     about = json.loads((final / "corpus.json").read_text(encoding="utf-8"))
     assert about["sources"]["c4"]["documents"] == 50
@@ -259,7 +259,7 @@ def reader(texts: list[str]) -> Tagi:
 def test_a_model_that_knows_nothing_needs_log_v_bits_a_token(reader: Tagi, texts: list[str]) -> None:
     """Uniform logits: the measure is then (tokens said) · log2 V / (bytes said), counted here from the text."""
     with torch.no_grad():
-        as_t5(reader.model.backbone).embedding.weight.zero_()
+        reader.model.backbone.embedding.weight.zero_()
     config = CorpusConfig(c4="-", length=400, target_length=400)
     text = texts[50]
     ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]

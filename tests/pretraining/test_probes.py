@@ -31,8 +31,8 @@ def test_probes_are_scored_beside_chance(c4: Path, tagi: Run, metatrained: Path)
 
 def test_probes_show_as_many_demonstrations_as_asked(c4: Path, tagi: Run, metatrained: Path) -> None:
     asked = ("eval", "probes", "--data", c4, "--checkpoint", metatrained, "--tasks", 2, "--instances", 2)
-    none, two = (tagi(*asked, "--positives", shown, "--json").json for shown in (0, 2))
-    assert [one["command"]["positives"] for one in (none, two)] == [0, 2]
+    none, two = (tagi(*asked, "--demonstrations", shown, "--json").json for shown in (0, 2))
+    assert [one["command"]["demonstrations"] for one in (none, two)] == [0, 2]
 
 
 def test_chance_is_what_guessing_scores() -> None:

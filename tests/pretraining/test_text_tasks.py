@@ -418,9 +418,9 @@ def test_demonstrations_have_sentences_of_their_own(c4: Path) -> None:
     passages = Passages.read(c4, "train")
     aside = {s for s, run in zip(passages.sentences, passages.runs, strict=True) if run % 16 == 0}
     rest = {s for s, run in zip(passages.sentences, passages.runs, strict=True) if run % 16}
-    task = text_task(passages, 0, next(kind for kind in KINDS if kind.name == "repeat"), 0).task(positives=3)
-    assert len(task.instruction.positives) == 3
-    assert all(any(s in shown.input for s in aside) for shown in task.instruction.positives)
+    task = text_task(passages, 0, next(kind for kind in KINDS if kind.name == "repeat"), 0).task(demonstrations=3)
+    assert len(task.instruction.demonstrations) == 3
+    assert all(any(s in shown.input for s in aside) for shown in task.instruction.demonstrations)
     assert all(any(s in row.input for s in rest) for row in task.examples[:50])
 
 

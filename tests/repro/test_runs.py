@@ -79,7 +79,7 @@ def test_every_run_of_the_paper_is_there() -> None:
 def test_finetuning_is_table_6(name: str) -> None:
     config = named(name)["finetune"]
     t, p = config.training, config.prompt
-    found = (t.lr, t.tasks_per_batch * t.rows_per_task, t.accumulation, p.max_input, p.max_target, p.positives)
+    found = (t.lr, t.tasks_per_batch * t.rows_per_task, t.accumulation, p.max_input, p.max_target, p.demonstrations)
     assert found == TABLE_6[name]
     assert (t.steps, t.optimizer, t.precision, t.warmup) == (20_000, "adamw", "bf16", 0.02)
     assert config.hypernetwork.rank == 32

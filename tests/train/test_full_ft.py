@@ -36,7 +36,7 @@ def test_training_rows_are_the_target_s_and_none_is_scored(tmp_path: Path) -> No
     name = split.test[3].name
     made = config(tmp_path, only=[name])
     stage, tokenizer = build_stage(made), start(made).tokenizer
-    examples = split.test[3].task(positives=1).examples
+    examples = split.test[3].task(demonstrations=1).examples
     (source,), scored = task_source(made, Sources()).sources, {one.input for one in examples[:KEPT]}
     trained_on = source.task(0, 0).examples
     # of a million rows a batch meets the scored ones too seldom to prove anything by itself

@@ -62,7 +62,7 @@ def test_memory_of_weights_and_optimizer() -> None:
 
 def test_gradient_checkpointing_trades_memory_for_time() -> None:
     config = run(backbone={"path": "no/where", "shape": "t5-v1_1-base"})
-    plain, again = plan(config), plan(changed(config, "training.gradient_checkpointing=true"))
+    plain, again = plan(config), plan(changed(config, "training.activation_checkpointing=true"))
     assert again.memory.activations < plain.memory.activations
     assert 1.1 < again.flops / plain.flops < 1.5  # one forward pass more
 
@@ -84,7 +84,7 @@ def test_teachers_are_planned_in_waves() -> None:
     sites, rank = 2 * 3 * 12, 32
     assert found.parameters["teachers"] == 32 * sites * rank * (768 + 768)
     assert found.steps == 4 * 2
-    assert "60 teachers in 2 waves of at most 32" in found.notes
+    assert "60 teachers in 2 chunks of at most 32" in found.notes
     assert plan(changed(config, "teachers.only=[QA]")).steps == 4
 
 
@@ -125,7 +125,7 @@ def test_an_unknown_backbone_needs_a_shape(monkeypatch: pytest.MonkeyPatch) -> N
 def test_own_encoder_is_counted(method: str) -> None:
     """Its parameters with the hypernetwork's, all of them trained, and its backward pass, which a shared one lacks."""
     alone = {"training": CONFIG["training"] | {"trainable": ["hypernetwork"]}, "backbone": LONG}
-    alone["prompt"] = CONFIG["prompt"] | {"positives": 2}
+    alone["prompt"] = CONFIG["prompt"] | {"demonstrations": 2}
     own = plan(run(method=method, **alone))
     shared = plan(changed(run(method=method, **alone), "hypernetwork.instruction_encoder=lm"))
     encoder = parameter_count(T5(T5Shape.model_validate(named_shape("t5-v1_1-small"))).reader())

@@ -99,12 +99,12 @@ def test_a_frozen_backbone_in_bf16_is_still_the_one_that_the_checkpoint_names(fa
     assert all(torch.equal(buffer, before[name]) for name, buffer in loaded.named_buffers())
 
 
-def gradients(model: TagiModel, recompute: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(model: TagiModel, checkpointing: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of one batch, with the same dropout whatever is kept."""
     ids, mask = token_batch((5, 3), seed=1)
     inputs, input_mask = token_batch((7, 4, 6, 2), seed=2)
     torch.manual_seed(7)
-    output = model.train()(ids, mask, inputs, input_mask, inputs[:, :3], Rows(2, 4), recompute=recompute)
+    output = model.train()(ids, mask, inputs, input_mask, inputs[:, :3], Rows(2, 4), checkpointing=checkpointing)
     loss = output.logits.float().pow(2).mean()
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(loss, list(wanted.values()))
@@ -140,9 +140,9 @@ def test_recomputed_activations_give_the_plain_gradients(
     """To the bit: the same numbers are computed twice, the dropped ones among them."""
     t5_or_decoder = small_t5(dropout_rate=dropout) if family == "t5" else backbone(family)
     model, calls = trained(small_tagi(method, backbone=t5_or_decoder)), counting(monkeypatch)
-    loss, plain = gradients(model, recompute=False)
+    loss, plain = gradients(model, checkpointing=False)
     assert not calls
-    again, recomputed = gradients(model, recompute=True)
+    again, recomputed = gradients(model, checkpointing=True)
     assert len(calls) == blocks
     assert torch.equal(loss, again)
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ CHANGED = {
     "backbone.shape.d_model=32": "backbone.shape.d_model: 16 → 32",
     "backbone.tokenizer=unigram": 'backbone.tokenizer: "micro" → "unigram"',
     "prompt.max_target=4": "prompt.max_target: 8 → 4",
-    "prompt.positives=0": "prompt.positives: 1 → 0",
+    "prompt.demonstrations=0": "prompt.demonstrations: 1 → 0",
     "data.compositions=10": "data.compositions: 20 → 10",
     "data.seed=1": "data.seed: 0 → 1",
     "data.valid_tasks=1": "data.valid_tasks: 0 → 1",
@@ -92,7 +93,7 @@ def test_resume_refuses_a_finished_run_of_another_config(tagi: Run, finished: Pa
 def test_resume_refuses_nothing_that_does_no_harm(tagi: Run, finished: Path, broken_off: Path) -> None:
     """Moved, with other checkpoints: the weights of the run that was not stopped, to the bit."""
     moved = broken_off.rename(broken_off.with_name("moved"))
-    free = [f"output={moved}", "training.keep=5", "training.gradient_checkpointing=true"]
+    free = [f"output={moved}", "training.keep=5", "training.activation_checkpointing=true"]
     found = tagi("train", "finetune", "--config", moved.parent / "run.yaml", "--resume", *free)
     assert (found.code, found.out) == (0, f"{moved / WHOLE}\n")
     assert "note: goes on with another training.keep: 2 → 5" in found.err and "another output" not in found.err
@@ -199,7 +200,7 @@ def test_resume_refuses_no_second_process_with_half_the_accumulation(tmp_path: P
     """
     import shared_work
 
-    steady = {"training__accumulation": 2}
+    steady: dict[str, Any] = {"training__accumulation": 2}
     alone = config(tmp_path / "alone" / "run", **steady)
     (tmp_path / "alone").mkdir()
     train(build_stage(alone), alone.training, Path(alone.output))

@@ -1,4 +1,4 @@
-"""The teacher bank: equal to separate runs of `peft`, whole after interruptions, refused where it does not fit."""
+"""The LoRA bank: equal to separate runs of `peft`, whole after interruptions, refused where it does not fit."""
 
 import json
 import shutil
@@ -120,10 +120,10 @@ def test_the_bank_equals_separate_peft_runs(base: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(optim, "MAX_NORM", CLIPPED)
     plan = plan_teachers(settings(base, tmp_path / "bank"))
     trained = banks.load(train_teachers(plan), plan.base.backbone)
-    for lane, group in enumerate(GROUPS):
+    for group_index, group in enumerate(GROUPS):
         for site, (a, b) in peft_run(plan, group, base / "backbone").items():
-            assert worst(trained.lora[site].a[lane], a) < 1e-4
-            assert worst(trained.lora[site].b[lane], b) < 1e-4
+            assert worst(trained.lora[site].a[group_index], a) < 1e-4
+            assert worst(trained.lora[site].b[group_index], b) < 1e-4
             assert worst(a, plan.a0[site]) > 5e-3  # least measured 1.8e-2
             assert b.abs().max() > 5e-3  # least measured 2.9e-2
 
@@ -131,12 +131,12 @@ def test_the_bank_equals_separate_peft_runs(base: Path, tmp_path: Path, monkeypa
 def test_waves_and_company_change_nothing(base: Path, tmp_path: Path) -> None:
     """All at once, one at a time, and added to a bank later; worst difference measured 2.5e-6, for the reason above."""
     together = run(settings(base, tmp_path / "one"))
-    waves = run(settings(base, tmp_path / "waves", wave=1))
+    chunks = run(settings(base, tmp_path / "chunks", chunk=1))
     run(settings(base, tmp_path / "grown", only=GROUPS[:1]))
     grown = run(settings(base, tmp_path / "grown", only=GROUPS[1:]))
     assert [t.group for t in grown.manifest.teachers] == list(GROUPS)
-    assert not (tmp_path / "waves" / "waves").exists()
-    for other in (waves, grown):
+    assert not (tmp_path / "chunks" / "chunks").exists()
+    for other in (chunks, grown):
         for entry, expected in zip(other.manifest.teachers, together.manifest.teachers, strict=True):
             assert entry.tasks == expected.tasks
             assert entry.data_fingerprint == expected.data_fingerprint
@@ -162,13 +162,13 @@ class Stop(Exception):
 
 
 def test_an_interrupted_bank_goes_on_to_the_bit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(settings(base, tmp_path / "whole", wave=2))
-    plan = plan_teachers(settings(base, tmp_path / "broken", wave=2))
+    whole = run(settings(base, tmp_path / "whole", chunk=2))
+    plan = plan_teachers(settings(base, tmp_path / "broken", chunk=2))
     steps = iter(range(100))
     ordinary = BankStage.batch
 
     def crash(self: BankStage, index: int) -> Batch:
-        if next(steps) == 9:  # in the second wave
+        if next(steps) == 9:  # in the second chunk
             raise Stop
         return ordinary(self, index)
 
@@ -177,7 +177,7 @@ def test_an_interrupted_bank_goes_on_to_the_bit(base: Path, tmp_path: Path, monk
         with pytest.raises(Stop):
             train_teachers(plan)
     assert not (tmp_path / "broken" / "final").exists()
-    resumed = run(settings(base, tmp_path / "broken", wave=2), resume=True)
+    resumed = run(settings(base, tmp_path / "broken", chunk=2), resume=True)
     assert resumed.manifest == whole.manifest
     for site, factors in whole.lora.items():
         assert torch.equal(resumed.lora[site].a, factors.a)
@@ -241,7 +241,7 @@ def test_each_term_falls_when_it_is_trained_on_alone(
     count, lr = (30, 1e-2) if checkpoint.load(base).model.backbone.has_encoder else (90, 3e-3)
     steps: dict[str, Any] = {"training__steps": count, "training__lr": lr, "training__checkpoint_every": count}
     chosen = student(base, bank, tmp_path / "run", method="lora_only", objective=objective | teacher, **steps)
-    stage, taught = build_stage(chosen), banks.load(bank, checkpoint.load(base).model.backbone).lanes()
+    stage, taught = build_stage(chosen), banks.load(bank, checkpoint.load(base).model.backbone).group_of_task()
     batch = next(batch for batch in map(stage.batch, range(99)) if set(batch.names) & taught.keys())
 
     def loss() -> float:
@@ -389,16 +389,18 @@ def test_cached_logits_are_of_the_lora_of_the_task(base: Path, bank: Path, tmp_p
     chosen = student(base, bank, tmp_path / "x", objective={"lambda_kl": 1.0, "teacher": teacher})
     stage, model = build_stage(chosen), checkpoint.load(base).model.backbone
     loaded = banks.load(bank, model)
-    lanes = loaded.lanes()
-    other = {lane: next(task for task, own in lanes.items() if own != lane) for lane in lanes.values()}
-    named = next(i for i in range(99) if any(name in lanes for name in stage.batch(i).names))
+    groups = loaded.group_of_task()
+    other = {
+        group_index: next(task for task, own in groups.items() if own != group_index) for group_index in groups.values()
+    }
+    named = next(i for i in range(99) if any(name in groups for name in stage.batch(i).names))
     batch = stage.batch(named)
     whole = keys(batch, own_lora(loaded))
-    swapped = tuple(other[lanes[name]] if name in lanes else name for name in batch.names)
+    swapped = tuple(other[groups[name]] if name in groups else name for name in batch.names)
     bare = tuple("nobody" for _ in batch.names)
     again = replace(loaded, lora={s: replace(f, b=f.b + 1e-3) for s, f in loaded.lora.items()})
     scaled = replace(loaded, manifest=loaded.manifest.model_copy(update={"scale": 1.0}))
-    has_lora = [name in lanes for name in batch.names]
+    has_lora = [name in groups for name in batch.names]
     for found in (
         keys(replace(batch, names=swapped), own_lora(loaded)),
         keys(replace(batch, names=bare), own_lora(loaded)),
@@ -422,7 +424,7 @@ def test_requests_that_cannot_be_are_refused(base: Path, tmp_path: Path) -> None
     for field, values in (
         ("lambda_kl", {"lambda_kl": -1.0}),
         ("needs a teacher", {"lambda_kl": 1.0}),
-        ("needs a teacher bank", {"lambda_ins": 1.0}),
+        ("needs a LoRA bank", {"lambda_ins": 1.0}),
         ("every term is switched off", {"labels": False}),
         ("does not read", {"lambda_kl": 1.0, "teacher": {"kind": "fid", "checkpoint": str(base)}}),
     ):

@@ -58,7 +58,7 @@ def attend_shared(q_RHOK: Tensor, own: KeyValue, bias: Tensor, rows: Rows) -> Te
     return attend(q_RHOK, own.select(index), bias[index])
 
 
-def attend_beside(
+def attend_concatenated(
     q_RHOK: Tensor, own: KeyValue, bias: Tensor, told: KeyValue, told_bias: Tensor, rows: Rows, dropout: float = 0.0
 ) -> Tensor:
     """Attention over the concatenation (I; F) along length, without ever copying I per row (§3.2.1).

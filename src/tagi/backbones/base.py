@@ -151,7 +151,7 @@ class Fuse(Protocol):
         """That of some tasks, in the order of `index`."""
         ...
 
-    def beside(self, other: Any) -> "Fuse":
+    def stack(self, other: Any) -> "Fuse":
         """These tasks, then the other's."""
         ...
 
@@ -171,7 +171,7 @@ class Prepared:
         fuse = None if self.fuse is None else self.fuse.select(index)
         return Prepared(index.numel(), lora.select(self.modules, index), attended, fuse)
 
-    def beside(self, other: "Prepared") -> "Prepared":
+    def stack(self, other: "Prepared") -> "Prepared":
         """These tasks, then the other's.
 
         Raises:
@@ -185,7 +185,7 @@ class Prepared:
         elif other.attended is not None:
             attended = stack_attended([_nothing(other.attended, self.tasks), other.attended])
         if fuse is not None and other.fuse is not None:
-            fuse = fuse.beside(other.fuse)
+            fuse = fuse.stack(other.fuse)
         return Prepared(self.tasks + other.tasks, lora.stack([self.modules, other.modules]), attended, fuse)
 
     def put(self, places: Tensor, other: "Prepared") -> "Prepared":
@@ -223,7 +223,7 @@ class Cache(Protocol):
         """Every row goes on from another one of the same input, (R,), as beams do."""
         ...
 
-    def beside(self, other: Any, prepared: Prepared, rows: Rows, room: int) -> Self:
+    def stack(self, other: Any, prepared: Prepared, rows: Rows, room: int) -> Self:
         """These rows, then the other's, which run on with `prepared`, with room for so many tokens more."""
         ...
 
@@ -239,7 +239,7 @@ class Cache(Protocol):
 class Reader(Protocol):
     """What reads instructions."""
 
-    def read(self, ids: Tensor, mask: Tensor, *, recompute: bool = False) -> EncodedInstruction:
+    def read(self, ids: Tensor, mask: Tensor, *, checkpointing: bool = False) -> EncodedInstruction:
         """One pass over instructions, ids and mask (T, S)."""
         ...
 
@@ -312,7 +312,7 @@ class Backbone(Protocol):
         ...
 
     def read(
-        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, recompute: bool = False
+        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, checkpointing: bool = False
     ) -> EncodedInstruction:
         """One pass over instructions, ids and mask (T, S): without adapters, or every task with its own."""
         ...
@@ -346,7 +346,7 @@ class Backbone(Protocol):
         prepared: Prepared,
         rows: Rows,
         owner: Tensor | None = None,
-        recompute: bool = False,
+        checkpointing: bool = False,
     ) -> Tensor:
         """Logits (R, O, V) of every target token in one teacher-forced pass without a cache.
 
@@ -354,6 +354,6 @@ class Backbone(Protocol):
             input_ids: (R, N), padded on either side.
             target_ids: (R, O), padded on the right; the logits of padding mean nothing.
             owner: (C,) the input of each of C targets (C, O), where an input has several or none; gives (C, O, V).
-            recompute: keep each block's inputs only and compute the rest again in the backward pass.
+            checkpointing: keep each block's inputs only and compute the rest again in the backward pass.
         """
         ...

@@ -32,11 +32,11 @@ class KeyValue:
         """The same with empty places before and behind."""
         return KeyValue(*(F.pad(x, (0, 0, before, after)) for x in (self.k, self.v)))
 
-    def beside(self, other: "KeyValue") -> "KeyValue":
+    def stack(self, other: "KeyValue") -> "KeyValue":
         """These rows, then as long ones of another batch."""
         return KeyValue(torch.cat((self.k, other.k)), torch.cat((self.v, other.v)))
 
-    def then(self, other: "KeyValue") -> "KeyValue":
+    def concatenate(self, other: "KeyValue") -> "KeyValue":
         """These places, then the other's of the same rows."""
         return KeyValue(torch.cat((self.k, other.k), dim=2), torch.cat((self.v, other.v), dim=2))
 
@@ -57,7 +57,7 @@ class Past:
         """Everything that a layer has read, with its newest keys and values (R, H, O, K) at the end."""
         held, end = self.layers[layer], self.length + own.k.shape[2]
         if end > held.k.shape[2]:
-            return held.span(0, self.length).then(own)
+            return held.span(0, self.length).concatenate(own)
         held.k[:, :, self.length : end] = own.k
         held.v[:, :, self.length : end] = own.v
         return held.span(0, end)
@@ -80,11 +80,11 @@ class Past:
         layers = tuple(own.span(start, own.k.shape[2]).select(index) for own in self.layers)
         return Past(layers, self.length - start, None if first is None else first - start)
 
-    def beside(self, other: "Past", room: int) -> "Past":
+    def stack(self, other: "Past", room: int) -> "Past":
         """These rows, then the other's, all ending at the same place, with room for so many tokens more."""
         length = max(self.length, other.length)
         pairs = zip(self._ending_at(length), other._ending_at(length), strict=True)
-        layers = tuple(a.beside(b).padded(0, min(room, ROOM)) for a, b in pairs)
+        layers = tuple(a.stack(b).padded(0, min(room, ROOM)) for a, b in pairs)
         return Past(layers, length, torch.cat((self._began(length), other._began(length))))
 
     def put(self, places: Tensor, other: "Past", room: int) -> "Past":

@@ -19,7 +19,7 @@ EXAMPLE = 'Example: tagi adapt "Keep only the animals, then reverse the list." -
 def adapt(
     instruction: Annotated[str, typer.Argument(help="What to do, in plain English.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the adapter.")],
-    positives: Positives = None,
+    demonstrations: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an adapter that is there already.")] = False,
@@ -28,7 +28,7 @@ def adapt(
     """Write a task adapter from an instruction: LoRA and the encoded instruction, ready for any input."""
     from tagi.cli.inputs import read_instruction
 
-    told = read_instruction(instruction, positives)
+    told = read_instruction(instruction, demonstrations)
     _check_free(output, force)
     tagi = open_tagi(checkpoint, backbone)
     began = time.perf_counter()

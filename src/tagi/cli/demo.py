@@ -95,8 +95,8 @@ def _draw(tagi: Tagi, checkpoint: str | None, count: int) -> tuple[list[Task], l
     data = micro.trained_on(checkpoint)
     with waiting("drawing unseen tasks"):
         chosen = micro.unseen(data, count)
-        positives = tagi.config.prompt.positives
-        return micro.with_instances(chosen, INSTANCES, positives=positives), micro.strangers(chosen, SEED)
+        demonstrations = tagi.config.prompt.demonstrations
+        return micro.with_instances(chosen, INSTANCES, demonstrations=demonstrations), micro.strangers(chosen, SEED)
 
 
 def _chosen(count: int) -> list[int]:
@@ -112,18 +112,18 @@ def _as_in_readme(task: Task) -> Task:
     return replace(task, instruction=Instruction(README_INSTRUCTION), examples=[example, *task.examples])
 
 
-def _show(tagi: Tagi, task: Task, stranger: Instruction) -> Shown:
+def _show(tagi: Tagi, task: Task, mismatched: Instruction) -> Shown:
     began = time.perf_counter()
     adapter = tagi.adapt(task.instruction)
     seconds = time.perf_counter() - began
     size = adapter.instruction.hidden.numel() + sum(f.a.numel() + f.b.numel() for f in adapter.modules.values())
-    worn = {"aligned": adapter, "empty": tagi.neutral(), "shuffled": tagi.adapt(stranger)}
+    worn = {"aligned": adapter, "empty": tagi.neutral(), "shuffled": tagi.adapt(mismatched)}
     examples = task.examples[:SHOWN_INPUTS]
     answers = {name: tagi.generate([one.input for one in examples], each) for name, each in worn.items()}
     answered = [
         _answered(example, {name: texts[i] for name, texts in answers.items()}) for i, example in enumerate(examples)
     ]
-    return Shown(task.instruction.definition, stranger.definition, size, seconds, answered)
+    return Shown(task.instruction.definition, mismatched.definition, size, seconds, answered)
 
 
 def _answered(example: Example, answers: dict[str, str]) -> Answered:

@@ -90,7 +90,7 @@ def sni(
     drop_seen: Annotated[
         bool, typer.Option("--drop-seen", help="Leave out rows whose input a training task has.")
     ] = False,
-    positives: Positives = None,
+    demonstrations: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -108,9 +108,9 @@ def sni(
         tasks = [dataset.load(name, limit=instances) for name in names]
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
     _say_left_out(left_out, tasks, kept)
-    tagi = showing(positives, open_tagi(checkpoint, backbone))
+    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
-    asked |= {"positives": tagi.config.prompt.positives, "not_english": len(left_out)}
+    asked |= {"demonstrations": tagi.config.prompt.demonstrations, "not_english": len(left_out)}
     _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint})
 
 
@@ -122,7 +122,7 @@ def micro(
     phrasings: Annotated[
         Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
-    positives: Positives = None,
+    demonstrations: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -132,7 +132,7 @@ def micro(
 ) -> None:
     """Score compositions of list operations that were not trained on."""
     setting = Setting(instruction, adapter, _free(output), as_json)
-    tagi = showing(positives, open_tagi(checkpoint, backbone))
+    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
     from tagi.cli import micro as micro_cli
     from tagi.data.types import named
 
@@ -141,11 +141,11 @@ def micro(
         chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
         partners = micro_cli.strangers(chosen) if setting.needs_partners else None
         drawn = micro_cli.with_instances(
-            chosen, instances, positives=tagi.config.prompt.positives, held_out=phrasings == "new"
+            chosen, instances, demonstrations=tagi.config.prompt.demonstrations, held_out=phrasings == "new"
         )
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
     asked |= {
-        "positives": tagi.config.prompt.positives,
+        "demonstrations": tagi.config.prompt.demonstrations,
         "data_seed": data.seed,
         "checkpoint": checkpoint,
     }
@@ -162,7 +162,7 @@ def p3(
     reads: Annotated[
         Reads, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
     ] = "template",
-    positives: Positives = None,
+    demonstrations: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -173,14 +173,14 @@ def p3(
     from tagi.cli import ranks
 
     free = _free(output)
-    tagi = showing(positives, open_tagi(checkpoint, backbone))
-    shots = tagi.config.prompt.positives
+    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
+    shots = tagi.config.prompt.demonstrations
     with waiting("rendering prompts"):
         found, missing = ranks.held_out(data, tasks, reads=reads, prompts=prompts, instances=instances, shots=shots)
     for name, reason in missing.items():
         note(f"{name}: {reason}")
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
-    asked |= {"positives": shots, "reads": reads, "checkpoint": checkpoint}
+    asked |= {"demonstrations": shots, "reads": reads, "checkpoint": checkpoint}
     ranks.score(tagi, found, instruction, norm, asked, output=free, as_json=as_json)
 
 
@@ -204,9 +204,9 @@ def _say_left_out(not_english: Mapping[str, str], tasks: Sequence[Task], kept: S
         note(f"{blank:,} rows have an empty answer, as published; an empty answer is right there")
 
 
-def showing(positives: int | None, tagi: Tagi) -> Tagi:
+def showing(demonstrations: int | None, tagi: Tagi) -> Tagi:
     """The model with so many demonstrations, or with as many as in training."""
-    return tagi if positives is None else tagi.showing(positives)
+    return tagi if demonstrations is None else tagi.showing(demonstrations)
 
 
 def _score(
@@ -233,7 +233,7 @@ def _score(
     seconds = time.perf_counter() - began
     with waiting("scoring"):
         references = reference_points(tasks)
-        if not any(task.instruction.positives for task in tasks):
+        if not any(task.instruction.demonstrations for task in tasks):
             del references["copy_demonstration"]
         scores = collect(evaluation, references)
     made = made_by(tagi)

@@ -21,7 +21,7 @@ PEFT_EXAMPLE = "Example: tagi export peft animals -o animals-peft"
 MERGED_EXAMPLE = "Example: tagi export merged animals -o animals-t5"
 
 Form = Literal["peft", "merged"]
-Source = Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, PEFT's files, or a teacher bank.")]
+Source = Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, PEFT's files, or a LoRA bank.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")]
 Teacher = Annotated[str | None, typer.Option(metavar="GROUP", help="Which teacher of the bank.")]
 InputsFile = Annotated[
@@ -104,7 +104,7 @@ def _opened(asked: _Asked) -> Export:
     if (asked.source / MANIFEST).exists():
         return _teacher(asked)
     if asked.teacher is not None:
-        raise InputError(f"--teacher: {asked.source} is no teacher bank ({MANIFEST} is missing)")
+        raise InputError(f"--teacher: {asked.source} is no LoRA bank ({MANIFEST} is missing)")
     return _adapter(asked)
 
 

@@ -14,7 +14,7 @@ from tagi.errors import DataError, InputError
 from tagi.reading import read_lines
 
 
-def read_instruction(definition: str, positives: Sequence[str] | None) -> Instruction:
+def read_instruction(definition: str, demonstrations: Sequence[str] | None) -> Instruction:
     """An instruction and its worked examples, each written `input => output`.
 
     Raises:
@@ -22,7 +22,7 @@ def read_instruction(definition: str, positives: Sequence[str] | None) -> Instru
     """
     if not definition.strip():
         raise InputError("the instruction is empty")
-    return Instruction(definition, tuple(_demonstration(text) for text in positives or ()))
+    return Instruction(definition, tuple(_demonstration(text) for text in demonstrations or ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,11 @@ def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
     return test[:count]
 
 
-def with_instances(tasks: Sequence[MicroTask], instances: int, *, positives: int, held_out: bool = False) -> list[Task]:
+def with_instances(
+    tasks: Sequence[MicroTask], instances: int, *, demonstrations: int, held_out: bool = False
+) -> list[Task]:
     """The tasks with their first instances drawn."""
-    worded = [task.task(held_out=held_out, positives=positives) for task in tasks]
+    worded = [task.task(held_out=held_out, demonstrations=demonstrations) for task in tasks]
     return [Task(task.name, task.instruction, task.categories, task.examples[:instances]) for task in worded]
 
 

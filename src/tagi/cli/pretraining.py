@@ -62,7 +62,7 @@ def probes(
     instances: Annotated[
         int, typer.Option(min=1, help="Rows of each task; with 12 every answer stands at every place equally often.")
     ] = 12,
-    positives: Positives = None,
+    demonstrations: Positives = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     seed: Seed = 0,
@@ -75,10 +75,10 @@ def probes(
     from tagi.cli import probes as probes_cli
     from tagi.pretraining.text_tasks import probes as draw
 
-    tagi = showing(positives, open_tagi(checkpoint, backbone))
-    shown = tagi.config.prompt.positives
+    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
+    shown = tagi.config.prompt.demonstrations
     with waiting("drawing tasks"):
-        drawn = draw(data, seed, tasks=tasks, instances=instances, positives=shown)
-    asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "positives": shown}
+        drawn = draw(data, seed, tasks=tasks, instances=instances, demonstrations=shown)
+    asked = {"benchmark": "probes", "data": str(data), "tasks": tasks, "instances": instances, "demonstrations": shown}
     scores = probes_cli.score(tagi, drawn, seed, asked | {"seed": seed, "checkpoint": checkpoint})
     print_json(scores) if as_json else stdout().print(probes_cli.score_table(scores))

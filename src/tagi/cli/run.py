@@ -33,7 +33,7 @@ def run(
             help='A file of lines {"input": "..."}, each with its own "instruction" if need be; - is stdin.',
         ),
     ] = None,
-    positives: Positives = None,
+    demonstrations: Positives = None,
     checkpoint: Checkpoint = None,
     adapter: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def run(
     decoding = GenerationConfig(
         beams=beams, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_tokens, stop=tuple(stop or ())
     )
-    asked = _asked(instruction, positives, adapter, texts or (), file)
+    asked = _asked(instruction, demonstrations, adapter, texts or (), file)
     if stream and (as_json or len(asked) > 1):
         raise InputError("--stream shows one answer as it grows: give a single input, and no --json")
     tagi = open_tagi(checkpoint, backbone)
@@ -86,7 +86,7 @@ def run(
         print_json(
             {
                 "answers": [answer.text for answer in answers],
-                "ended": [answer.reason for answer in answers],
+                "ended": [answer.finish_reason for answer in answers],
                 "n": len(answers),
                 "notes": notes,
                 "method": tagi.config.method,
@@ -98,7 +98,7 @@ def run(
 
 def _asked(
     definition: str | None,
-    positives: Sequence[str] | None,
+    demonstrations: Sequence[str] | None,
     adapter: Path | None,
     texts: Sequence[str],
     file: Path | None,
@@ -115,11 +115,11 @@ def _asked(
 
     if definition is not None and adapter is not None:
         raise InputError("give either an instruction or --adapter DIR")
-    if positives and definition is None:
+    if demonstrations and definition is None:
         raise InputError("--positive belongs to an instruction on the command line, and there is none")
     if definition is None and adapter is None and (texts or file is None):
         raise InputError("give an instruction, or --adapter DIR in its place")
-    told = read_instruction(definition, positives) if definition is not None else None
+    told = read_instruction(definition, demonstrations) if definition is not None else None
     asked = [Asked(text, told) for text in texts]
     for line in read_file(file) if file is not None else ():
         where = f"{file}: line {line.number}: instruction"
@@ -135,5 +135,5 @@ def _asked(
 
 def _unstopped(answers: Sequence[Answer], decoding: GenerationConfig) -> list[str]:
     """A remark where stop strings were given and did not come."""
-    cut = sum(answer.reason == "length" for answer in answers) if decoding.stop else 0
+    cut = sum(answer.finish_reason == "length" for answer in answers) if decoding.stop else 0
     return [f"{cut} of {len(answers)} answers were cut at their last token before a stop string came"] if cut else []

@@ -104,4 +104,4 @@ class Solver:
         origin = self.adapter.origins[0]
         if not origin.definition:
             return None
-        return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.positives))
+        return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.demonstrations))

@@ -147,14 +147,14 @@ def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, sources: Sou
 
 
 def _train_bank(config: RunConfig, resume: bool, sources: Sources) -> Path:
-    """Train a bank of teacher LoRAs, or add single teachers to it."""
+    """Train a bank of per-task LoRAs, or add single teachers to it."""
     from accelerate import PartialState
 
     from tagi.train.teachers import plan_teachers, train_teachers
 
     with waiting("preparing model and data"):
         plan = plan_teachers(config, PartialState().num_processes, sources)
-    note(f"{sum(map(len, plan.waves))} teachers in {len(plan.waves)} waves of {config.training.steps} steps")
+    note(f"{sum(map(len, plan.chunks))} teachers in {len(plan.chunks)} chunks of {config.training.steps} steps")
     return train_teachers(plan, resume=resume)
 
 
@@ -181,12 +181,12 @@ def _train(stage: TrainingStage, config: RunConfig, resume: bool, sources: Sourc
 
 
 def _validator(config: RunConfig, sources: Sources) -> Callable[[Path], dict[str, float]] | None:
-    """Scores of a checkpoint on the meta-valid tasks or, of stage `backbone`, on text; None where none is held out."""
+    """Scores of a checkpoint on the validation tasks or, of stage `backbone`, on text; None where none is held out."""
     from tagi.eval.evaluate import evaluate
 
     if config.data.corpus is not None:
         return _text_validator(config.data.corpus)
-    tasks = sources.valid(config.data, config.prompt.positives)
+    tasks = sources.valid(config.data, config.prompt.demonstrations)
 
     def score(folder: Path) -> dict[str, float]:
         scores = evaluate(_where_training_runs(folder), tasks)

@@ -10,7 +10,7 @@ SourceName = Literal["micro", "sni", "c4", "p3", "everyday", "corpus", "text", "
 
 
 class CorpusConfig(Frozen):
-    """Plain text that a language model is trained on from nothing, and how it is cut into rows."""
+    """Plain text that a language model is trained on from scratch, and how it is cut into rows."""
 
     c4: Place | None = None
     """Folder of documents in C4's format."""
@@ -61,15 +61,16 @@ class DataConfig(Frozen):
     balance: Literal["task", "category"] = "task"
     """What has equally many turns: every task, or every category, its tasks in turn (sni, p3, everyday)."""
     support: Literal["given", "drawn"] = "given"
-    """Demonstrations of a training task: the examples that its file gives (Def + 2 Pos), or `prompt.positives` rows of
-    its own, drawn anew on every visit and then not asked (A.1's k support beside m query examples, which are
-    `training.rows_per_task`); sni. The files of p3 and everyday give none, so that theirs are always drawn."""
+    """Demonstrations of a training task: the examples that its file gives (Def + 2 Pos), or so many rows of its own
+    as `prompt.demonstrations` says, drawn anew on every visit and then not asked (A.1's k support beside m query
+    examples, which are `training.rows_per_task`); sni. The files of p3 and everyday give none, so that theirs are
+    always drawn."""
     zero_shot: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of a training task's turns on which its demonstrations are left out, where `prompt.positives` shows any."""
+    """Share of a training task's turns on which its demonstrations are left out, where any are shown."""
     valid_tasks: Annotated[int, Field(ge=0)] = 0
-    """Meta-valid tasks held out of training; data sets (p3); at least so many, in whole families (everyday)."""
+    """Validation tasks held out of training; data sets (p3); at least so many, in whole families (everyday)."""
     valid_instances: Positive = 10
-    """Instances of each meta-valid task that a checkpoint is scored on."""
+    """Instances of each validation task that a checkpoint is scored on."""
     compositions: Positive = 2500
     """Two-step compositions in the training set (micro)."""
     max_documents: Positive | None = None

@@ -55,7 +55,7 @@ class PromptConfig(Frozen):
     """How an instruction and an input become text, and how long they may be (tokens)."""
 
     style: PromptStyle = "tk"
-    positives: Annotated[int, Field(ge=0)] = 0
+    demonstrations: Annotated[int, Field(ge=0)] = 0
     """Demonstrations shown with the definition: 0 is Def, 2 is Def+2Pos."""
     max_instruction: Positive = 1024
     max_input: Positive = 1024

@@ -39,7 +39,7 @@ class RunConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     teachers: BankConfig = BankConfig()
     bank: Place | None = None
-    """A teacher bank: gives a fresh generator its A₀, and L_ins its targets."""
+    """A LoRA bank: gives a fresh generator its A₀, and L_ins its targets."""
     bank_base: Place | None = None
     """The checkpoint that the bank was trained on, where that is not the language model this run starts from."""
     output: Place
@@ -47,7 +47,7 @@ class RunConfig(Frozen):
     @property
     def demonstrations(self) -> int:
         """Demonstrations that a training task brings along, for the student or its teacher."""
-        return max(self.prompt.positives, self.objective.shots)
+        return max(self.prompt.demonstrations, self.objective.shots)
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -56,11 +56,13 @@ class RunConfig(Frozen):
         if self.data.source not in SUITABLE[self.stage]:
             raise ValueError(f"data.source: {self.data.source} does not suit stage {self.stage}")
         every = self.data.by_field.values()
-        if any(data.zero_shot for data in every) and (not self.prompt.positives or self.objective.shots):
-            raise ValueError("zero_shot leaves out what prompt.positives shows: give positives, and no fid teacher")
+        if any(data.zero_shot for data in every) and (not self.prompt.demonstrations or self.objective.shots):
+            raise ValueError(
+                "zero_shot leaves out what prompt.demonstrations shows: give demonstrations, and no fid teacher"
+            )
         full = any(data.instruction == "full" for data in every)
         if full and self.training.rows_per_task > 1:
             raise ValueError("data.instruction: with full every row is a task of its own; set training.rows_per_task=1")
         if self.objective.lambda_ins and self.bank is None:
-            raise ValueError("objective.lambda_ins needs a teacher bank (bank)")
+            raise ValueError("objective.lambda_ins needs a LoRA bank (bank)")
         return self

@@ -69,11 +69,11 @@ class Rotary(Frozen):
     theta: Annotated[float, Field(gt=0.0)] = 10_000.0
     scaling: Literal["none", "linear", "llama3"] = "none"
     factor: Annotated[float, Field(gt=0.0)] = 1.0
-    """By which wave lengths grow: all of them (linear), or the long ones (llama3)."""
+    """By which chunk lengths grow: all of them (linear), or the long ones (llama3)."""
     low_frequency: Annotated[float, Field(gt=0.0)] = 1.0
     high_frequency: Annotated[float, Field(gt=0.0)] = 4.0
     original_positions: Positive = 8192
-    """llama3: waves are long that fit into so many positions fewer than `low_frequency` times, and short that fit more
+    """llama3: chunks are long that fit into so many positions fewer than `low_frequency` times, and short that fit more
     than `high_frequency` times; those between are grown in part."""
 
     @model_validator(mode="after")

@@ -15,13 +15,13 @@ class TrainingConfig(Frozen):
     rows_per_task: Positive = 8
     optimizer: Literal["adamw", "adamw_rms", "muon", "adafactor"] = "adamw"
     """adamw_rms multiplies each parameter's step by its RMS, which a T5 from random initialisation needs; muon by its
-    RMS at the start, and makes the steps of the backbone's matrices orthogonal, which learns faster from nothing."""
+    RMS at the start, and makes the steps of the backbone's matrices orthogonal, which learns faster from scratch."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     hypernetwork_lr_scale: Annotated[float, Field(gt=0.0)] = 1.0
     """Learning rate of the generator and of fusion relative to the backbone's `lr`."""
     warmup: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
-    schedule: Literal["constant", "linear", "trapezoid"] = "linear"
-    """After warmup: down to 0 all the way, or (trapezoid) in the last `decay` of the steps only."""
+    schedule: Literal["constant", "linear", "warmup_stable_decay"] = "linear"
+    """After warmup: down to 0 all the way, or (warmup_stable_decay) in the last `decay` of the steps only."""
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     accumulation: Positive = 1
     trainable: tuple[Part, ...] = ("hypernetwork", "fusion")
@@ -29,7 +29,7 @@ class TrainingConfig(Frozen):
     """Seed of random initialisation and of the order of training."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the weights that compute; trained bf16 weights keep fp32 masters in the optimizer."""
-    gradient_checkpointing: bool = False
+    activation_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass: a third more time for a fraction of the memory."""
     bucket: Literal["input", "prompt"] = "input"
     """A batch holds rows of similar length: of their inputs, so that all methods see the same batches, or of their
@@ -91,7 +91,7 @@ class ObjectiveConfig(Frozen):
 
 
 class BankConfig(Frozen):
-    """The teacher LoRAs that stage `teachers` trains (§3.2.2)."""
+    """The per-task LoRAs that stage `teachers` trains (§3.2.2)."""
 
     group: Literal["category", "task"] = "category"
     """One teacher for each task category, or for each task."""
@@ -99,8 +99,8 @@ class BankConfig(Frozen):
     target_modules: Annotated[tuple[Target, ...], Field(min_length=1)] = ("q", "v")
     """The projections that are adapted."""
     alpha: Annotated[float, Field(gt=0.0)] | None = None
-    wave: Positive = 32
-    """Teachers that train in lock-step at a time."""
+    parallel: Positive = 32
+    """LoRAs that train in lock-step at a time."""
     only: tuple[str, ...] = ()
     """Groups to train, into the bank that is there already; empty means all."""
 

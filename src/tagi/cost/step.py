@@ -51,7 +51,7 @@ class Work:
     lengths: Lengths
     trainable: tuple[Part, ...]
     dtype: torch.dtype = torch.float32
-    recompute: bool = False
+    checkpointing: bool = False
     """Activation checkpointing."""
     bank: BankConfig | None = None
     """Of per-task LoRAs, one for each task of the batch, which are trained instead of any part."""
@@ -131,13 +131,13 @@ def built(work: Work, shape: Shape, device: torch.device) -> tuple[list[nn.Modul
     return [student, *teachers], lambda: _loss(student, teachers, work, device)
 
 
-def bank_model(base: TagiModel, bank: BankConfig, lanes: int) -> BankModel:
+def bank_model(base: TagiModel, bank: BankConfig, groups: int) -> BankModel:
     """A language model with so many per-task LoRAs, their numbers left open."""
     backbone = base.backbone
     shapes = {site: backbone.site_shape(site) for site in backbone.sites("lora", bank.target_modules)}
     with backbone.embedding.weight.device:
         a0 = {site: torch.empty(bank.rank, wide) for site, (wide, _) in shapes.items()}
-        return BankModel(base, LoraBank(a0, {site: out for site, (_, out) in shapes.items()}, lanes, bank.scale))
+        return BankModel(base, LoraBank(a0, {site: out for site, (_, out) in shapes.items()}, groups, bank.scale))
 
 
 def _loss(student: TagiModel, teachers: Sequence[TagiModel], work: Work, device: torch.device) -> Tensor:
@@ -148,7 +148,7 @@ def _loss(student: TagiModel, teachers: Sequence[TagiModel], work: Work, device:
         told = (sizes.tasks, sizes.pieces, sizes.instruction // sizes.pieces)
     targets = _tokens(device, sizes.rows, sizes.target)
     instruction, inputs = _text(device, *told), _text(device, sizes.rows, sizes.input)
-    logits = student(*instruction, *inputs, targets, rows, recompute=work.recompute).logits
+    logits = student(*instruction, *inputs, targets, rows, checkpointing=work.checkpointing).logits
     total = cross_entropy(logits, targets).total
     for teacher in teachers:
         with torch.no_grad():
@@ -163,7 +163,9 @@ def _bank_loss(model: BankModel, work: Work, device: torch.device) -> Tensor:
     sizes = work.lengths
     targets = _tokens(device, sizes.rows, sizes.target)
     inputs = _text(device, sizes.rows, sizes.input)
-    return cross_entropy(model(*inputs, targets, Rows(sizes.tasks, sizes.rows), work.recompute).logits, targets).total
+    return cross_entropy(
+        model(*inputs, targets, Rows(sizes.tasks, sizes.rows), work.checkpointing).logits, targets
+    ).total
 
 
 def _text(device: torch.device, *shape: int) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class Reading:
     """Whether the tokens stand before it that its tokenizer puts before a text, and `closes` those behind one."""
     closes: bool = True
 
-    def then(self, other: "Reading") -> "Reading":
+    def concatenate(self, other: "Reading") -> "Reading":
         """Both, one after the other."""
         shown = self.demonstrations + other.demonstrations
         return Reading(self.parts + other.parts, shown, self.opens, other.closes)
@@ -117,14 +117,14 @@ class Collator:
         if not self.shots:
             prompt_ids, prompt_mask = pad([self.prompted(*row) for row in rows])
             return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask)
-        prompt_ids, prompt_mask = pad([self.prompted(replace(told, positives=()), text) for told, text in rows])
+        prompt_ids, prompt_mask = pad([self.prompted(replace(told, demonstrations=()), text) for told, text in rows])
         shots = pad_pieces([self.pieces(group.task.instruction, self.shots) for group in groups])
         return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask, shots=shots)
 
     def instructions(self, each: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
         """What a method reads once per task: (T, S), or in pieces (T, E, S), and nothing where it reads none."""
         if self.method.apart:
-            return pad_pieces([self.pieces(one, self.prompt.positives) for one in each])
+            return pad_pieces([self.pieces(one, self.prompt.demonstrations) for one in each])
         return pad([self.instruction(one) if self.method.reads_instruction_once else [] for one in each])
 
     def pieces(self, instruction: Instruction, count: int) -> list[list[int]]:
@@ -150,7 +150,7 @@ class Collator:
     def read_once(self, instruction: Instruction) -> list[Reading]:
         """What is read of an instruction once per task: its text, or its demonstrations apart, or nothing."""
         if self.method.apart:
-            return self._pieces(instruction, self.prompt.positives)
+            return self._pieces(instruction, self.prompt.demonstrations)
         return [self._instruction(instruction)] if self.method.reads_instruction_once else []
 
     def read_with(self, instruction: Instruction | None, text: str) -> list[Reading]:
@@ -168,11 +168,11 @@ class Collator:
         return self.length(reading) - len(self._cut(reading))
 
     def _pieces(self, instruction: Instruction, count: int) -> list[Reading]:
-        texts = (render_demonstration(item, style=self.prompt.style) for item in instruction.positives[:count])
+        texts = (render_demonstration(item, style=self.prompt.style) for item in instruction.demonstrations[:count])
         return [Reading(((text, self.prompt.max_input),), 1) for text in texts]
 
     def _instruction(self, instruction: Instruction) -> Reading:
-        limit, style, shown = self.prompt.max_instruction, self.prompt.style, self.prompt.positives
+        limit, style, shown = self.prompt.max_instruction, self.prompt.style, self.prompt.demonstrations
         head, _ = self._around()
         bare = style != "chat"
 
@@ -180,13 +180,13 @@ class Collator:
             return Reading(((head + text, limit),), 0, bare, bare and not self.joined)
 
         rendered = render_instruction(
-            instruction, style=style, positives=shown, fits=lambda text: self.length(reading(text)) <= limit
+            instruction, style=style, demonstrations=shown, fits=lambda text: self.length(reading(text)) <= limit
         )
-        return replace(reading(rendered.text), demonstrations=rendered.positives)
+        return replace(reading(rendered.text), demonstrations=rendered.demonstrations)
 
     def _input(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> Reading:
         if self.method.prompt and instruction is not None:
-            return self._prompted(replace(instruction, positives=()) if self.method.apart else instruction, text)
+            return self._prompted(replace(instruction, demonstrations=()) if self.method.apart else instruction, text)
         told = follows or (self.method.fuses_decoder and instruction is not None)
         return self._alone(text, follows=self.joined and told)
 
@@ -199,22 +199,22 @@ class Collator:
         return Reading(((whole, self.prompt.max_input), *ending), 0, bare and not follows, bare)
 
     def _members(self, instruction: Instruction, text: str) -> list[Reading]:
-        shown = instruction.positives[: self.prompt.positives]
-        alone = [replace(instruction, positives=(item,)) for item in shown] or [instruction]
+        shown = instruction.demonstrations[: self.prompt.demonstrations]
+        alone = [replace(instruction, demonstrations=(item,)) for item in shown] or [instruction]
         return [self._prompted(one, text) for one in alone]
 
     def _prompted(self, instruction: Instruction, text: str) -> Reading:
         if self.joined:
-            return self._instruction(instruction).then(self._alone(text, follows=True))
-        limit, style, shown = self.prompt.longest_prompt, self.prompt.style, self.prompt.positives
+            return self._instruction(instruction).concatenate(self._alone(text, follows=True))
+        limit, style, shown = self.prompt.longest_prompt, self.prompt.style, self.prompt.demonstrations
         whole = render_prompt(
             instruction,
             text,
             style=style,
-            positives=shown,
+            demonstrations=shown,
             fits=lambda one: self.length(Reading(((one, limit),))) <= limit,
         )
-        return Reading(((whole.text, limit),), whole.positives)
+        return Reading(((whole.text, limit),), whole.demonstrations)
 
     def _around(self) -> tuple[str, str]:
         return chat_turn(self.tokenizer) if self.prompt.style == "chat" else ("", "")

@@ -84,11 +84,11 @@ class Undemonstrated:
         task = self.source.task(number, visit)
         if np.random.default_rng((self.seed, 3, number, visit)).random() >= self.share:
             return task
-        return replace(task, instruction=replace(task.instruction, positives=()))
+        return replace(task, instruction=replace(task.instruction, demonstrations=()))
 
 
 @dataclass(frozen=True)
-class Shares:
+class WeightedSources:
     """Several sources that take turns, evenly spread; each cycles through its own tasks and counts its own visits."""
 
     sources: Sequence[TaskSource]
@@ -127,10 +127,10 @@ class TaskGroup:
         """Characters of the longest row."""
         return max(len(example.input) + len(example.targets[0]) for example in self.examples)
 
-    def prompt_length(self, positives: int) -> int:
+    def prompt_length(self, demonstrations: int) -> int:
         """Characters of the longest row behind its definition and so many demonstrations."""
         told = self.task.instruction
-        shown = sum(len(one.input) + len(one.output) for one in told.positives[:positives])
+        shown = sum(len(one.input) + len(one.output) for one in told.demonstrations[:demonstrations])
         return self.length + len(told.definition) + shown
 
 
@@ -139,28 +139,28 @@ class Mixture:
 
     Of a row with several accepted answers, every visit trains on one drawn at random, as Tk-Instruct does.
 
-    Of several sources each has its own epochs; see `Shares`.
+    Of several sources each has its own epochs; see `WeightedSources`.
 
     Args:
         length: of a group; a batch holds groups of similar length.
-        abreast: batches of a step; they hold groups of similar length too, so that no process waits long for another.
+        batches_per_step: they hold groups of similar length too, so that no process waits long for another.
     """
 
     def __init__(
         self,
-        source: TaskSource | Shares,
+        source: TaskSource | WeightedSources,
         *,
         tasks: int,
         rows: int,
         seed: int,
         length: Callable[[TaskGroup], int] = lambda group: group.length,
-        abreast: int = 1,
+        batches_per_step: int = 1,
     ) -> None:
-        self.shares = source if isinstance(source, Shares) else Shares((source,), (1.0,))
+        self.shares = source if isinstance(source, WeightedSources) else WeightedSources((source,), (1.0,))
         if not all(map(len, self.shares.sources)):
             raise ValueError("a mixture needs at least one task")
         self.tasks, self.rows, self.seed = tasks, rows, seed
-        self.length, self.abreast = length, abreast
+        self.length, self.batches_per_step = length, batches_per_step
         self._window = lru_cache(maxsize=2)(self._draw_window)
 
     def batch(self, index: int) -> tuple[TaskGroup, ...]:
@@ -172,9 +172,9 @@ class Mixture:
         groups = [self._group(first + i) for i in range(WINDOW * self.tasks)]
         groups.sort(key=self.length)
         batches = [tuple(groups[i : i + self.tasks]) for i in range(0, len(groups), self.tasks)]
-        abreast = [batches[i : i + self.abreast] for i in range(0, WINDOW, self.abreast)]
-        order = np.random.default_rng((self.seed, 1, window)).permutation(len(abreast))
-        return [batch for i in order for batch in abreast[i]]
+        batches_per_step = [batches[i : i + self.batches_per_step] for i in range(0, WINDOW, self.batches_per_step)]
+        order = np.random.default_rng((self.seed, 1, window)).permutation(len(batches_per_step))
+        return [batch for i in order for batch in batches_per_step[i]]
 
     def _group(self, turn: int) -> TaskGroup:
         part, own = self.shares.turn(turn)
@@ -195,13 +195,13 @@ def with_demonstrations(task: Task, count: int, seed: int) -> Task:
     examples = list(task.examples)
     if count >= len(examples):
         raise ConfigError(
-            f"prompt.positives: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
+            f"prompt.demonstrations: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
         )
     rng = Random(f"{seed} {task.name}")
     support = set(rng.sample(range(len(examples)), count))
     shown = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in sorted(support))
     kept = [one for i, one in enumerate(examples) if i not in support]
-    return replace(task, instruction=replace(task.instruction, positives=shown), examples=kept)
+    return replace(task, instruction=replace(task.instruction, demonstrations=shown), examples=kept)
 
 
 def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[int, ...]) -> tuple[Example, ...]:

@@ -26,13 +26,13 @@ class RenderedInstruction:
     """A text with an instruction, and how many demonstrations it holds after the limit was applied."""
 
     text: str
-    positives: int
+    demonstrations: int
 
 
 def render_instruction(
-    instruction: Instruction, *, style: PromptStyle, positives: int, fits: Callable[[str], bool]
+    instruction: Instruction, *, style: PromptStyle, demonstrations: int, fits: Callable[[str], bool]
 ) -> RenderedInstruction:
-    """The definition followed by up to `positives` demonstrations, as many as `fits` lets through.
+    """The definition followed by up to `demonstrations` demonstrations, as many as `fits` lets through.
 
     As in Tk-Instruct, the first demonstration that makes the text too long ends the list, so the last ones
     are dropped first. A definition that is too long by itself is kept and left to the caller to truncate.
@@ -43,14 +43,14 @@ def render_instruction(
     Raises:
         InputError: If the definition is blank.
     """
-    return _with_demonstrations(_definition(instruction.definition, style), instruction, style, positives, fits)
+    return _with_demonstrations(_definition(instruction.definition, style), instruction, style, demonstrations, fits)
 
 
 def _with_demonstrations(
-    text: str, instruction: Instruction, style: PromptStyle, positives: int, fits: Callable[[str], bool]
+    text: str, instruction: Instruction, style: PromptStyle, demonstrations: int, fits: Callable[[str], bool]
 ) -> RenderedInstruction:
-    demonstrations = instruction.positives[:positives]
-    blocks = [_demonstration(item, number, style) for number, item in enumerate(demonstrations, start=1)]
+    shown = instruction.demonstrations[:demonstrations]
+    blocks = [_demonstration(item, number, style) for number, item in enumerate(shown, start=1)]
     kept = 0
     for block in blocks:
         if not fits(text + block):
@@ -79,7 +79,7 @@ def render_demonstration(item: Demonstration, *, style: PromptStyle) -> str:
 
 
 def render_prompt(
-    instruction: Instruction, text: str, *, style: PromptStyle, positives: int, fits: Callable[[str], bool]
+    instruction: Instruction, text: str, *, style: PromptStyle, demonstrations: int, fits: Callable[[str], bool]
 ) -> RenderedInstruction:
     """The whole prompt, for a model that reads the instruction with every input.
 
@@ -91,8 +91,10 @@ def render_prompt(
     """
     tail = render_input(text, style=style)
     definition = _definition(instruction.definition, style) if style != "t0" else ""
-    head = _with_demonstrations(definition, instruction, style, positives, lambda candidate: fits(candidate + tail))
-    return RenderedInstruction(head.text + tail, head.positives)
+    head = _with_demonstrations(
+        definition, instruction, style, demonstrations, lambda candidate: fits(candidate + tail)
+    )
+    return RenderedInstruction(head.text + tail, head.demonstrations)
 
 
 def _definition(definition: str, style: PromptStyle) -> str:

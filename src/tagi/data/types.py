@@ -23,7 +23,7 @@ class Instruction:
     """What the hypernetwork reads: a definition and, optionally, positive demonstrations in order."""
 
     definition: str
-    positives: tuple[Demonstration, ...] = ()
+    demonstrations: tuple[Demonstration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

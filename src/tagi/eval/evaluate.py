@@ -128,8 +128,8 @@ def _constant(tasks: Sequence[Task], answers: Callable[[Task], list[str]]) -> Ev
 
 
 def _first_demonstration(task: Task) -> list[str]:
-    positives = task.instruction.positives
-    return [positives[0].output if positives else ""] * len(task.examples)
+    demonstrations = task.instruction.demonstrations
+    return [demonstrations[0].output if demonstrations else ""] * len(task.examples)
 
 
 def _majority(task: Task) -> list[str]:
@@ -153,7 +153,7 @@ def check_partners(tasks: Sequence[Task], needed: bool) -> None:
         ConfigError: there is a single task.
     """
     if needed and len(tasks) < 2:
-        raise ConfigError("a task cannot be its own stranger: this control needs at least two tasks")
+        raise ConfigError("a task cannot be its own mismatched: this control needs at least two tasks")
 
 
 def check_some(tasks: Sequence[Task]) -> None:

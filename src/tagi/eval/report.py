@@ -65,7 +65,7 @@ class _Line(Record):
     task: str = Field(alias="Task")
     categories: tuple[str, ...] = Field(alias="Categories")
     definition: Annotated[list[str], Field(alias="Definition", min_length=1)]
-    positives: list[_Positive] = Field(alias="Positive Examples")
+    demonstrations: list[_Positive] = Field(alias="Positive Examples")
     instance: _Instance = Field(alias="Instance")
     prediction: str = Field(alias="Prediction")
 
@@ -77,18 +77,18 @@ def _to_json(prediction: Prediction) -> dict[str, Any]:
         "Task": prediction.task,
         "Categories": prediction.categories,
         "Definition": [instruction.definition],
-        "Positive Examples": [{"input": demo.input, "output": demo.output} for demo in instruction.positives],
+        "Positive Examples": [{"input": demo.input, "output": demo.output} for demo in instruction.demonstrations],
         "Instance": {"id": example.id, "input": example.input, "output": example.targets},
         "Prediction": prediction.text,
     }
 
 
 def _from_line(line: _Line) -> Prediction:
-    positives = tuple(Demonstration(positive.input, positive.output) for positive in line.positives)
+    demonstrations = tuple(Demonstration(positive.input, positive.output) for positive in line.demonstrations)
     return Prediction(
         task=line.task,
         categories=line.categories,
-        instruction=Instruction(line.definition[0], positives),
+        instruction=Instruction(line.definition[0], demonstrations),
         example=Example(line.instance.id, line.instance.input, tuple(line.instance.output)),
         text=line.prediction,
     )

@@ -9,7 +9,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from tagi.errors import TagiError
-from tagi.infer.search import Reason
+from tagi.infer.search import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Answer:
     """The text of an answer, why it ended, and how many tokens it took."""
 
     text: str
-    reason: Reason | None
+    finish_reason: FinishReason | None
     tokens: int
     error: Exception | None = None
     """What ended it before its end: a `TagiError`, or whatever a stop function of the caller's raised."""
@@ -67,7 +67,7 @@ class AnswerTexts:
     tokenizer: PreTrainedTokenizerBase
 
     def answer(
-        self, tokens: Sequence[int], reason: Reason | None, stop: Sequence[str], error: Exception | None = None
+        self, tokens: Sequence[int], reason: FinishReason | None, stop: Sequence[str], error: Exception | None = None
     ) -> Answer:
         """The answer that these tokens are."""
         text = self._decoded(tokens)

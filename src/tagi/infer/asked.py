@@ -42,19 +42,23 @@ def inputs(values: Any) -> list[str]:
     return found
 
 
-def instruction(value: Any, positives: Sequence[tuple[str, str]] = (), name: str = "the instruction") -> Instruction:
+def instruction(
+    value: Any, demonstrations: Sequence[tuple[str, str]] = (), name: str = "the instruction"
+) -> Instruction:
     """An instruction, or the definition of one, perhaps with demonstrations.
 
     Raises:
         InputError: something else, a blank definition, text that cannot be read, or demonstrations given twice.
     """
-    if isinstance(value, Instruction) and positives:
+    if isinstance(value, Instruction) and demonstrations:
         raise InputError(f"{name}: demonstrations are given twice, in it and beside it")
     if not isinstance(value, Instruction):
-        value = Instruction(text(value, name), tuple(_demonstration(pair) for pair in _listed(positives, "positives")))
+        value = Instruction(
+            text(value, name), tuple(_demonstration(pair) for pair in _listed(demonstrations, "demonstrations"))
+        )
     if not text(value.definition, name).strip():
         raise InputError(f"{name} is empty")
-    for number, shown in enumerate(value.positives, 1):
+    for number, shown in enumerate(value.demonstrations, 1):
         for side in (shown.input, shown.output):
             text(side, f"{name}: demonstration {number}")
     return value
@@ -147,7 +151,7 @@ def _demonstration(pair: Any) -> Demonstration:
     if isinstance(pair, Demonstration):
         return pair
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise InputError(f"positives: {_shown(pair)} is no pair of an input and an output")
+        raise InputError(f"demonstrations: {_shown(pair)} is no pair of an input and an output")
     return Demonstration(*pair)
 
 

@@ -86,17 +86,17 @@ class Tagi:
         opened.model.to(device, dtype or kept)
         return opened
 
-    def showing(self, positives: int) -> Self:
+    def showing(self, demonstrations: int) -> Self:
         """The same model, instructions shown with up to so many demonstrations: 0 is Def, 2 is Def+2Pos."""
         made = copy.copy(self)
-        prompt = self.config.prompt.model_copy(update={"positives": positives})
+        prompt = self.config.prompt.model_copy(update={"demonstrations": demonstrations})
         made.config = self.config.model_copy(update={"prompt": prompt})
         made.collator = replace(self.collator, prompt=prompt)
         return made
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the checkpoint whole or not at all, in the place of one that lies there already; a frozen backbone is
-        referred to, not copied.
+        kept by reference, not copied.
 
         Raises:
             DiskError: something else lies there, or the disk is full or cannot be written.
@@ -112,13 +112,13 @@ class Tagi:
         return hub.push(self.save_pretrained, repo_id, **options)
 
     @torch.inference_mode()
-    def adapt(self, instruction: str | Instruction, positives: Positives = ()) -> TaskAdapter:
+    def adapt(self, instruction: str | Instruction, demonstrations: Positives = ()) -> TaskAdapter:
         """Instruction in, task adapter out: one encoder pass and the generator, no gradient.
 
         Raises:
             InputError: the instruction is empty or no text, or this method has no adapters.
         """
-        return self.adapt_all([asked.instruction(instruction, positives)])
+        return self.adapt_all([asked.instruction(instruction, demonstrations)])
 
     @torch.inference_mode()
     def adapt_all(self, instructions: Sequence[str | Instruction]) -> TaskAdapter:
@@ -187,7 +187,8 @@ class Tagi:
                 if progress is not None:
                     progress(len(ends), len(requests))
         answers = [
-            self._texts.answer(own, ends[i].reason, generation.stop, ends[i].error) for i, own in enumerate(tokens)
+            self._texts.answer(own, ends[i].finish_reason, generation.stop, ends[i].error)
+            for i, own in enumerate(tokens)
         ]
         return answers if keep_errors else raised(answers)
 
@@ -209,8 +210,8 @@ class Tagi:
                 raise step.error
             tokens += step.new
             settled = self._texts.settled(tokens, stop)
-            if step.reason is not None:
-                settled = self._texts.answer(tokens, step.reason, stop).text
+            if step.finish_reason is not None:
+                settled = self._texts.answer(tokens, step.finish_reason, stop).text
             if len(settled) > shown:
                 yield settled[shown:]
                 shown = len(settled)
@@ -319,12 +320,12 @@ class Tagi:
         return self._fingerprint
 
     def _origin(self, instruction: Instruction) -> Origin:
-        positives = tuple((one.input, one.output) for one in instruction.positives)
+        demonstrations = tuple((one.input, one.output) for one in instruction.demonstrations)
         return Origin(
             checkpoint=self.fingerprint(),
             method=self.config.method,
             definition=instruction.definition,
-            positives=positives,
+            demonstrations=demonstrations,
         )
 
     def _check_own(self, adapter: TaskAdapter, name: str | Path) -> None:
@@ -341,7 +342,7 @@ def prepare(model: TagiModel, adapter: TaskAdapter, inputs: int) -> Prepared:
 
 
 def teacher_forced(
-    model: nn.Module, batch: Batch, encoded: EncodedInstruction | None = None, *, recompute: bool = False
+    model: nn.Module, batch: Batch, encoded: EncodedInstruction | None = None, *, checkpointing: bool = False
 ) -> Output:
     """A TagiModel's forward pass on a collated batch.
 
@@ -350,7 +351,7 @@ def teacher_forced(
     """
     rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
     instruction = (batch.instruction_ids, batch.instruction_mask)
-    return model(*instruction, batch.input_ids, batch.input_mask, batch.target_ids, rows, encoded, recompute)
+    return model(*instruction, batch.input_ids, batch.input_mask, batch.target_ids, rows, encoded, checkpointing)
 
 
 def _sorted(requests: Sequence[Request]) -> list[Request]:

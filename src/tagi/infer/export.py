@@ -112,7 +112,7 @@ def from_bank(source: Path, group: str, backbone: str | None) -> Export:
     bank = banks.load(source, model)
     fingerprint = checkpoint.fingerprint(model)
     banks.check(bank, source, fingerprint, manifest.rank, manifest.target_modules)
-    about = f"The teacher LoRA of the group {group!r}, trained by gradient on its tasks."
+    about = f"The per-task LoRA of the group {group!r}, trained by gradient on its tasks."
     return Export(bank.teacher(group), model, base, locate(place), fingerprint, about)
 
 

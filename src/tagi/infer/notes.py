@@ -12,7 +12,7 @@ def of(collator: Collator, instruction: Instruction | None, inputs: Sequence[str
     named = [f"input {number}" for number in numbers]
     each = [collator.read_with(instruction, text) for text in inputs]
     once = [] if instruction is None else collator.read_once(instruction)
-    found = [] if instruction is None else list(_undemonstrated(len(instruction.positives), once, each, named))
+    found = [] if instruction is None else list(_undemonstrated(len(instruction.demonstrations), once, each, named))
     for number, reading in enumerate(once, 1):
         found += _cut(collator, f"demonstration {number}" if collator.method.apart else "the instruction", reading)
     prompted = instruction is not None and collator.method.prompt
@@ -48,7 +48,7 @@ def _written(collator: Collator, instruction: Instruction | None) -> Iterator[st
     """What a person wrote of an instruction, as far as it is read."""
     if instruction is not None:
         yield instruction.definition
-        for one in instruction.positives[: collator.prompt.positives]:
+        for one in instruction.demonstrations[: collator.prompt.demonstrations]:
             yield from (one.input, one.output)
 
 

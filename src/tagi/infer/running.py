@@ -13,7 +13,7 @@ from torch import Tensor
 from tagi.backbones.base import Backbone, Cache
 from tagi.data.collate import pad
 from tagi.errors import InputError
-from tagi.infer.search import Reason, Search, Step, begin
+from tagi.infer.search import FinishReason, Search, Step, begin
 from tagi.infer.tasks import Request, TaskTable
 
 FREED = 0.25
@@ -26,7 +26,7 @@ class Tokens:
 
     number: int
     new: Sequence[int]
-    reason: Reason | None
+    finish_reason: FinishReason | None
     """Why the answer is complete; None while it goes on."""
     error: Exception | None = None
     """What ended it before its end: this request's alone."""
@@ -34,7 +34,7 @@ class Tokens:
     @property
     def done(self) -> bool:
         """Whether nothing more comes."""
-        return self.reason is not None or self.error is not None
+        return self.finish_reason is not None or self.error is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def begun(backbone: Backbone, requests: Sequence[Request]) -> tuple[Running, lis
     device = backbone.embedding.weight.device
     tasks = TaskTable.of(requests)
     ids, mask = (x.to(device) for x in pad([one for request in requests for one in request.prompts]))
-    most = max(one.limits.most for one in requests)
+    most = max(one.limits.max_new_tokens for one in requests)
     rows = tasks.rows(requests, members, device)
     logits, cache = backbone.begin(ids, mask, prepared=tasks.prepared, rows=rows, room=most)
     if beams > 1:
@@ -105,14 +105,14 @@ def joined(running: Running | None, joining: Running) -> Running:
     ours = _picked(running, running.open)
     requests = ours.requests + theirs.requests
     tasks, device = TaskTable.of(requests), ours.last.device
-    room = max(one.limits.most for one in requests)
+    room = max(one.limits.max_new_tokens for one in requests)
     rows = tasks.rows(requests, requests[0].rows, device)
     return Running(
         requests,
         ours.searches + theirs.searches,
         tasks,
         torch.cat((ours.last, theirs.last)),
-        ours.cache.beside(theirs.cache, tasks.prepared, rows, room),
+        ours.cache.stack(theirs.cache, tasks.prepared, rows, room),
         ours.steps,
         ours.began + tuple(one + theirs.steps - ours.steps for one in theirs.began),
     )
@@ -128,7 +128,7 @@ def _put(running: Running, joining: Running, places: Sequence[int]) -> Running:
     tasks = running.tasks.with_tasks(requests)
     device, rows = running.last.device, tasks.rows(requests, requests[0].rows, running.last.device)
     index = _rows_of(places, requests[0].rows, device)
-    room = max(one.limits.most for one in joining.requests)
+    room = max(one.limits.max_new_tokens for one in joining.requests)
     cache = running.cache.put(index, joining.cache, tasks.prepared, rows, room)
     last = running.last.index_copy(0, index, joining.last)
     return Running(tuple(requests), tuple(searches), tasks, last, cache, running.steps, tuple(began))
@@ -173,13 +173,13 @@ def _advanced(running: Running, logits: Tensor) -> tuple[Running, list[Tokens]]:
     cache = running.cache
     if any(step is not None and step.parents is not None for step in steps):
         cache = cache.reordered(_reordered(steps, beams, members).to(last.device))
-    searches = tuple(None if step is None or step.reason else step.search for step in steps)
+    searches = tuple(None if step is None or step.finish_reason else step.search for step in steps)
     settled = [
         Tokens(one.number, (), None, step)
         if isinstance(step, Exception)
-        else Tokens(one.number, step.emitted, step.reason)
+        else Tokens(one.number, step.emitted, step.finish_reason)
         for one, step in zip(running.requests, found, strict=True)
-        if isinstance(step, Exception) or (step is not None and (step.emitted or step.reason))
+        if isinstance(step, Exception) or (step is not None and (step.emitted or step.finish_reason))
     ]
     return replace(running, searches=searches, last=last, cache=cache), settled
 

@@ -126,5 +126,5 @@ def _within(backbone: Backbone, request: Request) -> Request:
     """The request, its answer no longer than the model has positions."""
     if backbone.max_positions is None:
         return request
-    most = min(request.limits.most, backbone.max_positions - request.told - max(map(len, request.prompts)))
-    return replace(request, limits=replace(request.limits, most=most))
+    most = min(request.limits.max_new_tokens, backbone.max_positions - request.told - max(map(len, request.prompts)))
+    return replace(request, limits=replace(request.limits, max_new_tokens=most))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tagi.errors import InputError
 
-Reason = Literal["end", "stop", "length"]
+FinishReason = Literal["end", "stop", "length"]
 """Why an answer ended: the model said so, a stop string came, or it was as long as allowed."""
 Stops = Callable[[Sequence[int]], bool]
 """Whether an answer is complete with the last of these tokens."""
@@ -79,22 +79,22 @@ class Limits:
 
     ends: tuple[int, ...]
     """The end tokens."""
-    most: int
-    least: int = 0
+    max_new_tokens: int
+    min_new_tokens: int = 0
     """Tokens before which it cannot end."""
     stops: Stops | None = None
 
-    def reason(self, tokens: Sequence[int]) -> Reason | None:
+    def finish_reason(self, tokens: Sequence[int]) -> FinishReason | None:
         """Why the answer is complete, if it is."""
         if tokens[-1] in self.ends:
             return "end"
         if self.stops is not None and self.stops(tokens):
             return "stop"
-        return "length" if len(tokens) >= self.most else None
+        return "length" if len(tokens) >= self.max_new_tokens else None
 
     def allowed(self, scores: Tensor, produced: int) -> Tensor:
         """Scores (..., V) without the end tokens while the answer is too short."""
-        if produced >= self.least:
+        if produced >= self.min_new_tokens:
             return scores
         return scores.index_fill(-1, torch.tensor(self.ends, device=scores.device), -torch.inf)
 
@@ -110,7 +110,7 @@ class Step:
     """The beam that each goes on from; None where each goes on from itself."""
     emitted: Sequence[int]
     """Tokens of the answer that are settled now."""
-    reason: Reason | None
+    finish_reason: FinishReason | None
 
 
 class Search(Protocol):
@@ -141,11 +141,11 @@ class Line:
     def step(self, scores: Tensor, best: Sequence[int]) -> Step:
         token = self._choose(scores[0], best[0])
         tokens = (*self.tokens, token)
-        return Step(replace(self, tokens=tokens), [token], None, [token], self.limits.reason(tokens))
+        return Step(replace(self, tokens=tokens), [token], None, [token], self.limits.finish_reason(tokens))
 
     def _choose(self, scores: Tensor, best: int) -> int:
         produced = len(self.tokens)
-        if not self.generation.temperature and (best not in self.limits.ends or produced >= self.limits.least):
+        if not self.generation.temperature and (best not in self.limits.ends or produced >= self.limits.min_new_tokens):
             return best
         scores = self.limits.allowed(scores, produced)
         if not self.generation.temperature:
@@ -173,7 +173,7 @@ class Finished:
 
     score: float
     tokens: tuple[int, ...]
-    reason: Reason
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,18 +194,18 @@ class Beams:
         values, places = total.flatten().topk(min(candidates, total.numel()))
         parents, tokens = (places // scores.shape[-1]).tolist(), (places % scores.shape[-1]).tolist()
         grown = [(*self.tokens[parent], token) for parent, token in zip(parents, tokens, strict=True)]
-        reasons: list[Reason | None] = [self.limits.reason(each) for each in grown]
+        reasons: list[FinishReason | None] = [self.limits.finish_reason(each) for each in grown]
         finished = self._with(grown[:count], values[:count].tolist(), reasons[:count])
         going = [i for i, reason in enumerate(reasons) if reason is None][:count]
         if not going or self._settled(values[going[0]].item(), len(grown[0]), finished):
-            return Step(self, [], None, finished[0].tokens, finished[0].reason)
+            return Step(self, [], None, finished[0].tokens, finished[0].finish_reason)
         going += going[-1:] * (count - len(going))  # where stop strings ended more beams than there are spare ones
         next_scores = [values[i].item() if i not in going[:place] else -LARGE for place, i in enumerate(going)]
         search = replace(self, tokens=tuple(grown[i] for i in going), scores=tuple(next_scores), finished=finished)
         return Step(search, [tokens[i] for i in going], [parents[i] for i in going], (), None)
 
     def _with(
-        self, grown: Sequence[tuple[int, ...]], values: Sequence[float], reasons: Sequence[Reason | None]
+        self, grown: Sequence[tuple[int, ...]], values: Sequence[float], reasons: Sequence[FinishReason | None]
     ) -> tuple[Finished, ...]:
         """The best finished answers, with those among the likeliest that have just been finished."""
         new = [

@@ -374,7 +374,7 @@ def _tolerated(path: Path) -> Iterator[None]:
 
 
 def _text(instruction: Instruction) -> str:
-    pairs = [[one.input, one.output] for one in instruction.positives]
+    pairs = [[one.input, one.output] for one in instruction.demonstrations]
     return json.dumps([instruction.definition, pairs], ensure_ascii=False)
 
 

@@ -104,7 +104,7 @@ def _gathered(each: Sequence[Request]) -> tuple[Prepared, bool]:
         tasks = [one.task for one in each[:count]]
         if tasks != list(range(whole.tasks)):
             whole, copied = whole.select(torch.tensor(tasks, device=_device(whole))), True
-        together, copied = (whole, copied) if together is None else (together.beside(whole), True)
+        together, copied = (whole, copied) if together is None else (together.stack(whole), True)
         each = each[count:]
     assert together is not None
     return together, copied

@@ -47,7 +47,7 @@ class Origin(Frozen):
     method: str
     definition: str = ""
     """Empty where no instruction was read: a LoRA that was trained elsewhere."""
-    positives: tuple[tuple[str, str], ...] = ()
+    demonstrations: tuple[tuple[str, str], ...] = ()
     """Inputs and outputs of the demonstrations."""
 
 

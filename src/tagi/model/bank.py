@@ -1,4 +1,4 @@
-"""The teacher bank: one LoRA for each group of tasks, trained on instances instead of written (§3.2.2).
+"""The LoRA bank: one LoRA for each group of tasks, trained on instances instead of written (§3.2.2).
 
 A bank is a folder of `bank.json` (the manifest), `a0.safetensors` (the matrix per site that every teacher and the
 generator start from) and `teachers/GROUP.safetensors`, one file for each teacher.
@@ -61,15 +61,17 @@ class BankManifest(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """N teacher LoRAs in memory, in the manifest's order."""
+    """N per-task LoRAs in memory, in the manifest's order."""
 
     manifest: BankManifest
     lora: Mapping[Site, Factors]  # a (N, r, in), b (N, out, r)
     a0: Mapping[Site, Tensor]  # (r, in)
 
-    def lanes(self) -> dict[str, int]:
+    def group_of_task(self) -> dict[str, int]:
         """The teacher of every task that has one, by task name."""
-        return {task: lane for lane, teacher in enumerate(self.manifest.teachers) for task in teacher.tasks}
+        return {
+            task: group_index for group_index, teacher in enumerate(self.manifest.teachers) for task in teacher.tasks
+        }
 
     def teacher(self, group: str) -> dict[Site, Factors]:
         """One teacher's LoRA (T = 1).
@@ -80,40 +82,43 @@ class Bank:
         groups = [teacher.group for teacher in self.manifest.teachers]
         if group not in groups:
             raise ConfigError(f"teacher: {group!r} is not in the bank; it has {', '.join(groups)}")
-        lane = groups.index(group)
-        return {site: replace(f, a=f.a[lane : lane + 1], b=f.b[lane : lane + 1]) for site, f in self.lora.items()}
+        group_index = groups.index(group)
+        return {
+            site: replace(f, a=f.a[group_index : group_index + 1], b=f.b[group_index : group_index + 1])
+            for site, f in self.lora.items()
+        }
 
 
 class LoraBank(nn.Module):
     """N LoRAs of every site as trainable tensors: A starts at the shared A₀, B at zero."""
 
-    def __init__(self, a0: Mapping[Site, Tensor], widths_out: Mapping[Site, int], lanes: int, scale: float) -> None:
+    def __init__(self, a0: Mapping[Site, Tensor], widths_out: Mapping[Site, int], groups: int, scale: float) -> None:
         super().__init__()
         self.sites, self.scale = tuple(a0), scale
-        self.a = nn.ParameterList(nn.Parameter(x.expand(lanes, *x.shape).clone()) for x in a0.values())
+        self.a = nn.ParameterList(nn.Parameter(x.expand(groups, *x.shape).clone()) for x in a0.values())
         self.b = nn.ParameterList(
-            nn.Parameter(x.new_zeros(lanes, widths_out[site], x.shape[0])) for site, x in a0.items()
+            nn.Parameter(x.new_zeros(groups, widths_out[site], x.shape[0])) for site, x in a0.items()
         )
 
     def forward(self) -> dict[Site, Factors]:
-        """The LoRA of all N lanes."""
+        """The LoRA of all N groups."""
         factors = zip(self.sites, self.a, self.b, strict=True)
         return {site: Factors(a, b, self.scale) for site, a, b in factors}
 
 
 class BankModel(nn.Module):
-    """A language model under N LoRAs at once: each row runs with the LoRA of its own lane."""
+    """A language model under N LoRAs at once: each row runs with the LoRA of its own group_index."""
 
     def __init__(self, base: TagiModel, bank: LoraBank) -> None:
         super().__init__()
         self.base, self.bank = base, bank
 
     def forward(
-        self, input_ids: Tensor, input_mask: Tensor, target_ids: Tensor, rows: Rows, recompute: bool = False
+        self, input_ids: Tensor, input_mask: Tensor, target_ids: Tensor, rows: Rows, checkpointing: bool = False
     ) -> Output:
-        """Inputs (R, N) and targets (R, O) to logits (R, O, V); `rows` assigns rows to lanes."""
+        """Inputs (R, N) and targets (R, O) to logits (R, O, V); `rows` assigns rows to groups."""
         adapter = replace(neutral(self.base.backbone, rows.tasks), modules=self.bank())
-        return self.base.respond(adapter, input_ids, input_mask, target_ids, rows, recompute=recompute)
+        return self.base.respond(adapter, input_ids, input_mask, target_ids, rows, checkpointing=checkpointing)
 
 
 def draw_a0(
@@ -174,7 +179,7 @@ def read_manifest(folder: Path) -> BankManifest:
     Raises:
         CheckpointError: no bank, one without teachers, or a damaged manifest.
     """
-    manifest = read_json(BankManifest, folder / MANIFEST, "teacher bank")
+    manifest = read_json(BankManifest, folder / MANIFEST, "LoRA bank")
     if not manifest.teachers:
         raise CheckpointError(f"{folder / MANIFEST}: teachers: there is none")
     if any(Path(teacher.file).name != teacher.file for teacher in manifest.teachers):

@@ -2,7 +2,7 @@
 
 A folder holds `tagi.json`, `model.safetensors` (hypernetwork, fusion and, if separate, the instruction
 encoder) and `tokenizer*`. A backbone that was trained along lies beside them in `backbone/`, a Hugging Face
-folder; a frozen one is only referred to, by path or hub name and fingerprint. A path is kept in two ways, whole and as
+folder; a frozen one is kept by reference, by path or hub name and fingerprint. A path is kept in two ways, whole and as
 seen from the checkpoint, so that the checkpoint opens from any working directory, after it was moved, and after both
 were moved together.
 """

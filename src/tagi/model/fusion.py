@@ -83,10 +83,10 @@ class Fused:
     def select(self, index: Tensor) -> "Fused":
         return Fused(self.fusion, tuple(own.select(index) for own in self.layers), self.mask[index])
 
-    def beside(self, other: "Fused") -> "Fused":
+    def stack(self, other: "Fused") -> "Fused":
         longest = max(self.mask.shape[1], other.mask.shape[1])
         ours, theirs = self._padded(longest), other._padded(longest)
-        layers = tuple(a.beside(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
+        layers = tuple(a.stack(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
         return Fused(self.fusion, layers, torch.cat((ours.mask, theirs.mask)))
 
     def _padded(self, length: int) -> "Fused":

@@ -78,7 +78,7 @@ class TagiModel(nn.Module):
         }
         return tuple(module for module in modules[part] if module is not None)
 
-    def read(self, ids: Tensor, mask: Tensor, *, recompute: bool = False) -> EncodedInstruction:
+    def read(self, ids: Tensor, mask: Tensor, *, checkpointing: bool = False) -> EncodedInstruction:
         """I: instructions (T, S) through the language model, without adapters and fusion.
 
         Given as pieces (T, E, S) they are encoded piece by piece, and I is their concatenation, (T, E·S, D).
@@ -86,30 +86,30 @@ class TagiModel(nn.Module):
         if ids.dim() == 3 and not ids.shape[1]:
             return neutral(self.backbone, len(ids)).instruction
         if ids.dim() == 3:
-            pieces = self.read(ids.flatten(0, 1), mask.flatten(0, 1), recompute=recompute)
+            pieces = self.read(ids.flatten(0, 1), mask.flatten(0, 1), checkpointing=checkpointing)
             return EncodedInstruction(pieces.hidden.unflatten(0, ids.shape[:2]).flatten(1, 2), mask.flatten(1).bool())
         reader = cast(Reader, self.instruction_encoder or self.backbone)
-        read = reader.read(ids, mask, recompute=recompute)
+        read = reader.read(ids, mask, checkpointing=checkpointing)
         if not self.method.fuses_decoder:
             return replace(read, attended=None)  # which nothing would read
         if self.instruction_encoder is None or self.backbone.has_encoder:
             return read
         return replace(read, attended=self.backbone.read(ids, mask).attended)
 
-    def adapt(self, ids: Tensor, mask: Tensor, *, recompute: bool = False) -> TaskAdapter:
+    def adapt(self, ids: Tensor, mask: Tensor, *, checkpointing: bool = False) -> TaskAdapter:
         """Instructions (T, S) to the adapters of T tasks, neutral ones if the method reads no instruction."""
         if not self.method.reads_instruction_once:
             return neutral(self.backbone, len(ids))
-        return self.generate(self.read(ids, mask, recompute=recompute), ids, recompute=recompute)
+        return self.generate(self.read(ids, mask, checkpointing=checkpointing), ids, checkpointing=checkpointing)
 
-    def generate(self, encoded: EncodedInstruction, ids: Tensor, *, recompute: bool = False) -> TaskAdapter:
+    def generate(self, encoded: EncodedInstruction, ids: Tensor, *, checkpointing: bool = False) -> TaskAdapter:
         """Encoded instructions, and their tokens (T, S), to the adapters of T tasks; what padding holds does not
         matter."""
         modules: dict[Site, Factors] = {}
         for generator in self.generators:
             modules |= generator(encoded.hidden, encoded.mask)
         if self.reads_again:
-            again = self.backbone.read(ids, encoded.mask, modules=modules, recompute=recompute)
+            again = self.backbone.read(ids, encoded.mask, modules=modules, checkpointing=checkpointing)
             encoded = replace(encoded, attended=again.attended)
         return TaskAdapter(modules, encoded)
 
@@ -134,19 +134,19 @@ class TagiModel(nn.Module):
         target_ids: Tensor,
         rows: Rows,
         encoded: EncodedInstruction | None = None,
-        recompute: bool = False,
+        checkpointing: bool = False,
     ) -> Output:
         """Instructions (T, S), inputs (R, N), targets (R, O) to logits (R, O, V).
 
         Args:
             encoded: the instructions already read, where that was done before.
-            recompute: see `Backbone.score`.
+            checkpointing: see `Backbone.score`.
         """
         if encoded is None:
-            adapter = self.adapt(instruction_ids, instruction_mask, recompute=recompute)
+            adapter = self.adapt(instruction_ids, instruction_mask, checkpointing=checkpointing)
         else:
-            adapter = self.generate(encoded, instruction_ids, recompute=recompute)
-        return self.respond(adapter, input_ids, input_mask, target_ids, rows, recompute=recompute)
+            adapter = self.generate(encoded, instruction_ids, checkpointing=checkpointing)
+        return self.respond(adapter, input_ids, input_mask, target_ids, rows, checkpointing=checkpointing)
 
     def respond(
         self,
@@ -156,12 +156,12 @@ class TagiModel(nn.Module):
         target_ids: Tensor,
         rows: Rows,
         *,
-        recompute: bool = False,
+        checkpointing: bool = False,
     ) -> Output:
         """Inputs (R, N) and targets (R, O) to logits (R, O, V), with adapters given from outside."""
         prepared = self.prepare(adapter)
         logits = self.backbone.score(
-            input_ids, input_mask, target_ids, prepared=prepared, rows=rows, recompute=recompute
+            input_ids, input_mask, target_ids, prepared=prepared, rows=rows, checkpointing=checkpointing
         )
         return Output(logits, adapter)
 

@@ -1,4 +1,4 @@
-"""A language model from nothing: its tokenizer, its corpus, and the batches that it learns from (span corruption, then
+"""A language model from scratch: its tokenizer, its corpus, and the batches that it learns from (span corruption, then
 prefix language modelling)."""
 
 import json

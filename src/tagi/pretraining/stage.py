@@ -54,7 +54,7 @@ class PackedStage:
     write: Callable[[Path], None]
     read: Callable[[Path], None]
     check: Callable[[Path], object] = lambda folder: None
-    lanes: None = None
+    groups: None = None
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -111,9 +111,9 @@ def _some_doubled(draw: Draw, words: list[str]) -> list[str]:
 
 
 def _with_stranger(draw: Draw, words: list[str]) -> list[str]:
-    (stranger,) = draw.words(1, *map(bare, words))
+    (mismatched,) = draw.words(1, *map(bare, words))
     place = draw.rng.randrange(1, len(words))
-    return [*words[:place], stranger, *words[place:]]
+    return [*words[:place], mismatched, *words[place:]]
 
 
 def _two_swapped(draw: Draw, words: list[str]) -> list[str]:

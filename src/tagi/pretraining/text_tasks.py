@@ -53,14 +53,14 @@ class TextTask:
         """An identifier, e.g. `text00012_first_words`."""
         return f"text{self.number:05d}_{self.kind.name}"
 
-    def task(self, wording: int = 0, positives: int = 0) -> Task:
-        """The task in one wording, with up to `positives` demonstrations whose sentences are in no row.
+    def task(self, wording: int = 0, demonstrations: int = 0) -> Task:
+        """The task in one wording, with up to `demonstrations` demonstrations whose sentences are in no row.
 
         Its category is its kind.
         """
         rows = TextRows(self)
         definition = Random((self.seed << 32) ^ wording).choice(self.kind.wordings(self.values))
-        told = Instruction(definition, rows.demonstrations(positives))
+        told = Instruction(definition, rows.demonstrations(demonstrations))
         return Task(self.name, told, (self.kind.name,), rows)
 
 
@@ -113,7 +113,7 @@ class TextTasks:
 
     passages: Passages
     seed: int
-    positives: int = 0
+    demonstrations: int = 0
     first: int = 0
     count: int = TEXT_TASKS
 
@@ -123,7 +123,7 @@ class TextTasks:
     def task(self, number: int, visit: int) -> Task:
         number += self.first
         made = text_task(self.passages, number, KINDS[number % len(KINDS)], self.seed)
-        return made.task(wording=visit, positives=self.positives)
+        return made.task(wording=visit, demonstrations=self.demonstrations)
 
 
 def text_task(passages: Passages, number: int, kind: Kind, seed: int, *, new: bool = False) -> TextTask:
@@ -181,7 +181,7 @@ class ProbeTasks:
 
 
 def probes(
-    folder: Path, seed: int, *, tasks: int = 24, instances: int = 12, positives: int = 0
+    folder: Path, seed: int, *, tasks: int = 24, instances: int = 12, demonstrations: int = 0
 ) -> dict[Probe, ProbeTasks]:
     """The three probes over a folder's validation documents.
 
@@ -197,7 +197,7 @@ def probes(
     def made(kinds: Iterable[Kind], first: int, new: bool) -> tuple[Task, ...]:
         chosen = enumerate(islice(cycle(kinds), tasks), start=first)
         each = [text_task(passages, number, kind, seed, new=new) for number, kind in chosen]
-        return tuple(_with_rows(one.task(positives=positives), instances) for one in each)
+        return tuple(_with_rows(one.task(demonstrations=demonstrations), instances) for one in each)
 
     found: dict[Probe, ProbeTasks] = {}
     for name, families in PROBES.items():

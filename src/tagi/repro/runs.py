@@ -89,18 +89,18 @@ def language_model(size: str) -> BackboneConfig:
 def sni(size: SniSize, setting: Setting, output: str) -> Run:
     """TAGI on Super-NaturalInstructions (Tables 2 and 6).
 
-    Teacher LoRAs on Tk-Instruct, one for each of 60 categories; XXL goes without them and without alignment, as in
+    Per-task LoRAs on Tk-Instruct, one for each of 60 categories; XXL goes without them and without alignment, as in
     the paper. Then pretraining on C4, then finetuning from labels, Tk-Instruct's logits and the LoRAs.
     """
-    positives = 2 if setting == "def2pos" else 0
+    demonstrations = 2 if setting == "def2pos" else 0
     data = DataConfig(source="sni", path=SNI)
-    both = PromptConfig(positives=positives, max_instruction=512, max_input=512)
+    both = PromptConfig(demonstrations=demonstrations, max_instruction=512, max_input=512)
     instruct = TK_INSTRUCT.get((size, setting))
     run: dict[str, RunConfig] = {}
     if instruct is None:
         run["metatrain"] = metatraining(size, both, data, f"{output}/metatrain")
     if size != "xxl":
-        bank = BankConfig(group="category", wave=4 if size == "base" else 1)
+        bank = BankConfig(group="category", parallel=4 if size == "base" else 1)
         run["teachers"] = teacher_loras(
             "metatrain",
             both,
@@ -116,7 +116,7 @@ def sni(size: SniSize, setting: Setting, output: str) -> Run:
     run["finetune"] = finetuning(
         size,
         SNI_BATCHES[size],
-        PromptConfig(positives=positives, max_prompt=1024),
+        PromptConfig(demonstrations=demonstrations, max_prompt=1024),
         data,
         TeacherConfig(kind="instruct", checkpoint=taught),
         bank,
@@ -128,13 +128,13 @@ def sni(size: SniSize, setting: Setting, output: str) -> Run:
 def p3(size: P3Size, family: Family, output: str) -> Run:
     """TAGI on the T0 split of P3 (Tables 3 and 6), the template to the hypernetwork.
 
-    Teacher LoRAs for each of 36 tasks on the student's own backbone, pretraining on C4, then finetuning with
+    Per-task LoRAs for each of 36 tasks on the student's own backbone, pretraining on C4, then finetuning with
     FiD-ICL over 16 demonstrations as the teacher.
     """
     backbone = language_model(size) if family == "t5lm" else _published(T0[size], size)
     data = DataConfig(source="p3", path=P3, max_instances=1000)
     whole = PromptConfig(style="t0", max_input=1024)
-    bank = BankConfig(group="category", wave=4 if size == "base" else 1)
+    bank = BankConfig(group="category", parallel=4 if size == "base" else 1)
     run: dict[str, RunConfig] = {}
     run["teachers"] = teacher_loras("no_instruction", whole, data, bank, f"{output}/teachers", backbone=backbone)
     run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", backbone)
@@ -199,7 +199,7 @@ def teacher_loras(
             lr=1e-4,
             warmup=0.0,
             precision="bf16",
-            gradient_checkpointing=True,
+            activation_checkpointing=True,
             checkpoint_every=2000,
         ),
         output=output,
@@ -224,7 +224,7 @@ def pretraining(size: str, bank: TrainedBank | None, output: str, backbone: Back
             lr=1e-3,
             warmup=0.0,
             schedule="constant",
-            gradient_checkpointing=size != "base",
+            activation_checkpointing=size != "base",
             checkpoint_every=5000,
         ),
         output=output,
@@ -259,7 +259,7 @@ def finetuning(
             lr=batches.lr,
             warmup=0.02,
             precision="bf16",
-            gradient_checkpointing=size in ("xl", "xxl"),
+            activation_checkpointing=size in ("xl", "xxl"),
             checkpoint_every=2000,
         ),
         output=f"{output}/finetune",
@@ -279,7 +279,7 @@ def sni_24gb(output: str) -> Run:
     """TAGI on Super-NaturalInstructions (Def) for one person with one 24 GB GPU and a day: T5-LM-base, bf16.
 
     T5-LM and not Flan-T5, whose training data holds the benchmark's test tasks. The run trains its own instruct
-    teacher; its teacher LoRAs read the input alone, on the student's own backbone.
+    teacher; its per-task LoRAs read the input alone, on the student's own backbone.
 
     How its size was chosen: `tagi train all --config sni-base-24gb --dry-run` estimates at most 10.2 GB for a stage
     with every row at its limit, less than half of the card, and 1.0e18 FLOPs in all as the upper bound: 19 hours at
@@ -301,7 +301,7 @@ def sni_24gb(output: str) -> Run:
             "no_instruction",
             alone,
             data,
-            BankConfig(group="category", wave=4),
+            BankConfig(group="category", parallel=4),
             f"{output}/teachers",
             backbone=language_model("base"),
         ),
@@ -313,7 +313,7 @@ def sni_24gb(output: str) -> Run:
         pretraining("base", _bank(run), f"{output}/pretrain", language_model("base")),
         "training.steps=20000",
         "training.precision=bf16",
-        "training.gradient_checkpointing=true",
+        "training.activation_checkpointing=true",
         "data.max_documents=160000",
     )
     teacher = TeacherConfig(kind="instruct", checkpoint=f"{output}/metatrain/final")

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator, assemble
-from tagi.data.mixture import Mixture, Shares
+from tagi.data.mixture import Mixture, WeightedSources
 from tagi.data.segments import MAX_LENGTH, SEGMENTS, Cut, TokenStore, pretraining_segments
 from tagi.data.sources import Sources
 from tagi.errors import DataError
@@ -35,12 +35,12 @@ def batches(
         rows=training.rows_per_task,
         seed=training.seed,
         length=(lambda group: group.prompt_length(shown)) if by_prompt else (lambda group: group.length),
-        abreast=training.accumulation * processes,
+        batches_per_step=training.accumulation * processes,
     )
     return lambda index: collator(mixture.batch(index))
 
 
-def task_source(config: RunConfig, sources: Sources) -> Shares:
+def task_source(config: RunConfig, sources: Sources) -> WeightedSources:
     """The training tasks of a run as they take turns; see `Sources.train`."""
     return sources.train(config.data, config.demonstrations, config.training.seed)
 

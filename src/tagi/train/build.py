@@ -56,8 +56,10 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
     parts = optim.trainable(model, config.training)
     terms, encode = objective.terms, encodings(model, config.training)
     drawn = batches(config, collator, launched(), sources)
-    recompute = config.training.gradient_checkpointing
-    return ModelStage(model, parts, drawn, write, begin.read, terms, record.check, encode=encode, recompute=recompute)
+    checkpointing = config.training.activation_checkpointing
+    return ModelStage(
+        model, parts, drawn, write, begin.read, terms, record.check, encode=encode, checkpointing=checkpointing
+    )
 
 
 def _check_parts(config: RunConfig, model: TagiModel) -> None:

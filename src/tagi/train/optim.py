@@ -161,7 +161,7 @@ def freeze(model: nn.Module, parts: Parts) -> None:
             parameter.requires_grad_(True)
 
 
-def clip_lanes(parameters: Sequence[Tensor], limit: float) -> Tensor:
+def clip_groups(parameters: Sequence[Tensor], limit: float) -> Tensor:
     """Clip the gradient of each model in lock-step by its own norm, as `clip_grad_norm_` does for one; the norms (N,).
 
     The first dimension of every parameter runs over the N models.
@@ -182,7 +182,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     rest = (step - warm) / max(config.steps - warm, 1)
     if config.schedule == "linear":
         return 1.0 - rest
-    if config.schedule == "trapezoid":
+    if config.schedule == "warmup_stable_decay":
         return min(1.0, (1.0 - step / config.steps) / config.decay)
     return 1.0
 

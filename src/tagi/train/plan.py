@@ -32,7 +32,7 @@ from tagi.train.start import random_tokenizer
 LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a remark."""
 GROUPS = {("sni", "category"): 60, ("sni", "task"): 757, ("p3", "category"): 36}
-"""Teacher LoRAs of a whole benchmark (the paper's A.3; Wang et al., 2022), where the config does not name them."""
+"""Per-task LoRAs of a whole benchmark (the paper's A.3; Wang et al., 2022), where the config does not name them."""
 Report = Callable[[int, int], None]
 
 
@@ -67,7 +67,7 @@ class Plan:
     stage: str
     method: str
     parameters: dict[str, int]
-    """By part: backbone, hypernetwork, fusion; of teacher LoRAs, those of one wave."""
+    """By part: backbone, hypernetwork, fusion; of per-task LoRAs, those of one chunk."""
     trainable: list[str]
     hypernetwork_share: float
     steps: int
@@ -188,18 +188,18 @@ def _notes(config: RunConfig, share: float, encoder: int) -> list[str]:
 
 
 def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
-    """Stage teachers: waves of LoRAs in lock-step, each with a batch of its own, on one frozen language model."""
+    """Stage teachers: chunks of LoRAs in lock-step, each with a batch of its own, on one frozen language model."""
     groups = len(config.teachers.only) or GROUPS.get((config.data.source, config.teachers.group))
-    wave = min(config.teachers.wave, groups or config.teachers.wave)
-    waves = -(-groups // wave) if groups else 1
-    bank = bank_model(model, config.teachers, wave).bank
+    chunk = min(config.teachers.parallel, groups or config.teachers.parallel)
+    chunks = -(-groups // chunk) if groups else 1
+    bank = bank_model(model, config.teachers, chunk).bank
     sizes = {"backbone": parameter_count(model.backbone), "teachers": parameter_count(bank)}
-    lengths = Lengths(wave, wave * found.batch.rows, 0, found.batch.input, found.batch.target)
+    lengths = Lengths(chunk, chunk * found.batch.rows, 0, found.batch.input, found.batch.target)
     work = replace(_work(config, parts, model.method, lengths, ()), bank=config.teachers)
-    many = f"{groups} teachers in {waves} waves of at most {wave}" if groups else f"one wave of {wave} teachers"
+    many = f"{groups} teachers in {chunks} chunks of at most {chunk}" if groups else f"one chunk of {chunk} teachers"
     notes = [many if groups else f"{many}; how many there are, the data will say"]
     trainable = {"teachers": list(bank.parameters())}
-    return _plan(config, work, found, sizes, sum(sizes.values()), trainable, notes, wave, waves)
+    return _plan(config, work, found, sizes, sum(sizes.values()), trainable, notes, chunk, chunks)
 
 
 def _work(config: RunConfig, parts: Model, method: Method, lengths: Lengths, trained: tuple[Part, ...]) -> Work:
@@ -213,7 +213,7 @@ def _work(config: RunConfig, parts: Model, method: Method, lengths: Lengths, tra
         lengths=replace(lengths, rows=rows),
         trainable=trained,
         dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
-        recompute=config.training.gradient_checkpointing,
+        checkpointing=config.training.activation_checkpointing,
     )
 
 
@@ -231,18 +231,18 @@ def _plan(
     weights: int,
     trainable: Parts,
     notes: list[str],
-    lanes: int = 1,
-    waves: int = 1,
+    groups: int = 1,
+    chunks: int = 1,
 ) -> Plan:
     """The numbers of a run whose batches cost what `work` does.
 
     Args:
         weights: parameters of all models, a teacher's among them.
         trainable: fp32 parameters by part, as the optimizer is built over them.
-        lanes: models that train in lock-step, each with a batch of its own.
-        waves: runs of all steps, one after another.
+        groups: models that train in lock-step, each with a batch of its own.
+        chunks: runs of all steps, one after another.
     """
-    cost, size, steps = batch_cost(work), work.dtype.itemsize, config.training.steps * waves
+    cost, size, steps = batch_cost(work), work.dtype.itemsize, config.training.steps * chunks
     trained = sum(parameter.numel() for parameters in trainable.values() for parameter in parameters)
     masters = 0 if work.dtype == torch.float32 else torch.float32.itemsize * trained
     state = optimizer_bytes(optim.build(trainable, config.training)) + masters
@@ -253,8 +253,8 @@ def _plan(
         trainable=list(trainable),
         hypernetwork_share=0.0,
         steps=steps,
-        rows_per_step=found.rows * lanes,
-        tokens_per_step=found.tokens * lanes,
+        rows_per_step=found.rows * groups,
+        tokens_per_step=found.tokens * groups,
         tokens_are="measured" if found.from_data else "upper bound",
         flops_per_step=cost.flops * config.training.accumulation,
         flops=cost.flops * config.training.accumulation * steps,

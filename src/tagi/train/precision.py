@@ -25,7 +25,7 @@ class Weights:
     optimizer: torch.optim.Optimizer
     kept: Mapping[str, Tensor]
     """fp32 values of rounded tensors that are not trained: the buffers."""
-    lanes: int | None = None
+    groups: int | None = None
     """How many models train in lock-step, each clipped by its own norm."""
 
     def update(self) -> float:
@@ -39,8 +39,8 @@ class Weights:
     def _clip(self) -> float:
         """Clip by the gradient's norm; gives that norm, the largest where several models train in lock-step."""
         masters = list(self.masters.values())
-        if self.lanes is not None:
-            return float(optim.clip_lanes(masters, optim.MAX_NORM).max())
+        if self.groups is not None:
+            return float(optim.clip_groups(masters, optim.MAX_NORM).max())
         norm = nn.utils.clip_grad_norm_(masters, optim.MAX_NORM)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -107,7 +107,7 @@ def optimize(
     parts: PartNames,
     exact: Mapping[str, Tensor],
     config: TrainingConfig,
-    lanes: int | None = None,
+    groups: int | None = None,
 ) -> Weights:
     """Optimizer and masters of a model that is on its device, wrapped and rounded; `exact` is what `lower` gave."""
     names = [name for part in parts.values() for name in part]
@@ -115,7 +115,7 @@ def optimize(
     masters = {name: _master(weight, exact.get(name)) for name, weight in weights.items()}
     by_part = {part: [masters[name] for name in names] for part, names in parts.items()}
     kept = {name: value for name, value in exact.items() if name not in masters}
-    return Weights(model, masters, optim.build(by_part, config), kept, lanes)
+    return Weights(model, masters, optim.build(by_part, config), kept, groups)
 
 
 def _master(weight: nn.Parameter, exact: Tensor | None) -> nn.Parameter:

@@ -23,7 +23,7 @@ FREE = frozenset(
         "output",  # a run may be moved
         "training.checkpoint_every",  # what is written, not what is computed
         "training.keep",
-        "training.gradient_checkpointing",  # memory against time: the same gradients to the bit (test_precision)
+        "training.activation_checkpointing",  # memory against time: the same gradients to the bit (test_precision)
         "training.instruction_cache_mb",  # memory against time: the same encodings (test_encodings)
         "objective.teacher.cache",  # says itself which teacher it is of
         "data.corpus.c4",  # a run keeps the text that it read of them, and `pretraining.backbone` knows the files again

@@ -24,7 +24,7 @@ class Stage(Protocol):
     The objective is the sum over terms of weight · total / count, the counts taken over everything that
     one optimizer step sees, in however many batches and processes.
 
-    A stage may train many independent models in lock-step (`lanes`): the first dimension of every parameter,
+    A stage may train many independent models in lock-step (`groups`): the first dimension of every parameter,
     total and count then runs over them, and each is clipped by its own gradient norm.
     """
 
@@ -39,7 +39,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def lanes(self) -> int | None:
+    def groups(self) -> int | None:
         """Number of independent models that train in lock-step; None for one ordinary model."""
         ...
 
@@ -113,10 +113,10 @@ class ModelStage:
     read: Callable[[Path], None]
     terms: Sequence[Term] = LABELS
     check: Callable[[Path], object] = lambda folder: None
-    lanes: None = None
+    groups: None = None
     encode: Callable[[Batch], EncodedInstruction | None] | None = None
     """Reads a batch's instructions where that needs no gradient; without it the model does, in its own forward."""
-    recompute: bool = False
+    checkpointing: bool = False
     """Activation checkpointing: see `Backbone.score`."""
 
     @property
@@ -131,5 +131,5 @@ class ModelStage:
 
     def loss(self, model: nn.Module, batch: Batch) -> Metrics:
         encoded = self.encode(batch) if self.encode is not None else None
-        output = teacher_forced(model, batch, encoded, recompute=self.recompute)
+        output = teacher_forced(model, batch, encoded, checkpointing=self.checkpointing)
         return {term.name: term.loss(output, batch) for term in self.terms}

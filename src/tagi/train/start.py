@@ -38,7 +38,7 @@ class Start:
 
     @property
     def outside(self) -> str | None:
-        """Where a backbone lies that a checkpoint only refers to."""
+        """Where a backbone lies that a checkpoint holds by reference."""
         return None if self.settings.backbone == BACKBONE else self.settings.backbone
 
     def write(self, folder: Path) -> None:

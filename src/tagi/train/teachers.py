@@ -1,4 +1,4 @@
-"""The teacher bank: N LoRAs in lock-step from one shared A₀, more than fit in waves (§3.2.2)."""
+"""The LoRA bank: N LoRAs in lock-step from one shared A₀, more than fit in chunks (§3.2.2)."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from tagi.data.mixture import Mixture, TaskSource
 from tagi.data.sources import Sources
 from tagi.data.types import Task
 from tagi.errors import CheckpointError, ConfigError
-from tagi.losses import lane_cross_entropy, lane_tokens
+from tagi.losses import group_cross_entropy, group_tokens
 from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
@@ -36,7 +36,7 @@ from tagi.train.stage import Metrics, Parts
 from tagi.train.start import start
 from tagi.train.trainer import train
 
-WAVES, WAVE_FILE = "waves", "wave.safetensors"
+CHUNKS, CHUNK_FILE = "chunks", "chunk.safetensors"
 FINGERPRINTED_EXAMPLES = 8
 LOSS_BATCHES = 4
 """Batches over which the loss in the manifest is taken."""
@@ -44,15 +44,15 @@ LOSS_BATCHES = 4
 
 @dataclass(frozen=True)
 class BankStage:
-    """One wave of teachers as a stage for the trainer; lane i is teacher i."""
+    """One chunk of teachers as a stage for the trainer; group_index i is teacher i."""
 
     model: BankModel
     batches: Callable[[int], Batch]
-    lanes: int
+    groups: int
     write: Callable[[Path], None]
     read: Callable[[Path], None]
     check: Callable[[Path], object] = lambda folder: None
-    recompute: bool = False
+    checkpointing: bool = False
 
     @property
     def parts(self) -> Parts:
@@ -66,24 +66,24 @@ class BankStage:
         return self.batches(index)
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"ce": lane_tokens(batch.labels, batch.task_index, self.lanes)}
+        return {"ce": group_tokens(batch.labels, batch.task_index, self.groups)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Metrics:
-        rows = Rows.of(batch.task_index, self.lanes)
-        output = model(batch.input_ids, batch.input_mask, batch.target_ids, rows, self.recompute)
-        return {"ce": lane_cross_entropy(output.logits, batch.labels, batch.task_index, self.lanes)}
+        rows = Rows.of(batch.task_index, self.groups)
+        output = model(batch.input_ids, batch.input_mask, batch.target_ids, rows, self.checkpointing)
+        return {"ce": group_cross_entropy(output.logits, batch.labels, batch.task_index, self.groups)}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that the waves of one bank share."""
+    """Everything that the chunks of one bank share."""
 
     config: RunConfig
     base: TagiModel
     collator: Collator
     groups: Mapping[str, Sequence[Task]]
     sources: Mapping[str, TaskSource]
-    waves: tuple[tuple[str, ...], ...]
+    chunks: tuple[tuple[str, ...], ...]
     a0: Mapping[Site, torch.Tensor]
     fingerprint: str
     """Of the language model as it was loaded: training rounds it in place and moves it to the training device."""
@@ -98,7 +98,7 @@ class Plan:
 
 
 def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None = None) -> Plan:
-    """The base model, the groups of tasks and their waves.
+    """The base model, the groups of tasks and their chunks.
 
     Raises:
         ConfigError: a method that writes adapters, a group that does not exist, more processes than groups.
@@ -112,8 +112,8 @@ def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None
         raise ConfigError(f"teachers.only: {unknown[0]!r} is no group; there are {', '.join(of_group)}")
     if processes > len(chosen):
         raise ConfigError(f"{processes} processes for {len(chosen)} groups of tasks; start at most one for each group")
-    size = min(config.teachers.wave, -(-len(chosen) // processes))
-    waves = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
+    size = min(config.teachers.parallel, -(-len(chosen) // processes))
+    chunks = tuple(chosen[i : i + size] for i in range(0, len(chosen), size))
     begin = start(config, sources=sources)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
     collator = Collator(begin.tokenizer, config.prompt, method, joined=not base.backbone.has_encoder)
@@ -122,50 +122,50 @@ def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None
     previous = _previous(config, base, fingerprint)
     a0 = previous.a0 if previous is not None else _draw(base, config)
     record = Record.of(config, 1, sources)
-    return Plan(config, base, collator, groups, of_group, waves, a0, fingerprint, previous, record)
+    return Plan(config, base, collator, groups, of_group, chunks, a0, fingerprint, previous, record)
 
 
 def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
-    """Train every wave and gather the bank in `output/final`; gives that folder.
+    """Train every chunk and gather the bank in `output/final`; gives that folder.
 
-    With several processes each trains its own share of the waves; nothing is exchanged between them.
+    With several processes each trains its own share of the chunks; nothing is exchanged between them.
 
     Raises:
         CheckpointError: a bank is there already and neither `resume` nor `teachers.only` says what to do with it.
         TrainingError, DiskError: see `trainer.train`.
     """
     final, state = plan.folder / FINAL, PartialState()
-    for wave in plan.waves[state.process_index :: state.num_processes]:
-        folder = plan.folder / WAVES / _wave_name(wave)
-        train(bank_stage(plan, wave), plan.config.training, folder, resume=resume)
+    for chunk in plan.chunks[state.process_index :: state.num_processes]:
+        folder = plan.folder / CHUNKS / _chunk_name(chunk)
+        train(bank_stage(plan, chunk), plan.config.training, folder, resume=resume)
     state.wait_for_everyone()
     if state.is_main_process:
         banks.save(_gathered(plan), final)
-        shutil.rmtree(plan.folder / WAVES)
+        shutil.rmtree(plan.folder / CHUNKS)
     state.wait_for_everyone()
     return final
 
 
-def bank_stage(plan: Plan, wave: Sequence[str]) -> BankStage:
-    """The stage that trains the teachers of one wave."""
+def bank_stage(plan: Plan, chunk: Sequence[str]) -> BankStage:
+    """The stage that trains the teachers of one chunk."""
     backbone = plan.base.backbone
     widths_out = {site: backbone.site_shape(site)[1] for site in plan.a0}
-    model = BankModel(plan.base, LoraBank(plan.a0, widths_out, len(wave), plan.config.teachers.scale))
+    model = BankModel(plan.base, LoraBank(plan.a0, widths_out, len(chunk), plan.config.teachers.scale))
 
     def write(folder: Path) -> None:
         plan.record.write(folder)
         tensors = model.bank.state_dict()
-        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, folder / WAVE_FILE)
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, folder / CHUNK_FILE)
 
     def read(folder: Path) -> None:
-        load_tensors(model.bank, read_safetensors(folder / WAVE_FILE), folder)
+        load_tensors(model.bank, read_safetensors(folder / CHUNK_FILE), folder)
 
-    recompute = plan.config.training.gradient_checkpointing
-    return BankStage(model, lane_batches(plan, wave), len(wave), write, read, plan.record.check, recompute)
+    checkpointing = plan.config.training.activation_checkpointing
+    return BankStage(model, group_batches(plan, chunk), len(chunk), write, read, plan.record.check, checkpointing)
 
 
-def lane_batches(plan: Plan, wave: Sequence[str]) -> Callable[[int], Batch]:
-    """Batches in which each lane's rows come from its own group, in an order that only its name decides."""
+def group_batches(plan: Plan, chunk: Sequence[str]) -> Callable[[int], Batch]:
+    """Batches in which each group_index's rows come from its own group, in an order that only its name decides."""
     training = plan.config.training
     mixtures = [
         Mixture(
@@ -174,7 +174,7 @@ def lane_batches(plan: Plan, wave: Sequence[str]) -> Callable[[int], Batch]:
             rows=training.rows_per_task,
             seed=(training.seed << 32) + crc32(group.encode()),
         )
-        for group in wave
+        for group in chunk
     ]
 
     def batch(index: int) -> Batch:
@@ -194,9 +194,9 @@ def data_fingerprint(tasks: Sequence[Task]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _wave_name(wave: Sequence[str]) -> str:
+def _chunk_name(chunk: Sequence[str]) -> str:
     """A folder name that says which groups are in it, so that another choice of groups never resumes it."""
-    return sha256("\n".join(wave).encode()).hexdigest()[:12]
+    return sha256("\n".join(chunk).encode()).hexdigest()[:12]
 
 
 def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | None:
@@ -224,16 +224,16 @@ def _draw(base: TagiModel, config: RunConfig) -> dict[Site, torch.Tensor]:
 
 
 def _gathered(plan: Plan) -> Bank:
-    """The finished waves, and the teachers of an earlier bank that were not trained again, as one bank on the CPU."""
+    """The finished chunks, and the teachers of an earlier bank that were not trained again, as one bank on the CPU."""
     device, bits = PartialState().device, plan.config.training.precision
     assert device is not None
     entries: list[TeacherEntry] = []
     loras: list[Modules] = []
-    for wave in plan.waves:
-        stage = bank_stage(plan, wave)
-        stage.read(plan.folder / WAVES / _wave_name(wave) / FINAL)
+    for chunk in plan.chunks:
+        stage = bank_stage(plan, chunk)
+        stage.read(plan.folder / CHUNKS / _chunk_name(chunk) / FINAL)
         loras.append({site: _detached(factors) for site, factors in stage.model.bank().items()})
-        entries += _entries(plan, wave, lane_losses(stage, bits, device))
+        entries += _entries(plan, chunk, lane_losses(stage, bits, device))
     if plan.previous is not None:
         trained = {entry.group for entry in entries}
         kept = [i for i, entry in enumerate(plan.previous.manifest.teachers) if entry.group not in trained]
@@ -261,8 +261,8 @@ def lane_losses(stage: BankStage, bits: str, device: torch.device) -> torch.Tens
     return totals / torch.stack([loss.count for loss in losses]).sum(0)
 
 
-def _entries(plan: Plan, wave: Sequence[str], losses: torch.Tensor) -> list[TeacherEntry]:
-    """What the manifest says of a wave's teachers."""
+def _entries(plan: Plan, chunk: Sequence[str], losses: torch.Tensor) -> list[TeacherEntry]:
+    """What the manifest says of a chunk's teachers."""
     return [
         TeacherEntry(
             group=group,
@@ -272,7 +272,7 @@ def _entries(plan: Plan, wave: Sequence[str], losses: torch.Tensor) -> list[Teac
             data_fingerprint=data_fingerprint(plan.groups[group]),
             file=banks.file_name(group),
         )
-        for group, loss in zip(wave, losses.tolist(), strict=True)
+        for group, loss in zip(chunk, losses.tolist(), strict=True)
     ]
 
 

@@ -82,7 +82,7 @@ def train(
         Interrupted: a signal came; a checkpoint of the last step is there.
     """
     check_output(folder, resume=resume)
-    team = assemble(config, stage.lanes)
+    team = assemble(config, stage.groups)
     if team.main:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _begin(
     if newest is not None:
         stage.read(newest)
     names = precision.part_names(stage.model, stage.parts)
-    model, weights = team.equip(stage.model, names, config, stage.lanes)
+    model, weights = team.equip(stage.model, names, config, stage.groups)
     if newest is not None:
         weights.restore(checkpoints.read_optimizer(newest), dict(checkpoints.read_state(newest).numbers))
     stage.model.train()

@@ -64,7 +64,7 @@ def test_an_instruction_is_worded_anew_on_every_visit(folder: Path) -> None:
 def test_demonstrations_are_other_rows(folder: Path) -> None:
     for source_of in (source(folder).train(2), source(folder).groups("task", 2)["a_shop_0"]):
         task = source_of.task(0, 3)
-        shown = {one.input for one in task.instruction.positives}
+        shown = {one.input for one in task.instruction.demonstrations}
         assert len(shown) == 2 and len(task.examples) == 3
         assert not shown & {row.input for row in task.examples}
 
@@ -84,7 +84,7 @@ def test_evaluation_names_a_wording(folder: Path) -> None:
     first, third = source(folder).test(0), source(folder, only=("t_two",)).test(1, wording=2)
     assert [task.instruction.definition for task in first] == ["Do t_one.", "Do t_two."]
     assert [task.instruction.definition for task in third] == ["t_two, now"]
-    assert len(third[0].instruction.positives) == 1 and first[0].examples[1].targets == ("answer 1", "another")
+    assert len(third[0].instruction.demonstrations) == 1 and first[0].examples[1].targets == ("answer 1", "another")
     with pytest.raises(ConfigError, match="wording: 4 is none of t_one, which has 0 to 3"):
         source(folder).test(0, wording=4)
 

@@ -13,7 +13,7 @@ from cli_runs import Run, mistake, write_config
 from tagi.cli.pretraining import every_source
 from tagi.config import DataConfig, RunConfig
 from tagi.config.files import parse
-from tagi.data.mixture import FixedTasks, Mixture, Shares
+from tagi.data.mixture import FixedTasks, Mixture, WeightedSources
 from tagi.data.sources.micro import Micro
 from tagi.data.synthetic.microtasks import micro_vocabulary, write_sni
 from tagi.data.tokenizers import unigram, unknown_words
@@ -50,7 +50,7 @@ A, B, C = make_tasks("a", [6, 4]), make_tasks("b", [8, 2, 3]), make_tasks("c", [
     ],
 )
 def test_shares_come_out_exactly_in_every_round(shares: tuple[float, ...], counts: tuple[int, ...]) -> None:
-    mixed = Shares((A, B, C), shares)
+    mixed = WeightedSources((A, B, C), shares)
     assert mixed.counts == counts
     length = sum(counts)
     for first in (0, 7 * length):
@@ -58,7 +58,7 @@ def test_shares_come_out_exactly_in_every_round(shares: tuple[float, ...], count
 
 
 def test_turns_are_spread_evenly() -> None:
-    mixed = Shares((A, B, C), (0.5, 0.3, 0.2))
+    mixed = WeightedSources((A, B, C), (0.5, 0.3, 0.2))
     for part, share in enumerate(mixed.shares):
         had = 0
         for turn in range(200):
@@ -67,7 +67,7 @@ def test_turns_are_spread_evenly() -> None:
 
 
 def test_every_part_counts_its_own_turns_without_a_gap() -> None:
-    mixed = Shares((A, B, C), (0.45, 0.30, 0.25))
+    mixed = WeightedSources((A, B, C), (0.45, 0.30, 0.25))
     turns = [mixed.turn(turn) for turn in range(100)]
     for part in range(3):
         own = [number for one, number in turns if one == part]
@@ -75,7 +75,7 @@ def test_every_part_counts_its_own_turns_without_a_gap() -> None:
 
 
 def test_every_row_of_every_part_is_visited() -> None:
-    mixture = Mixture(Shares((A, B, C), (0.2, 0.7, 0.1)), tasks=4, rows=1, seed=0)
+    mixture = Mixture(WeightedSources((A, B, C), (0.2, 0.7, 0.1)), tasks=4, rows=1, seed=0)
     groups = [group for i in range(16) for group in mixture.batch(i)]
     # turns are whole: 0.2 from its share measured
     assert Counter(group.task.name[0] for group in groups)["b"] == pytest.approx(0.7 * len(groups), abs=1)
@@ -84,7 +84,7 @@ def test_every_row_of_every_part_is_visited() -> None:
 
 
 def test_a_part_sees_its_tasks_equally_often() -> None:
-    mixture = Mixture(Shares((A, B, C), (0.5, 0.3, 0.2)), tasks=15, rows=2, seed=3)
+    mixture = Mixture(WeightedSources((A, B, C), (0.5, 0.3, 0.2)), tasks=15, rows=2, seed=3)
     names = Counter(group.task.name for i in range(16) for group in mixture.batch(i))
     assert [names[name] for name in ("a0", "a1", "b0", "b1", "b2", "c0")] == [60, 60, 24, 24, 24, 48]
 
@@ -93,9 +93,9 @@ def test_a_batch_of_a_mixture_is_a_function_of_seed_and_number() -> None:
     def ids(mixture: Mixture, index: int) -> list[str]:
         return [row.id for group in mixture.batch(index) for row in group.examples]
 
-    first = Mixture(Shares((A, B, C), (0.45, 0.30, 0.25)), tasks=3, rows=2, seed=7)
+    first = Mixture(WeightedSources((A, B, C), (0.45, 0.30, 0.25)), tasks=3, rows=2, seed=7)
     expected = [ids(first, i) for i in range(40)]
-    other = Mixture(Shares((A, B, C), (0.45, 0.30, 0.25)), tasks=3, rows=2, seed=7)
+    other = Mixture(WeightedSources((A, B, C), (0.45, 0.30, 0.25)), tasks=3, rows=2, seed=7)
     assert [ids(other, i) for i in (39, 17, 0)] == [expected[i] for i in (39, 17, 0)]
 
 
@@ -104,11 +104,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Microtasks in the layout of Super-NaturalInstructions, and plain documents in C4's."""
     sni = tmp_path_factory.mktemp("sni")
     split = Micro(DataConfig(source="micro", compositions=20)).split
-    write_sni(sni, (task.task(positives=2) for task in split.compositions), (split.test[0].task(),), 6)
+    write_sni(sni, (task.task(demonstrations=2) for task in split.compositions), (split.test[0].task(),), 6)
     return {"sni": sni, "c4": write_c4(tmp_path_factory.mktemp("c4"))}
 
 
-def task_source(settings: RunConfig) -> Shares:
+def task_source(settings: RunConfig) -> WeightedSources:
     return batches.task_source(settings, every_source())
 
 
@@ -133,7 +133,7 @@ def test_sources_and_valid_tasks_of_a_mixture(folders: dict[str, Path], tmp_path
     settings = config(tmp_path, data=mixed(folders, valid_instances=4))
     source = task_source(settings)
     assert source.counts == (5, 2, 3)
-    held_out = every_source().valid(settings.data, settings.prompt.positives)
+    held_out = every_source().valid(settings.data, settings.prompt.demonstrations)
     assert [len(task.examples) for task in held_out] == [2, 2, 2, 4, 4]
     trained = {source.sources[0].task(i, 0).name for i in range(len(source.sources[0]))}
     assert not trained & {task.name for task in held_out}
@@ -164,8 +164,8 @@ def test_a_data_set_by_itself_can_be_balanced(folders: dict[str, Path], tmp_path
 
 
 def test_demonstrations_of_every_part_are_shown(folders: dict[str, Path], tmp_path: Path) -> None:
-    source = task_source(config(tmp_path, data=mixed(folders), prompt={"style": "plain", "positives": 2}))
-    shown = [[len(part.task(i, 0).instruction.positives) for i in range(6)] for part in source.sources]
+    source = task_source(config(tmp_path, data=mixed(folders), prompt={"style": "plain", "demonstrations": 2}))
+    shown = [[len(part.task(i, 0).instruction.demonstrations) for i in range(6)] for part in source.sources]
     assert shown == [[2] * 6] * 3
 
 
@@ -174,12 +174,12 @@ def test_support_is_given_or_drawn(folders: dict[str, Path], tmp_path: Path) -> 
 
     def shown(support: str) -> list[tuple[str, ...]]:
         data = {"source": "sni", "path": str(folders["sni"]), "support": support}
-        (source,) = task_source(config(tmp_path, data=data, prompt={"style": "plain", "positives": 2})).sources
+        (source,) = task_source(config(tmp_path, data=data, prompt={"style": "plain", "demonstrations": 2})).sources
         visits = [source.task(0, visit) for visit in range(6)]
         for task in visits:
             asked = {row.input for row in task.examples}
-            assert support == "given" or not asked & {one.input for one in task.instruction.positives}
-        return [tuple(one.input for one in task.instruction.positives[:2]) for task in visits]
+            assert support == "given" or not asked & {one.input for one in task.instruction.demonstrations}
+        return [tuple(one.input for one in task.instruction.demonstrations[:2]) for task in visits]
 
     given, drawn = shown("given"), shown("drawn")
     assert len(set(given)) == 1 and len(set(drawn)) > 1 and {len(each) for each in drawn} == {2}
@@ -190,9 +190,9 @@ def test_support_is_given_or_drawn(folders: dict[str, Path], tmp_path: Path) -> 
 def test_some_turns_are_without_demonstrations(folders: dict[str, Path], tmp_path: Path) -> None:
     data = mixed(folders, zero_shot=0.25)
     data["parts"]["benchmark"] |= {"zero_shot": 0.5, "balance": "category"}
-    source = task_source(config(tmp_path, data=data, prompt={"style": "plain", "positives": 2}))
+    source = task_source(config(tmp_path, data=data, prompt={"style": "plain", "demonstrations": 2}))
     counts, again = (
-        [[len(part.task(i % len(part), i).instruction.positives) for i in range(200)] for part in source.sources]
+        [[len(part.task(i % len(part), i).instruction.demonstrations) for i in range(200)] for part in source.sources]
         for _ in range(2)
     )
     assert counts == again
@@ -225,7 +225,7 @@ MISTAKES = [
     (["data.parts.text.path=/nowhere"], ["/nowhere", "c4-train"]),
     (["data.parts.text.path=null"], ["data.parts.text", "data.path is required for source=text"]),
     (["data.parts.text.balance=category"], ["data.parts.text", "balance=category needs a data set with categories"]),
-    (["data.parts.text.zero_shot=0.5", "prompt.positives=0"], ["zero_shot", "prompt.positives"]),
+    (["data.parts.text.zero_shot=0.5", "prompt.demonstrations=0"], ["zero_shot", "prompt.demonstrations"]),
     (["data.zero_shot=0.5"], ["data", "zero_shot", "source=mixture"]),
     (["data.parts={}"], ["data", "source=mixture needs parts"]),
     (["data.source=micro"], ["data", "source=mixture needs parts"]),

@@ -98,9 +98,9 @@ def test_demonstrations_are_rows_of_the_task_that_are_then_not_asked(folder: Pat
     (task,) = P3Dataset(folder, "all").train_tasks(P3Dataset(folder, "all").train_sets()[0])
     shown = with_demonstrations(task, 2, seed=0)
     asked = [one.input for one in shown.examples]
-    assert len(shown.instruction.positives) == 2
-    assert sorted([*asked, *(one.input for one in shown.instruction.positives)]) == [f"in {i}" for i in range(5)]
-    assert all(isinstance(one, Demonstration) for one in shown.instruction.positives)
+    assert len(shown.instruction.demonstrations) == 2
+    assert sorted([*asked, *(one.input for one in shown.instruction.demonstrations)]) == [f"in {i}" for i in range(5)]
+    assert all(isinstance(one, Demonstration) for one in shown.instruction.demonstrations)
     assert shown == with_demonstrations(task, 2, seed=0) != with_demonstrations(task, 2, seed=3)
     with pytest.raises(ConfigError, match="5 demonstrations are asked for, super_glue_rte_say_more has 5 rows"):
         with_demonstrations(task, 5, seed=0)
@@ -133,11 +133,11 @@ def test_demonstrations_of_held_out_tasks_are_rows_that_no_prompt_scores(
     held_out: P3Dataset, limit: int | None, seed: int
 ) -> None:
     tasks = held_out.eval_tasks("super_glue_rte", limit=limit, shots=2, seed=seed)
-    shown = [{row_of(one.input) for one in task.instruction.positives} for task in tasks]
+    shown = [{row_of(one.input) for one in task.instruction.demonstrations} for task in tasks]
     scored = [{row_of(one.input) for one in task.examples} for task in tasks]
     assert [len(rows) for rows in shown] == [2, 2] and len(tasks) == 2
     assert not set.union(*shown) & set.union(*scored)
-    assert all(one.output in ("Yes", "No") for task in tasks for one in task.instruction.positives)
+    assert all(one.output in ("Yes", "No") for task in tasks for one in task.instruction.demonstrations)
     without = held_out.eval_tasks("super_glue_rte", limit=limit)
     if limit is None:
         kept = set(range(12)) - set.union(*shown)
@@ -148,14 +148,16 @@ def test_demonstrations_of_held_out_tasks_are_rows_that_no_prompt_scores(
 
 
 def test_demonstrations_of_held_out_tasks_depend_on_the_seed(held_out: P3Dataset) -> None:
-    drawn = {held_out.eval_tasks("super_glue_rte", shots=2, seed=seed)[0].instruction.positives for seed in range(5)}
+    drawn = {
+        held_out.eval_tasks("super_glue_rte", shots=2, seed=seed)[0].instruction.demonstrations for seed in range(5)
+    }
     assert len(drawn) > 1
 
 
 @pytest.mark.parametrize(("limit", "shots"), [(None, 12), (None, 9), (6, 7), (10, 3), (12, 1), (40, 1)])
 def test_too_few_rows_for_demonstrations_are_one_sentence(held_out: P3Dataset, limit: int | None, shots: int) -> None:
     with pytest.raises(
-        ConfigError, match=rf"positives: {shots} demonstrations .* rows of .*rte.jsonl too few are left"
+        ConfigError, match=rf"demonstrations: {shots} demonstrations .* rows of .*rte.jsonl too few are left"
     ):
         held_out.eval_tasks("super_glue_rte", limit=limit, shots=shots)
 
@@ -167,15 +169,15 @@ def test_a_demonstration_is_no_copy_of_a_scored_row(tmp_path: Path) -> None:
     write(tmp_path / "eval/super_glue_rte.jsonl", "\n".join(map(json.dumps, rows)))
     for seed in range(4):
         (task,) = P3Dataset(tmp_path).eval_tasks("super_glue_rte", limit=2, shots=1, seed=seed)
-        assert [one.input for one in task.instruction.positives] == ["c So it is?"]
+        assert [one.input for one in task.instruction.demonstrations] == ["c So it is?"]
         (whole,) = P3Dataset(tmp_path).eval_tasks("super_glue_rte", shots=1, seed=seed)
-        assert whole.instruction.positives[0].input not in {one.input for one in whole.examples}
+        assert whole.instruction.demonstrations[0].input not in {one.input for one in whole.examples}
 
 
 def test_with_full_every_row_has_the_same_demonstrations(held_out: P3Dataset) -> None:
     tasks = P3Dataset(held_out.root, instruction="full").eval_tasks("super_glue_rte", limit=3, shots=2)
     by_prompt = [task for task in tasks if task.name.endswith("does it follow")]
-    assert len(by_prompt) == 3 and len({task.instruction.positives for task in by_prompt}) == 1
+    assert len(by_prompt) == 3 and len({task.instruction.demonstrations for task in by_prompt}) == 1
 
 
 def test_splits_are_those_of_table_11() -> None:

@@ -287,7 +287,9 @@ def test_valid_files_always_load(tmp_path: Path, content: dict[str, Any]) -> Non
     task = load_task(write(tmp_path / "t.json", content))
     loaded = [{"id": e.id, "input": e.input, "output": list(e.targets)} for e in task.examples]
     assert loaded == original["Instances"]
-    assert [{"input": p.input, "output": p.output} for p in task.instruction.positives] == original["Positive Examples"]
+    assert [{"input": p.input, "output": p.output} for p in task.instruction.demonstrations] == original[
+        "Positive Examples"
+    ]
 
 
 def test_meta_split_holds_out_whole_tasks() -> None:
@@ -329,7 +331,7 @@ def test_real_split(shared_data: Path) -> None:
     assert data.english(data.names("test")) == data.names("test")
     train_categories = {category for task in train for category in task.categories}
     assert train_categories.isdisjoint(category for task in test for category in task.categories)
-    assert all(len(task.instruction.positives) >= 2 for task in [*train, *test])
+    assert all(len(task.instruction.demonstrations) >= 2 for task in [*train, *test])
 
 
 def test_real_rows_that_overlap(shared_data: Path) -> None:

@@ -145,9 +145,11 @@ def test_vocabulary_is_closed(split: Split) -> None:
     assert list(micro_vocabulary()) == sorted(vocabulary)
     for microtask in (*split.train, *split.valid, *split.test):
         for held_out in (False, True):
-            task = microtask.task(microtask.number, held_out, positives=2)
+            task = microtask.task(microtask.number, held_out, demonstrations=2)
             texts = [task.instruction.definition]
-            texts += [text for positive in task.instruction.positives for text in (positive.input, positive.output)]
+            texts += [
+                text for positive in task.instruction.demonstrations for text in (positive.input, positive.output)
+            ]
             texts += [text for example in task.examples[:3] for text in (example.input, *example.targets)]
             assert {token for text in texts for token in tokenize(text)} <= vocabulary
 
@@ -162,7 +164,7 @@ def test_examples_are_right_and_never_empty(split: Split) -> None:
 
 def test_examples_are_a_function_of_seed_and_index() -> None:
     shown = microtask(*SHOWN_TASK)
-    examples, again = shown.task().examples, shown.task(wording_seed=9, positives=2).examples
+    examples, again = shown.task().examples, shown.task(wording_seed=9, demonstrations=2).examples
     assert len(examples) == 1_000_000
     assert examples[123_456] == again[123_456]
     assert examples[-1] == examples[999_999]
@@ -180,12 +182,12 @@ def test_examples_hardly_ever_repeat(split: Split) -> None:
 
 def test_demonstrations_are_right_and_disjoint_from_examples(split: Split) -> None:
     for microtask in split.test[:10]:
-        task = microtask.task(positives=2)
-        assert len(task.instruction.positives) == 2
-        for positive in task.instruction.positives:
+        task = microtask.task(demonstrations=2)
+        assert len(task.instruction.demonstrations) == 2
+        for positive in task.instruction.demonstrations:
             assert positive.output == " ".join(microtask.solve(positive.input.split()))
         inputs = {example.input for example in task.examples[:2000]}
-        assert not inputs & {positive.input for positive in task.instruction.positives}
+        assert not inputs & {positive.input for positive in task.instruction.demonstrations}
 
 
 def test_named_categories_are_frequent_and_repeats_occur() -> None:
@@ -289,7 +291,7 @@ def test_shuffled_partner_falls_back_to_the_least_agreeing_task() -> None:
 
 
 def test_new_phrasings_reword_the_same_tasks(split: Split) -> None:
-    tasks = new_phrasings(split.compositions, count=20, seed=0, positives=2)
+    tasks = new_phrasings(split.compositions, count=20, seed=0, demonstrations=2)
     by_name = {f"{task.name}_reworded": task for task in split.compositions}
     assert len({task.name for task in tasks}) == 20
     for task in tasks:
@@ -299,7 +301,7 @@ def test_new_phrasings_reword_the_same_tasks(split: Split) -> None:
 
 
 def test_written_tasks_have_the_official_layout(tmp_path: Path, split: Split) -> None:
-    train = [task.task(positives=2) for task in split.compositions[:3]]
+    train = [task.task(demonstrations=2) for task in split.compositions[:3]]
     test = [task.task() for task in split.test[:2]]
     write_sni(tmp_path, train, test, instances=5)
     assert (tmp_path / "splits/default/train_tasks.txt").read_text().split() == [task.name for task in train]
@@ -309,7 +311,7 @@ def test_written_tasks_have_the_official_layout(tmp_path: Path, split: Split) ->
     assert record["Definition"] == [train[0].instruction.definition]
     assert record["Categories"] == [split.compositions[0].operations[-1].family]
     assert [(p["input"], p["output"]) for p in record["Positive Examples"]] == [
-        (positive.input, positive.output) for positive in train[0].instruction.positives
+        (positive.input, positive.output) for positive in train[0].instruction.demonstrations
     ]
     assert record["Instances"] == [
         {"id": example.id, "input": example.input, "output": list(example.targets)} for example in train[0].examples[:5]
@@ -318,7 +320,7 @@ def test_written_tasks_have_the_official_layout(tmp_path: Path, split: Split) ->
 
 
 def test_written_tasks_are_read_back_as_they_were(tmp_path: Path, split: Split) -> None:
-    task = split.compositions[0].task(positives=2)
+    task = split.compositions[0].task(demonstrations=2)
     write_sni(tmp_path, [task], [], instances=5)
     read = load_task(tmp_path / "tasks" / f"{task.name}.json")
     assert (read.name, read.instruction, read.categories) == (task.name, task.instruction, task.categories)

@@ -136,7 +136,7 @@ def test_accumulation_changes_nothing(tmp_path: Path, pieces: int) -> None:
 
 def test_models_in_lock_step_are_left_to_each_process(tmp_path: Path) -> None:
     settings = config(tmp_path / "run")
-    found = team.assemble(settings.training, lanes=3)
+    found = team.assemble(settings.training, groups=3)
     assert (found.size, found.rank, found.main) == (1, 0, True)
     many: Any = SimpleNamespace(num_processes=4, process_index=2, device="cpu")
     several = team.Team(many, alone=True)

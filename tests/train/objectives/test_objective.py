@@ -20,16 +20,15 @@ from tagi.losses import (
     cross_entropy,
     distillation,
     factor_distance,
-    lane_cross_entropy,
+    group_cross_entropy,
     product_distance,
     product_energy,
     soften,
     truncate,
     valid_positions,
 )
-from tagi.model.adapter import TaskAdapter
 from tagi.model.bank import Bank, BankManifest, TeacherEntry
-from tagi.model.tagi import Output
+from tagi.model.tagi import Output, neutral
 from tagi.train.objectives.align import alignment_term
 from tagi.train.objectives.distill import distillation_term
 from tagi.train.objectives.logits import CacheIdentity, LogitCache
@@ -157,10 +156,10 @@ def test_top_k_and_tail_bound_the_divergence_from_below(k: int) -> None:
 
 def test_lanes_are_cross_entropies_of_their_own_rows() -> None:
     logits, labels = normal(ROWS, LENGTH, WORDS, seed=0).double(), token_labels()
-    lane = torch.tensor([0, 2, 0, 1, 2, 2])
-    loss = lane_cross_entropy(logits, labels, lane, 4)
+    group_index = torch.tensor([0, 2, 0, 1, 2, 2])
+    loss = group_cross_entropy(logits, labels, group_index, 4)
     for number in range(4):
-        alone = cross_entropy(logits[lane == number], labels[lane == number])
+        alone = cross_entropy(logits[group_index == number], labels[group_index == number])
         torch.testing.assert_close(loss.total[number], alone.total, rtol=2e-15, atol=0)  # worst measured 1.6e-16
         assert loss.count[number] == alone.count
 
@@ -189,7 +188,7 @@ def test_alignment_leaves_out_tasks_without_a_teacher_and_is_one_at_distance_of_
     student = random_lora(small_t5(), 3, seed=50)
 
     def value(names: tuple[str, ...], lora: Modules = student) -> tuple[float, int]:
-        adapter = TaskAdapter(lora, torch.zeros(3, 0, 32), torch.zeros(3, 0))
+        adapter = replace(neutral(small_t5(), 3), modules=lora)
         loss = term.loss(Output(torch.zeros(1), adapter), empty_batch(names))
         assert loss.count == term.count(empty_batch(names))
         return float(loss.total), int(loss.count)
@@ -209,7 +208,7 @@ def test_distillation_leaves_out_rows_without_a_teacher() -> None:
     labels = torch.randint(0, WORDS, (3, LENGTH), generator=seeded(2))
     logits = normal(3, LENGTH, WORDS, seed=0)
     term = distillation_term(lambda batch: soften(normal(3, LENGTH, WORDS, seed=1), 1.0), 1.0, 1.0, {"x": 0, "y": 1})
-    output = Output(logits, TaskAdapter({}, torch.zeros(3, 0, 32), torch.zeros(3, 0)))
+    output = Output(logits, neutral(small_t5(), 3))
     batch = empty_batch(("x", "nobody", "y"), labels)
     kept = distillation(logits[[0, 2]], soften(normal(3, LENGTH, WORDS, seed=1)[[0, 2]], 1.0), labels[[0, 2]] >= 0, 1.0)
     loss = term.loss(output, batch)

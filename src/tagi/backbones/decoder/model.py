@@ -60,8 +60,8 @@ class DecoderCache:
     def reordered(self, index: Tensor) -> "DecoderCache":
         return replace(self, past=self.past.select(index))
 
-    def beside(self, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
-        return DecoderCache(self.past.beside(other.past, room), prepared, rows)
+    def stack(self, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
+        return DecoderCache(self.past.stack(other.past, room), prepared, rows)
 
     def put(self, places: Tensor, other: "DecoderCache", prepared: Prepared, rows: Rows, room: int) -> "DecoderCache":
         return DecoderCache(self.past.put(places, other.past, room), prepared, rows)
@@ -210,7 +210,7 @@ class Decoder(nn.Module):
         return f"{names['blocks']}.{site.layer}.{names[f'{part}.{site.place}']}"
 
     def read(
-        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, recompute: bool = False
+        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, checkpointing: bool = False
     ) -> EncodedInstruction:
         """See `Backbone.read`.
 
@@ -222,7 +222,9 @@ class Decoder(nn.Module):
             return EncodedInstruction(self.embedding.weight.new_zeros(*ids.shape, self.d_model), mask)
         positions, prepared = (mask.cumsum(1) - 1).clamp(min=0), Prepared(len(ids), modules or {})
         hidden = None if mask.all() else ~mask[:, None, None, :]
-        x_TSD, layers = self._run(ids, positions, hidden, prepared, Rows(len(ids), len(ids)), recompute=recompute)
+        x_TSD, layers = self._run(
+            ids, positions, hidden, prepared, Rows(len(ids), len(ids)), checkpointing=checkpointing
+        )
         return EncodedInstruction(x_TSD, mask, Attended.of(layers, mask))
 
     def prepare(
@@ -273,7 +275,7 @@ class Decoder(nn.Module):
         prepared: Prepared,
         rows: Rows,
         owner: Tensor | None = None,
-        recompute: bool = False,
+        checkpointing: bool = False,
     ) -> Tensor:
         """See `Backbone.score`.
 
@@ -287,7 +289,7 @@ class Decoder(nn.Module):
         both = torch.cat((ids, target_ids[:, :-1]), dim=1)  # nothing is read after the last target
         mask = F.pad(mask, (0, targets - 1), value=True)
         positions, hidden = _positions(mask, prepared, rows)
-        states = self._run(both, positions, hidden, prepared, rows, recompute=recompute)[0]
+        states = self._run(both, positions, hidden, prepared, rows, checkpointing=checkpointing)[0]
         return self.logits(states[:, inputs - 1 :])
 
     def _score_after(
@@ -326,7 +328,7 @@ class Decoder(nn.Module):
         prepared: Prepared,
         rows: Rows,
         past: Past | None = None,
-        recompute: bool = False,
+        checkpointing: bool = False,
     ) -> tuple[Tensor, tuple[KeyValue, ...]]:
         """Tokens and positions (R, L) to hidden states (R, L, D) and each block's keys and values, the past's first."""
         self._check_length(positions)
@@ -344,7 +346,7 @@ class Decoder(nn.Module):
         this = Pass(prepared, rows, full, windowed if shape.window_layers else None, by, past)
         read: list[KeyValue] = []
         for block in cast(Iterable[Block], self.blocks):
-            x_RLD, own = checkpoint(block, x_RLD, this, use_reentrant=False) if recompute else block(x_RLD, this)
+            x_RLD, own = checkpoint(block, x_RLD, this, use_reentrant=False) if checkpointing else block(x_RLD, this)
             read.append(own)
         return x_RLD if self.norm is None else self.norm(x_RLD), tuple(read)
 

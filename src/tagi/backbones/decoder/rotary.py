@@ -28,7 +28,7 @@ def frequencies(rotary: Rotary, width: int, device: torch.device | None = None) 
         return plain / rotary.factor
     times = rotary.original_positions * plain / (2 * math.pi)
     kept = (times - rotary.low_frequency) / (rotary.high_frequency - rotary.low_frequency)
-    kept = kept.clamp(0.0, 1.0)  # 1 for short waves, 0 for long ones
+    kept = kept.clamp(0.0, 1.0)  # 1 for short chunks, 0 for long ones
     return (1 - kept) * plain / rotary.factor + kept * plain
 
 

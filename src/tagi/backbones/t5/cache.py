@@ -33,15 +33,15 @@ class Inputs:
         if self.whole:
             return self
         shared = (KeyValue(rows.pick(own.k), rows.pick(own.v)) for own in attended.layers)
-        layers = tuple(told.then(own) for told, own in zip(shared, self.layers, strict=True))
+        layers = tuple(told.concatenate(own) for told, own in zip(shared, self.layers, strict=True))
         bias = padding_bias(rows.pick(attended.mask), self.bias.dtype)
         return Inputs(layers, torch.cat((bias, self.bias), dim=-1), whole=True)
 
-    def beside(self, other: "Inputs") -> "Inputs":
+    def stack(self, other: "Inputs") -> "Inputs":
         """These rows, then the other's, the shorter ones padded."""
         longest = max(self.bias.shape[-1], other.bias.shape[-1])
         ours, theirs = self._padded(longest), other._padded(longest)
-        layers = tuple(a.beside(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
+        layers = tuple(a.stack(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
         return Inputs(layers, torch.cat((ours.bias, theirs.bias)), self.whole)
 
     def put(self, places: Tensor, other: "Inputs") -> "Inputs":
@@ -75,12 +75,12 @@ class T5Cache:
     def reordered(self, index: Tensor) -> "T5Cache":
         return replace(self, past=self.past.select(index))
 
-    def beside(self, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
+    def stack(self, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
         ours, theirs = self, other
         if ours.inputs.whole != theirs.inputs.whole:
             ours, theirs = ours._whole(), theirs._whole()
-        inputs = ours.inputs.beside(theirs.inputs)
-        return T5Cache(ours.past.beside(theirs.past, room), inputs, prepared.encoder_done(), rows)
+        inputs = ours.inputs.stack(theirs.inputs)
+        return T5Cache(ours.past.stack(theirs.past, room), inputs, prepared.encoder_done(), rows)
 
     def put(self, places: Tensor, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
         ours, theirs = self, other

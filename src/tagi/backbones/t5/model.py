@@ -151,7 +151,7 @@ class DecoderBlock(nn.Module):
         if attended is None or inputs.whole:
             return self.cross.output(att.attend(q, own, inputs.bias, dropout))
         told, bias = attended.layers[layer], padding_bias(attended.mask, q.dtype)
-        return self.cross.output(att.attend_beside(q, own, inputs.bias, told, bias, rows, dropout))
+        return self.cross.output(att.attend_concatenated(q, own, inputs.bias, told, bias, rows, dropout))
 
 
 class T5Encoder(nn.Module):
@@ -167,20 +167,22 @@ class T5Encoder(nn.Module):
         self.dropout = nn.Dropout(shape.dropout_rate)
 
     def read(
-        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, recompute: bool = False
+        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, checkpointing: bool = False
     ) -> EncodedInstruction:
         """See `Backbone.read`."""
         rows = Rows(len(ids), len(ids))
-        hidden = self.encode(ids, mask, Prepared(len(ids), modules or {}), rows, recompute=recompute)
+        hidden = self.encode(ids, mask, Prepared(len(ids), modules or {}), rows, checkpointing=checkpointing)
         return EncodedInstruction(hidden, mask.bool())
 
-    def encode(self, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, *, recompute: bool = False) -> Tensor:
+    def encode(
+        self, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, *, checkpointing: bool = False
+    ) -> Tensor:
         """Token ids (R, N) to hidden states (R, N, D); the mask (R, N), or by query (R, N, N)."""
         x_RND = self.dropout(self.embedding(ids))
         position = position_bias(self.encoder_position, distances(ids.shape[1], 0, ids.device), self.shape)
         bias = position + padding_bias(mask, x_RND.dtype)
         for block in self.encoder:
-            x_RND = _through(block, recompute, x_RND, bias, prepared.modules, rows, prepared.fuse)
+            x_RND = _through(block, checkpointing, x_RND, bias, prepared.modules, rows, prepared.fuse)
         return self.dropout(self.encoder_norm(x_RND))
 
 
@@ -279,17 +281,19 @@ class T5(T5Encoder):
         prepared: Prepared,
         rows: Rows,
         owner: Tensor | None = None,
-        recompute: bool = False,
+        checkpointing: bool = False,
     ) -> Tensor:
-        inputs = self.inputs(input_ids, input_mask, prepared, rows, recompute=recompute)
+        inputs = self.inputs(input_ids, input_mask, prepared, rows, checkpointing=checkpointing)
         if owner is not None:
             inputs, rows = inputs.select(owner), rows.select(owner)
         shifted = F.pad(target_ids[:, :-1], (1, 0), value=self.shape.decoder_start_token_id)
-        return self.decode(shifted, inputs, prepared, rows, recompute=recompute)[0]
+        return self.decode(shifted, inputs, prepared, rows, checkpointing=checkpointing)[0]
 
-    def inputs(self, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, *, recompute: bool = False) -> Inputs:
+    def inputs(
+        self, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, *, checkpointing: bool = False
+    ) -> Inputs:
         """Inputs (R, N), encoded, as the decoder attends to them."""
-        hidden = self.encode(ids, mask, prepared, rows, recompute=recompute)
+        hidden = self.encode(ids, mask, prepared, rows, checkpointing=checkpointing)
         return Inputs(self.cross_key_values(hidden, prepared.modules, rows), padding_bias(mask, hidden.dtype))
 
     def decode(
@@ -301,7 +305,7 @@ class T5(T5Encoder):
         *,
         past: Past | None = None,
         seen: Tensor | None = None,
-        recompute: bool = False,
+        checkpointing: bool = False,
     ) -> tuple[Tensor, tuple[KeyValue, ...]]:
         """Decoder ids (R, O) after `past` to logits (R, O, V), and what each layer's self-attention has read.
 
@@ -314,7 +318,7 @@ class T5(T5Encoder):
             bias = bias + padding_bias(seen, bias.dtype)
         read: list[KeyValue] = []
         for block in self.decoder:
-            x_ROD, own = _through(block, recompute, x_ROD, bias, inputs, prepared, rows, past)
+            x_ROD, own = _through(block, checkpointing, x_ROD, bias, inputs, prepared, rows, past)
             read.append(own)
         return self.logits(self.dropout(self.decoder_norm(x_ROD))), tuple(read)
 
@@ -345,9 +349,9 @@ class T5(T5Encoder):
         return bias.masked_fill(future if hidden is None else future | hidden, torch.finfo(bias.dtype).min)
 
 
-def _through(block: nn.Module, recompute: bool, *arguments: Any) -> Any:
-    """The block's output, its activations kept or, with `recompute`, forgotten until the backward pass."""
-    if recompute and torch.is_grad_enabled():
+def _through(block: nn.Module, checkpointing: bool, *arguments: Any) -> Any:
+    """The block's output, its activations kept or, with `checkpointing`, forgotten until the backward pass."""
+    if checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *arguments, use_reentrant=False)
     return block(*arguments)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from tagi.config import DataConfig, DataPart
-from tagi.data.mixture import Shares, TaskSource, Undemonstrated
+from tagi.data.mixture import TaskSource, Undemonstrated, WeightedSources
 from tagi.data.sources.base import Group, Source
 from tagi.data.sources.c4 import C4
 from tagi.data.sources.everyday import Everyday
@@ -36,7 +36,7 @@ class Sources:
             raise ConfigError(f"data.source: {data.source} has no tasks or text of its own here")
         return self._opened.setdefault(data.model_dump_json(), self.table[data.source](data))
 
-    def train(self, data: DataConfig, shown: int, seed: int) -> Shares:
+    def train(self, data: DataConfig, shown: int, seed: int) -> WeightedSources:
         """The training tasks as they take turns: of every part of a mixture, of every category (`balance`), or all.
 
         Args:
@@ -58,7 +58,7 @@ class Sources:
                 raise ConfigError(f"{name}: has no task to train on")
             sources += own
             shares += [(part.share if isinstance(part, DataPart) else 1.0) / len(own)] * len(own)
-        return Shares(sources, shares)
+        return WeightedSources(sources, shares)
 
     def groups(self, data: DataConfig, by: Group, shown: int, seed: int) -> dict[str, TaskSource]:
         """The training tasks by category or each by itself; see `Source.groups` and `train`."""

@@ -63,7 +63,7 @@ class Source:
 
 
 def meta_split(names: Sequence[str], valid: int, seed: int) -> tuple[list[str], list[str]]:
-    """Hold out `valid` whole tasks of the training part for model selection: (meta-train, meta-valid).
+    """Hold out `valid` whole tasks of the training part for model selection: (meta-train, validation).
 
     The choice is uniform over tasks and depends on the seed and the set of names only; a smaller `valid`
     gives a subset of a larger one's. It is not stratified: categories are not known before task files

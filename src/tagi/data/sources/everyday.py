@@ -112,7 +112,7 @@ class Everyday(Source):
 
     @cached_property
     def _split(self) -> tuple[list[Worded], list[Worded]]:
-        """The meta-train tasks, and the meta-valid ones: families in random order, until there are enough tasks."""
+        """The meta-train tasks, and the validation ones: families in random order, until there are enough tasks."""
         tasks, held_out = self._read("train"), list[Worded]()
         families = grouped(tasks, lambda one: _family(one.task.name))
         for name in Random(self.data.seed).sample(list(families), len(families)):

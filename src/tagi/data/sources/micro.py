@@ -29,7 +29,7 @@ class MicroTasks:
         return len(self.tasks)
 
     def task(self, number: int, visit: int) -> Task:
-        task = self.tasks[number].task(wording_seed=visit, positives=self.shown)
+        task = self.tasks[number].task(wording_seed=visit, demonstrations=self.shown)
         return replace(task, examples=Later(task.examples, self.skip)) if self.skip else task
 
 
@@ -55,12 +55,12 @@ class Micro(Source):
         return {name: MicroTasks(tuple(own), shown) for name, own in each.items()}
 
     def valid(self, shown: int) -> list[Task]:
-        worded = [task.task(positives=shown) for task in self.split.valid]
+        worded = [task.task(demonstrations=shown) for task in self.split.valid]
         return [replace(task, examples=task.examples[: self.data.valid_instances]) for task in worded]
 
     def test(self, shown: int) -> list[Task]:
         chosen = named(self.split.test, lambda task: task.name, self.data.only)
-        return [task.task(positives=shown) for task in chosen]
+        return [task.task(demonstrations=shown) for task in chosen]
 
     def documents(self) -> Iterator[str]:
         """Plain text in the tasks' language: a training task's definition, then worked examples, as sentences."""

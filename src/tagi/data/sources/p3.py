@@ -57,7 +57,7 @@ class P3(Source):
 
     @cached_property
     def _sets(self) -> tuple[list[TrainSet], list[TrainSet]]:
-        """The row files of the meta-train and of the meta-valid data sets."""
+        """The row files of the meta-train and of the validation data sets."""
         sets = self.dataset.train_sets()
         names, held_out = meta_split(sorted({one.data_set for one in sets}), self.data.valid_tasks, self.data.seed)
         return [one for one in sets if one.data_set in names], [one for one in sets if one.data_set in held_out]

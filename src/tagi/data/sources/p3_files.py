@@ -192,12 +192,12 @@ class P3Dataset:
         for template, shown, scored in _apart(rendered, numbers, limit, shots, f"{seed} {name}"):
             if len(shown) < shots or not scored:
                 raise ConfigError(
-                    f"prompt.positives: {shots} demonstrations are asked for, but of the {len(numbers)} rows of {path} "
+                    f"prompt.demonstrations: {shots} are asked for, but of the {len(numbers)} rows of {path} "
                     f"too few are left for {template.name!r} beside those that are scored; show or score fewer"
                 )
-            positives = tuple(Demonstration(one.input, one.targets[0]) for one in shown)
+            demonstrations = tuple(Demonstration(one.input, one.targets[0]) for one in shown)
             made = self._tasks(f"{name}/{template.name}", name, template, scored)
-            tasks += [replace(one, instruction=replace(one.instruction, positives=positives)) for one in made]
+            tasks += [replace(one, instruction=replace(one.instruction, demonstrations=demonstrations)) for one in made]
         return tasks
 
     def eval_names(self) -> list[str]:

@@ -55,7 +55,7 @@ class Sni(Source):
 
     @cached_property
     def _names(self) -> tuple[list[str], list[str]]:
-        """Of the meta-train and the meta-valid tasks."""
+        """Of the meta-train and the validation tasks."""
         english = self.dataset.english(self.dataset.names("train"))
         return meta_split(english, self.data.valid_tasks, self.data.seed)
 

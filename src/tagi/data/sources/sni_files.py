@@ -78,7 +78,7 @@ class _TaskFile(Record):
         BeforeValidator(_as_list),
         AfterValidator(_first_is_written),
     ]
-    positives: Annotated[list[_Positive], Field(alias="Positive Examples")]
+    demonstrations: Annotated[list[_Positive], Field(alias="Positive Examples")]
     instances: Annotated[
         list[_Instance],
         Field(alias="Instances", min_length=1),
@@ -209,10 +209,10 @@ def load_task(path: Path, *, limit: int | None = None, seed: int | None = None) 
 
 
 def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -> Task:
-    positives = tuple(Demonstration(item.input, item.output) for item in content.positives)
+    demonstrations = tuple(Demonstration(item.input, item.output) for item in content.demonstrations)
     return Task(
         name=path.stem,
-        instruction=Instruction(content.definition[0].strip(), positives),
+        instruction=Instruction(content.definition[0].strip(), demonstrations),
         categories=tuple(content.categories),
         examples=[
             Example(item.id, item.input, tuple(item.output))

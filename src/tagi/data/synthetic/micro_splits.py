@@ -1,4 +1,4 @@
-"""Splits of microtasks into training, meta-valid and test tasks that are honestly different.
+"""Splits of microtasks into training, validation and test tasks that are honestly different.
 
 Tasks are compared by what they do: their answers to the same 200 inputs, the probes. Two tasks are the same
 when they agree on 95 % of the probes that both are defined on.

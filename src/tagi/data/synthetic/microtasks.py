@@ -91,8 +91,8 @@ class MicroTask:
             connector.format(X=_capital(x), x=x, y=y) for connector in connectors for x in first for y in rest[0]
         )
 
-    def task(self, wording_seed: int = 0, held_out: bool = False, positives: int = 0) -> Task:
-        """The task in one wording, with `positives` demonstrations whose inputs no example has.
+    def task(self, wording_seed: int = 0, held_out: bool = False, demonstrations: int = 0) -> Task:
+        """The task in one wording, with `demonstrations` demonstrations whose inputs no example has.
 
         A task in held-out phrasings has `_reworded` at the end of its name. Its category is the family of
         its last operation.
@@ -100,7 +100,7 @@ class MicroTask:
         examples = MicroExamples(self)
         return Task(
             name=self.name + ("_reworded" if held_out else ""),
-            instruction=Instruction(self.definition(wording_seed, held_out), examples.demonstrations(positives)),
+            instruction=Instruction(self.definition(wording_seed, held_out), examples.demonstrations(demonstrations)),
             categories=(self.operations[-1].family,),
             examples=examples,
         )
@@ -167,10 +167,10 @@ def tokenize(text: str) -> list[str]:
     return _TOKEN.findall(text.lower())
 
 
-def new_phrasings(tasks: Sequence[MicroTask], count: int, seed: int, positives: int = 0) -> list[Task]:
+def new_phrasings(tasks: Sequence[MicroTask], count: int, seed: int, demonstrations: int = 0) -> list[Task]:
     """`count` of the tasks, drawn without replacement, worded entirely in held-out phrasings."""
     chosen = Random(seed).sample(tasks, count)
-    return [task.task(held_out=True, positives=positives) for task in chosen]
+    return [task.task(held_out=True, demonstrations=demonstrations) for task in chosen]
 
 
 def write_sni(folder: Path, train: Iterable[Task], test: Iterable[Task], instances: int = 100) -> None:
@@ -188,9 +188,9 @@ def write_sni(folder: Path, train: Iterable[Task], test: Iterable[Task], instanc
 
 
 def _write_task(folder: Path, task: Task, instances: int) -> str:
-    positives = [
+    demonstrations = [
         {"input": positive.input, "output": positive.output, "explanation": ""}
-        for positive in task.instruction.positives
+        for positive in task.instruction.demonstrations
     ]
     record = {
         "Categories": list(task.categories),
@@ -198,7 +198,7 @@ def _write_task(folder: Path, task: Task, instances: int) -> str:
         "Definition": [task.instruction.definition],
         "Input_language": ["English"],
         "Output_language": ["English"],
-        "Positive Examples": positives,
+        "Positive Examples": demonstrations,
         "Negative Examples": [],
         "Instances": [
             {"id": example.id, "input": example.input, "output": list(example.targets)}

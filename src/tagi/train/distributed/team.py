@@ -62,11 +62,11 @@ class Team:
         return values if self.size == 1 else gather_object(values)
 
     def equip(
-        self, model: nn.Module, parts: PartNames, config: TrainingConfig, lanes: int | None
+        self, model: nn.Module, parts: PartNames, config: TrainingConfig, groups: int | None
     ) -> tuple[nn.Module, Weights]:
         """The model, on this process's device, as it is called in training, and what updates its trained parts."""
         exact = precision.lower(model, config.precision)
-        return self.wrap(model), precision.optimize(model, parts, exact, config, lanes)
+        return self.wrap(model), precision.optimize(model, parts, exact, config, groups)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, on this process's device, as it is called in training."""
@@ -91,7 +91,7 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def assemble(config: TrainingConfig, lanes: int | None) -> Team:
+def assemble(config: TrainingConfig, groups: int | None) -> Team:
     """The team that this process belongs to.
 
     Raises:
@@ -105,7 +105,7 @@ def assemble(config: TrainingConfig, lanes: int | None) -> Team:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     atexit.register(_leave)
-    return Team(accelerator, alone=lanes is not None)
+    return Team(accelerator, alone=groups is not None)
 
 
 def _leave() -> None:

@@ -1,4 +1,4 @@
-"""Alignment of generated LoRA with the teacher bank (Eq. 4)."""
+"""Alignment of generated LoRA with the LoRA bank (Eq. 4)."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -23,7 +23,7 @@ def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"])
     `delta` compares the products ΔW, `factors` A with A and B with B. The mean runs over sites; a task without
     a teacher is left out.
     """
-    lanes = bank.lanes()
+    groups = bank.group_of_task()
     measure = _MODES[mode]
     energies = {
         site: measure(factors, _start(factors, bank.a0[site])).mean().clamp(min=SMALLEST_ENERGY)
@@ -31,25 +31,25 @@ def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"])
     }
 
     def loss(output: Output, batch: Batch) -> Loss:
-        lane_T = lane_of(batch, lanes)
-        taught = (lane_T >= 0).nonzero().squeeze(1)
-        teachers = {site: _pick(factors, lane_T[taught]) for site, factors in bank.lora.items()}
+        group_T = group_of(batch, groups)
+        taught = (group_T >= 0).nonzero().squeeze(1)
+        teachers = {site: _pick(factors, group_T[taught]) for site, factors in bank.lora.items()}
         distances = {
             site: measure(_pick(own, taught), _to(teachers[site], own.a.device))
             for site, own in output.adapter.modules.items()
         }
         relative = [d.sum() / float(energies[site]) for site, d in distances.items()]
-        return Loss(torch.stack(relative).mean(), (lane_T >= 0).sum().to(relative[0].device))
+        return Loss(torch.stack(relative).mean(), (group_T >= 0).sum().to(relative[0].device))
 
     def count(batch: Batch) -> Tensor:
-        return (lane_of(batch, lanes) >= 0).sum().to(batch.labels.device)  # where processes add it up
+        return (group_of(batch, groups) >= 0).sum().to(batch.labels.device)  # where processes add it up
 
     return Term("ins", weight, loss, count)
 
 
-def lane_of(batch: Batch, lanes: Mapping[str, int]) -> Tensor:
+def group_of(batch: Batch, groups: Mapping[str, int]) -> Tensor:
     """The teacher of each of the batch's tasks, -1 where there is none, (T,)."""
-    return torch.tensor([lanes.get(name, -1) for name in batch.names], dtype=torch.long)
+    return torch.tensor([groups.get(name, -1) for name in batch.names], dtype=torch.long)
 
 
 def _products(one: Factors, other: Factors) -> Tensor:

@@ -20,7 +20,7 @@ from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_pos
 from tagi.model import checkpoint
 from tagi.model.bank import Bank
 from tagi.model.tagi import Output, TagiModel, neutral
-from tagi.train.objectives.align import lane_of
+from tagi.train.objectives.align import group_of
 from tagi.train.stage import Term
 
 Teacher = Callable[[Batch], TokenDistribution]
@@ -43,15 +43,15 @@ class BuiltTeacher:
 
 
 def distillation_term(
-    teacher: Teacher, weight: float, temperature: float, lanes: Mapping[str, int] | None = None
+    teacher: Teacher, weight: float, temperature: float, groups: Mapping[str, int] | None = None
 ) -> Term:
-    """λ1 · L_kl; with `lanes`, rows of tasks that have no teacher LoRA are left out."""
+    """λ1 · L_kl; with `groups`, rows of tasks that have no per-task LoRA are left out."""
 
     def taught(batch: Batch) -> Tensor:
         valid = valid_positions(batch.labels)
-        if lanes is None:
+        if groups is None:
             return valid
-        has_teacher = lane_of(batch, lanes).to(valid.device) >= 0
+        has_teacher = group_of(batch, groups).to(valid.device) >= 0
         return valid & has_teacher[batch.task_index][:, None]
 
     def loss(output: Output, batch: Batch) -> Loss:
@@ -79,13 +79,13 @@ def instruct_teacher(model: TagiModel, temperature: float, vocabulary: int | Non
 
 def lora_teacher(model: TagiModel, bank: Bank, temperature: float, vocabulary: int | None = None) -> Teacher:
     """LM + Δ_i reading (a; b) (Eq. 5); rows of tasks without one run without. See `instruct_teacher`."""
-    model, lanes = _at_rest(model), bank.lanes()
+    model, groups = _at_rest(model), bank.group_of_task()
 
     @torch.no_grad()
     def distribution(batch: Batch) -> TokenDistribution:
         device = batch.labels.device
         model.to(device)
-        own = {site: _lora_of(factors, lane_of(batch, lanes), device) for site, factors in bank.lora.items()}
+        own = {site: _lora_of(factors, group_of(batch, groups), device) for site, factors in bank.lora.items()}
         adapter = replace(neutral(model.backbone, len(batch.names)), modules=own)
         prompt = batch.as_prompt()
         rows = Rows.of(batch.task_index, len(batch.names))
@@ -124,7 +124,7 @@ def build_teacher(
         teacher = instruct_teacher(model, temperature, shared)
         return BuiltTeacher(teacher, identity + shots, shared, own_task if settings.kind == "fid" else same_for_all)
     if bank is None:
-        raise ConfigError("objective.teacher.kind: lora needs a teacher bank (bank)")
+        raise ConfigError("objective.teacher.kind: lora needs a LoRA bank (bank)")
     if bank.manifest.base_fingerprint != checkpoint.fingerprint(model.backbone):
         raise CheckpointError(f"{config.bank}: was trained on another model than {settings.checkpoint}")
     return BuiltTeacher(lora_teacher(model, bank, temperature, shared), identity, shared, own_lora(bank))
@@ -142,13 +142,15 @@ def own_task(task: str) -> str:
 
 def own_lora(bank: Bank) -> TaskIdentity:
     """Of a teacher with the task's LoRA: that LoRA's fingerprint, or nothing where the task has none."""
-    lanes = bank.lanes()
-    fingerprints = [_lora_fingerprint(bank, lane) for lane in range(len(bank.manifest.teachers))]
-    return lambda task: fingerprints[lanes[task]] if task in lanes else ""
+    groups = bank.group_of_task()
+    fingerprints = [_lora_fingerprint(bank, group_index) for group_index in range(len(bank.manifest.teachers))]
+    return lambda task: fingerprints[groups[task]] if task in groups else ""
 
 
-def _lora_fingerprint(bank: Bank, lane: int) -> str:
-    tensors = {f"{site}.{name}": x[lane] for site, f in bank.lora.items() for name, x in (("A", f.a), ("B", f.b))}
+def _lora_fingerprint(bank: Bank, group_index: int) -> str:
+    tensors = {
+        f"{site}.{name}": x[group_index] for site, f in bank.lora.items() for name, x in (("A", f.a), ("B", f.b))
+    }
     return f"{checkpoint.fingerprint_tensors(tensors)} x {bank.manifest.scale}"
 
 
@@ -195,9 +197,9 @@ def _at_rest(model: TagiModel) -> TagiModel:
     return model.eval().requires_grad_(False)
 
 
-def _lora_of(factors: Factors, lane_T: Tensor, device: torch.device) -> Factors:
+def _lora_of(factors: Factors, group_T: Tensor, device: torch.device) -> Factors:
     """Each task's own LoRA; B is zero for a task that has none."""
-    present = (lane_T >= 0)[:, None, None]
-    chosen = lane_T.clamp(min=0)
+    present = (group_T >= 0)[:, None, None]
+    chosen = group_T.clamp(min=0)
     a, b = factors.a[chosen], factors.b[chosen] * present
     return Factors(a.to(device), b.to(device), factors.scale)

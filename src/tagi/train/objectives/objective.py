@@ -45,13 +45,13 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
         assert settings.teacher is not None
         built = build_teacher(config, tokenizer, bank, model.backbone.shape.vocab_size)
         cache = _cache(config, built)
-        lanes = bank.lanes() if settings.teacher.kind == "lora" and bank is not None else None
-        taught = None if lanes is None else frozenset(lanes)
-        terms += (distillation_term(cache or built.teacher, settings.lambda_kl, settings.temperature, lanes),)
+        groups = bank.group_of_task() if settings.teacher.kind == "lora" and bank is not None else None
+        taught = None if groups is None else frozenset(groups)
+        terms += (distillation_term(cache or built.teacher, settings.lambda_kl, settings.temperature, groups),)
     if settings.lambda_ins:
         assert bank is not None
         terms += (alignment_term(bank, settings.lambda_ins, settings.align),)
-        taught = frozenset(bank.lanes())
+        taught = frozenset(bank.group_of_task())
     return Objective(terms, cache, taught)
 
 
@@ -70,7 +70,7 @@ def _cache(config: RunConfig, built: BuiltTeacher) -> LogitCache | None:
 
 
 def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
-    """The run's teacher bank, if any, checked against the language model and the generator.
+    """The run's LoRA bank, if any, checked against the language model and the generator.
 
     Raises:
         CheckpointError: it belongs to another language model, or to a generator of another rank or A₀.
