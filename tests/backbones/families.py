@@ -96,6 +96,7 @@ class Pair:
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first: others train it
 def pair(variant: Variant) -> Pair:
     """A member with random weights; norms and biases are random too."""
     folder = Path(tempfile.mkdtemp(prefix="tagi-family-"))

@@ -60,7 +60,7 @@ def test_memory_of_weights_and_optimizer() -> None:
     assert 0 < found.memory.optimizer < 4 * found.parameters["hypernetwork"] / 20
 
 
-def test_gradient_checkpointing_trades_memory_for_time() -> None:
+def test_activation_checkpointing_trades_memory_for_time() -> None:
     config = run(backbone={"path": "no/where", "shape": "t5-v1_1-base"})
     plain, again = plan(config), plan(changed(config, "training.activation_checkpointing=true"))
     assert again.memory.activations < plain.memory.activations

@@ -156,7 +156,7 @@ def test_recomputing_changes_no_training(
     if family == "t5":
         changes["backbone__shape"] = {**SHAPE, "dropout_rate": 0.2}
     plain, calls = run(config(tmp_path / "plain", **changes)), counting(monkeypatch)
-    settings = config(tmp_path / "again", training__gradient_checkpointing=True, **changes)
+    settings = config(tmp_path / "again", training__activation_checkpointing=True, **changes)
     train(build_stage(settings), settings.training, tmp_path / "again")
     assert calls
     assert furthest(plain, tmp_path / "again/final") == 0.0

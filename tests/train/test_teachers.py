@@ -131,7 +131,7 @@ def test_the_bank_equals_separate_peft_runs(base: Path, tmp_path: Path, monkeypa
 def test_waves_and_company_change_nothing(base: Path, tmp_path: Path) -> None:
     """All at once, one at a time, and added to a bank later; worst difference measured 2.5e-6, for the reason above."""
     together = run(settings(base, tmp_path / "one"))
-    chunks = run(settings(base, tmp_path / "chunks", chunk=1))
+    chunks = run(settings(base, tmp_path / "chunks", parallel=1))
     run(settings(base, tmp_path / "grown", only=GROUPS[:1]))
     grown = run(settings(base, tmp_path / "grown", only=GROUPS[1:]))
     assert [t.group for t in grown.manifest.teachers] == list(GROUPS)
@@ -162,8 +162,8 @@ class Stop(Exception):
 
 
 def test_an_interrupted_bank_goes_on_to_the_bit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(settings(base, tmp_path / "whole", chunk=2))
-    plan = plan_teachers(settings(base, tmp_path / "broken", chunk=2))
+    whole = run(settings(base, tmp_path / "whole", parallel=2))
+    plan = plan_teachers(settings(base, tmp_path / "broken", parallel=2))
     steps = iter(range(100))
     ordinary = BankStage.batch
 
@@ -177,7 +177,7 @@ def test_an_interrupted_bank_goes_on_to_the_bit(base: Path, tmp_path: Path, monk
         with pytest.raises(Stop):
             train_teachers(plan)
     assert not (tmp_path / "broken" / "final").exists()
-    resumed = run(settings(base, tmp_path / "broken", chunk=2), resume=True)
+    resumed = run(settings(base, tmp_path / "broken", parallel=2), resume=True)
     assert resumed.manifest == whole.manifest
     for site, factors in whole.lora.items():
         assert torch.equal(resumed.lora[site].a, factors.a)

@@ -111,7 +111,7 @@ class DataConfig(Frozen):
 class DataPart(DataConfig):
     """One source of a mixture."""
 
-    share: Annotated[float, Field(gt=0.0)]
+    weight: Annotated[float, Field(gt=0.0)]
     """Of the turns, relative to the other parts; kept to a thousandth."""
 
     @model_validator(mode="after")

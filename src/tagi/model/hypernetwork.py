@@ -116,9 +116,9 @@ class ModuleGroup(nn.Module):
         b = self._head(inner_MTPQh, self.head_b, [out for _, out in self.widths], b_fan_in)
         factors: dict[Site, Factors] = {}
         for place, (a_MTrI, b_MTrJ) in enumerate(zip(a, b, strict=True)):
-            whole = a_MTrI + self._a0(place)[:, None]
+            whole_TMrI = a_MTrI.transpose(0, 1) + self._a0(place)
             for module, sites in enumerate(self.modules_):
-                factors[sites[place]] = Factors(whole[module], b_MTrJ[module].mT, self.scale)
+                factors[sites[place]] = Factors(whole_TMrI[:, module], b_MTrJ[module].mT, self.scale)
         return factors
 
     def start(self) -> dict[Site, Tensor]:

@@ -117,14 +117,14 @@ def mixed(folders: dict[str, Path], **text: Any) -> dict[str, Any]:
         "source": "mixture",
         "parts": {
             "benchmark": {
-                "share": 0.5,
+                "weight": 0.5,
                 "source": "sni",
                 "path": str(folders["sni"]),
                 "valid_tasks": 3,
                 "valid_instances": 2,
             },
-            "micro": {"share": 0.2, "source": "micro", "compositions": 20},
-            "text": {"share": 0.3, "source": "text", "path": str(folders["c4"]), "valid_tasks": 2, **text},
+            "micro": {"weight": 0.2, "source": "micro", "compositions": 20},
+            "text": {"weight": 0.3, "source": "text", "path": str(folders["c4"]), "valid_tasks": 2, **text},
         },
     }
 
@@ -217,11 +217,11 @@ def test_a_unigram_tokenizer_reads_what_microtasks_say(folders: dict[str, Path])
 
 
 MISTAKES = [
-    (["data.parts.text.share=0"], ["data.parts.text.share", "greater than 0"]),
-    (["data.parts.other.share=1"], ["data.parts.other", "required"]),
+    (["data.parts.text.weight=0"], ["data.parts.text.weight", "greater than 0"]),
+    (["data.parts.other.weight=1"], ["data.parts.other", "required"]),
     (["data.parts.text.source=c4"], ["data.parts.text", "c4 cannot be part of a mixture"]),
     (["data.parts.text.source=mixture"], ["data.parts.text"]),
-    (["data.parts.text.shre=1"], ["data.parts.text.shre", "unknown key", "share"]),
+    (["data.parts.text.wieght=1"], ["data.parts.text.wieght", "unknown key", "weight"]),
     (["data.parts.text.path=/nowhere"], ["/nowhere", "c4-train"]),
     (["data.parts.text.path=null"], ["data.parts.text", "data.path is required for source=text"]),
     (["data.parts.text.balance=category"], ["data.parts.text", "balance=category needs a data set with categories"]),
@@ -261,7 +261,7 @@ def test_stages_without_tasks_refuse_a_mixture(folders: dict[str, Path], tmp_pat
 
 
 def test_parts_belong_to_a_mixture_alone() -> None:
-    part = {"share": 1, "source": "micro"}
+    part = {"weight": 1, "source": "micro"}
     with pytest.raises(ConfigError, match="nothing else has any"):
         parse(DataConfig, {"source": "micro", "parts": {"a": part}}, source="test")
     with pytest.raises(ConfigError, match="part=test cannot be part of a mixture"):

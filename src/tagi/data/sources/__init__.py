@@ -57,7 +57,7 @@ class Sources:
             if not any(map(len, own)):
                 raise ConfigError(f"{name}: has no task to train on")
             sources += own
-            shares += [(part.share if isinstance(part, DataPart) else 1.0) / len(own)] * len(own)
+            shares += [(part.weight if isinstance(part, DataPart) else 1.0) / len(own)] * len(own)
         return WeightedSources(sources, shares)
 
     def groups(self, data: DataConfig, by: Group, shown: int, seed: int) -> dict[str, TaskSource]:
