@@ -266,7 +266,7 @@ def test_tensors_that_the_config_knows_nothing_of(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder `work` with a backbone and a checkpoint that was saved from there by relative paths."""
     work = tmp_path / "work"
     save_t5(small_t5(seed=5), work / "models" / "llm")
@@ -307,10 +307,10 @@ def by_a_link(work: Path) -> Path:
 
 @pytest.mark.parametrize("place", [there, moved_away, moved_together, copied_together, by_a_link])
 def test_a_backbone_by_a_relative_path_is_found_from_another_folder(
-    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[[Path], Path]
+    side_by_side: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[[Path], Path]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = place(beside)
+    folder = place(side_by_side)
     assert_opens(folder)
     monkeypatch.chdir(folder)
     assert_opens(Path("."))

@@ -150,7 +150,7 @@ def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "did you mean tagi?" in mistake(capsys, inference, *few)
     assert "'fp32', 'bf16'" in mistake(capsys, mixed, "--dtype", "fp16")
     decoder = ("--shape", "smollm2-135m")
-    assert "smollm2-135m is decoder-only" in mistake(capsys, flops, *decoder)
+    assert "llama is a decoder-only model without an encoder" in mistake(capsys, flops, *decoder)
     assert "without an encoder" in mistake(capsys, inference, *decoder, "--system", "fid_icl")
     assert "'0' is no whole number from 1 on" in mistake(capsys, mixed, "--tasks", "0")
 

@@ -157,7 +157,7 @@ def test_demonstrations_of_held_out_tasks_depend_on_the_seed(held_out: P3Dataset
 @pytest.mark.parametrize(("limit", "shots"), [(None, 12), (None, 9), (6, 7), (10, 3), (12, 1), (40, 1)])
 def test_too_few_rows_for_demonstrations_are_one_sentence(held_out: P3Dataset, limit: int | None, shots: int) -> None:
     with pytest.raises(
-        ConfigError, match=rf"demonstrations: {shots} demonstrations .* rows of .*rte.jsonl too few are left"
+        ConfigError, match=rf"demonstrations: {shots} are asked for, .* rows of .*rte.jsonl too few are left"
     ):
         held_out.eval_tasks("super_glue_rte", limit=limit, shots=shots)
 
