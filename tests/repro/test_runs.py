@@ -35,7 +35,10 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "stage"), STAGES)
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [pytest.param(*one, marks=[] if one[0] == "sni-base-def" else pytest.mark.slow) for one in STAGES],
+)
 def test_every_stage_of_every_run_is_planned_offline(name: str, stage: str, tagi: Run, alone: Path) -> None:
     result = tagi("train", stage, "--config", name, "--dry-run", "--json")
     assert result.code == 0
@@ -205,10 +208,12 @@ def test_one_stage_of_a_run_does_not_overwrite(tagi: Run, alone: Path, monkeypat
     mistake(tagi("train", "finetune", "--config", "small", "output=other"), "other/metatrain/final")
 
 
+@pytest.mark.slow
 def test_runs_lists_every_run(tagi: Run) -> None:
     assert [one["name"] for one in tagi("runs", "--json").json["runs"]] == list(RUNS)
 
 
+@pytest.mark.slow
 def test_the_table_in_the_documentation_is_in_sync() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     assert listing.refreshed(text) == text

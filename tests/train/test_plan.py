@@ -121,7 +121,7 @@ def test_an_unknown_backbone_needs_a_shape(monkeypatch: pytest.MonkeyPatch) -> N
         plan(run(backbone={"path": "/no/where"}))
 
 
-@pytest.mark.parametrize("method", ["hypter", "hypertuning_prefix", "hypertuning_lora"])
+@pytest.mark.parametrize("method", ["hypter", "hypertuning_lora"])
 def test_own_encoder_is_counted(method: str) -> None:
     """Its parameters with the hypernetwork's, all of them trained, and its backward pass, which a shared one lacks."""
     alone = {"training": CONFIG["training"] | {"trainable": ["hypernetwork"]}, "backbone": LONG}

@@ -42,7 +42,7 @@ def whole_and_broken(settings: RunConfig) -> Path:
 
 
 @BOTH
-@pytest.mark.parametrize("method", ["tagi", "lora_only"])
+@pytest.mark.parametrize("method", ["tagi", pytest.param("lora_only", marks=pytest.mark.slow)])
 def test_stages_run_to_their_end_and_resume_exactly(method: str, family: str, tmp_path: Path) -> None:
     backbone: dict[str, Any] = {"training__trainable": ["backbone"]}
     base = whole_and_broken(config(tmp_path / "base", family, stage="metatrain", method="metatrain", **backbone))
