@@ -102,6 +102,11 @@ class EncodedInstruction:
         layers = () if self.attended is None else self.attended.layers
         return (self.hidden, self.mask, *(x for own in layers for x in (own.k, own.v)))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(x.nbytes for x in self.tensors)
+
     def select(self, index: Tensor) -> "EncodedInstruction":
         """That of some tasks, in the order of `index`."""
         attended = None if self.attended is None else self.attended.select(index)
@@ -123,21 +128,21 @@ def stack_encoded(each: Sequence[EncodedInstruction]) -> EncodedInstruction:
     longest = max(one.mask.shape[1] for one in each)
     hidden = torch.cat([F.pad(one.hidden, (0, 0, 0, longest - one.mask.shape[1])) for one in each])
     mask = torch.cat([F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in each])
-    filled = next((one.attended for one in each if one.attended is not None), None)
+    return EncodedInstruction(hidden, mask, _stack_present([(one.attended, one.tasks) for one in each]))
+
+
+def _stack_present(each: Sequence[tuple[Attended | None, int]]) -> Attended | None:
+    """What batches of so many tasks attend to, one after another; None where none of them attends to anything."""
+    filled = next((attended for attended, _ in each if attended is not None), None)
     if filled is None:
-        return EncodedInstruction(hidden, mask)
-    attended = [_nothing(filled, one.tasks) if one.attended is None else one.attended for one in each]
-    return EncodedInstruction(hidden, mask, stack_attended(attended))
+        return None
+    return stack_attended([_nothing(filled, tasks) if attended is None else attended for attended, tasks in each])
 
 
 def _nothing(like: Attended, tasks: int) -> Attended:
     """What so many tasks without an instruction attend to."""
-    layers = tuple(KeyValue(own.k.new_zeros(tasks, *x), own.v.new_zeros(tasks, *x)) for own, x in _empty(like))
-    return Attended.of(layers, like.mask.new_zeros(tasks, 0))
-
-
-def _empty(like: Attended) -> Iterable[tuple[KeyValue, tuple[int, int, int]]]:
-    return ((own, (own.k.shape[1], 0, own.k.shape[3])) for own in like.layers)
+    empty = (KeyValue(*(x.new_zeros(tasks, x.shape[1], 0, x.shape[3]) for x in (own.k, own.v))) for own in like.layers)
+    return Attended.of(tuple(empty), like.mask.new_zeros(tasks, 0))
 
 
 class Fuse(Protocol):
@@ -177,13 +182,8 @@ class Prepared:
         Raises:
             ValueError: adapters of different sites or scales.
         """
-        attended, fuse = self.attended, self.fuse
-        if attended is not None and other.attended is not None:
-            attended = stack_attended([attended, other.attended])
-        elif attended is not None:
-            attended = stack_attended([attended, _nothing(attended, other.tasks)])
-        elif other.attended is not None:
-            attended = stack_attended([_nothing(other.attended, self.tasks), other.attended])
+        attended = _stack_present([(self.attended, self.tasks), (other.attended, other.tasks)])
+        fuse = self.fuse
         if fuse is not None and other.fuse is not None:
             fuse = fuse.stack(other.fuse)
         return Prepared(self.tasks + other.tasks, lora.stack([self.modules, other.modules]), attended, fuse)

@@ -170,7 +170,7 @@ def _print_model(console: Console, tagi: Tagi) -> None:
     size = parameter_count(tagi.model) / 1e6
     console.print(
         f"A model of {size:.1f} million parameters ({tagi.model.method.title}) reads each instruction once and writes "
-        "an adapter. Wearing it, it solves the task's inputs without reading the instruction again.\n"
+        "an adapter. With it, it solves the task's inputs without reading the instruction again.\n"
     )
 
 

@@ -27,7 +27,7 @@ class Solver:
     """Answers inputs of several tasks, and measures what reading the instructions and answering took.
 
     Args:
-        adapter: what inputs without an instruction wear.
+        adapter: what is applied to inputs without an instruction.
     """
 
     def __init__(self, tagi: Tagi, adapter: TaskAdapter | None, generation: GenerationConfig) -> None:

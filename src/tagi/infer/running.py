@@ -86,7 +86,7 @@ def begun(backbone: Backbone, requests: Sequence[Request]) -> tuple[Running, lis
         logits, cache = logits[each], cache.select(each)
     searches = tuple(begin(one.generation, one.limits, one.seed) for one in requests)
     began = tuple(one.told + max(map(len, one.prompts)) for one in requests)
-    return _advanced(Running(tuple(requests), searches, tasks, logits.argmax(-1), cache, 0, began), logits)
+    return _advanced(Running(tuple(requests), searches, tasks, ids.new_zeros(len(logits)), cache, 0, began), logits)
 
 
 def stepped(backbone: Backbone, running: Running) -> tuple[Running, list[Tokens]]:

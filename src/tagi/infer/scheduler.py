@@ -65,11 +65,11 @@ class Scheduler:
             new, tokens = begun(self.backbone, requests)
             settled += tokens
             self._keep(kind, joined(self._running.get(kind), new))
-        awaited = {self._kind(request) for request in self._waiting}
+        awaited = self._kind(self._waiting[0]) if self._waiting else None
         for kind, running in list(self._running.items()):
             running, tokens = stepped(self.backbone, running)
             settled += tokens
-            self._keep(kind, kept(running, self.backbone.max_positions, awaited=kind in awaited))
+            self._keep(kind, kept(running, self.backbone.max_positions, awaited=kind == awaited))
         if not self._running and not self._waiting:
             self._sizes.clear()
         return settled

@@ -107,7 +107,7 @@ class TaskAdapter:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         factors = (x for f in self.modules.values() for x in (f.a, f.b))
-        return sum(x.numel() * x.element_size() for x in (*self.instruction.tensors, *factors))
+        return self.instruction.nbytes + sum(x.nbytes for x in factors)
 
     def select(self, index: Tensor) -> "TaskAdapter":
         """The adapters of some tasks, in the order of `index`."""

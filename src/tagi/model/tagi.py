@@ -41,7 +41,7 @@ class TagiModel(nn.Module):
         """
         super().__init__()
         _check(backbone, method)
-        self.backbone, self.method, self.targets = backbone, method, hypernetwork.target_modules
+        self.backbone, self.method = backbone, method
         self.reads_again = method.fuses_decoder and not backbone.has_encoder and fusion.prefix == "adapted"
         self.fusion = self.instruction_encoder = None
         self.hypernetwork = self._generator("lora", hypernetwork)

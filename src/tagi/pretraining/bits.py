@@ -43,7 +43,7 @@ def bits_per_byte(tagi: Tagi, texts: Sequence[str], config: CorpusConfig, kind: 
         ConfigError: a decoder-only model; spans, and a tokenizer without sentinels.
         InputError: no text is long enough, or the model gives no numbers.
     """
-    if not isinstance(tagi.model.backbone, T5):
+    if not tagi.model.backbone.has_encoder:
         raise ConfigError(f"method {tagi.config.method}: bits per byte are measured of an encoder-decoder")
     store = TokenStore.of(iter(texts), tagi.tokenizer)
     if not len(store):

@@ -43,14 +43,10 @@ class Encodings:
             return self.kept[key]
         encoded = read_alone(self.model, ids_S)
         self.kept[key] = encoded
-        self.bytes += _bytes(encoded)
+        self.bytes += encoded.nbytes
         while self.bytes > self.limit:
-            self.bytes -= _bytes(self.kept.popitem(last=False)[1])
+            self.bytes -= self.kept.popitem(last=False)[1].nbytes
         return encoded
-
-
-def _bytes(encoded: EncodedInstruction) -> int:
-    return sum(x.nbytes for x in encoded.tensors)
 
 
 @torch.no_grad()

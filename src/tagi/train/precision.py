@@ -128,7 +128,7 @@ def _master(weight: nn.Parameter, exact: Tensor | None) -> nn.Parameter:
 
 
 @contextlib.contextmanager
-def wearing(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other tensors in the places of its own while the block runs."""
     before: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
     try:

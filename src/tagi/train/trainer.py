@@ -155,7 +155,7 @@ def _save(run: Run, report: Report, entry: Mapping[str, Any], evaluate: Evaluate
     values, (tensors, numbers) = run.weights.values(), run.weights.state()
     if run.team.main:
         with atomic_folder(target) as draft:
-            with precision.wearing(run.stage.model, values):
+            with precision.holding(run.stage.model, values):
                 run.stage.write(draft)
             if target.name != FINAL:
                 checkpoints.write_optimizer(draft, tensors)

@@ -132,6 +132,7 @@ class DecoderBlock(nn.Module):
         x_ROD: Tensor,
         bias: Tensor,
         inputs: Inputs,
+        told_bias: Tensor | None,
         prepared: Prepared,
         rows: Rows,
         past: Past | None,
@@ -141,17 +142,17 @@ class DecoderBlock(nn.Module):
         own = past.append(self.attention.layer, own) if past else own
         q = self.attention.query(normed, modules, rows)
         x_ROD = x_ROD + self.attention.attend(q, own, bias, modules, rows)
-        x_ROD = x_ROD + self._cross(x_ROD, inputs, prepared, rows)
+        x_ROD = x_ROD + self._cross(x_ROD, inputs, told_bias, prepared, rows)
         return self.feed_forward(x_ROD, modules, rows), own
 
-    def _cross(self, x_ROD: Tensor, inputs: Inputs, prepared: Prepared, rows: Rows) -> Tensor:
+    def _cross(self, x_ROD: Tensor, inputs: Inputs, told_bias: Tensor | None, prepared: Prepared, rows: Rows) -> Tensor:
         layer, dropout = self.cross.layer, self.cross.weight_dropout
         q = self.cross.query(self.cross.norm(x_ROD), prepared.modules, rows)
         own, attended = inputs.layers[layer], prepared.attended
-        if attended is None or inputs.whole:
+        if attended is None or told_bias is None:
             return self.cross.output(att.attend(q, own, inputs.bias, dropout))
-        told, bias = attended.layers[layer], padding_bias(attended.mask, q.dtype)
-        return self.cross.output(att.attend_concatenated(q, own, inputs.bias, told, bias, rows, dropout))
+        told = attended.layers[layer]
+        return self.cross.output(att.attend_concatenated(q, own, inputs.bias, told, told_bias, rows, dropout))
 
 
 class T5Encoder(nn.Module):
@@ -316,9 +317,11 @@ class T5(T5Encoder):
         bias = self._decoder_bias(ids.shape[1], past)
         if seen is not None:
             bias = bias + padding_bias(seen, bias.dtype)
+        attended = None if inputs.whole else prepared.attended
+        told_bias = None if attended is None else padding_bias(attended.mask, x_ROD.dtype)
         read: list[KeyValue] = []
         for block in self.decoder:
-            x_ROD, own = _through(block, checkpointing, x_ROD, bias, inputs, prepared, rows, past)
+            x_ROD, own = _through(block, checkpointing, x_ROD, bias, inputs, told_bias, prepared, rows, past)
             read.append(own)
         return self.logits(self.dropout(self.decoder_norm(x_ROD))), tuple(read)
 

@@ -1,8 +1,8 @@
 """A teacher's logits, computed once and kept on disk (Eq. 5).
 
 A cache is a folder of `cache.json` (which teacher, temperature, how many tokens) and shards of safetensors. A row is
-found by a hash of exactly what the teacher reads, wears and predicts, so rows whose text or whose task's LoRA changed
-are computed anew; a cache of another teacher or another setting is refused.
+found by a hash of exactly what the teacher reads, has applied and predicts, so rows whose text or LoRA changed are
+computed anew; a cache of another teacher or another setting is refused.
 """
 
 import json
@@ -126,7 +126,7 @@ class LogitCache:
 
 
 def keys(batch: Batch, of_task: TaskIdentity) -> list[bytes]:
-    """A hash for every row of what the teacher reads, wears and predicts, padding left out."""
+    """A hash for every row of what the teacher reads, has applied and predicts, padding left out."""
     prompt = batch.as_prompt()
     wears = [of_task(name) for name in batch.names]
     return [
