@@ -110,7 +110,7 @@ def trained(model: TagiModel, seed: int = 0) -> TagiModel:
     with torch.no_grad():
         for written in model.generators:
             for name, parameter in written.named_parameters():
-                if ".head_b." in name:
+                if ".head_b." in name or ".b0_" in name:
                     parameter.normal_(0.0, 0.1, generator=generator)
         if model.fusion is not None:
             for name, parameter in model.fusion.named_parameters():

@@ -20,6 +20,8 @@ class Method:
     """The language model reads the instruction with every input."""
     writes: tuple[ModuleKind, ...] = ()
     """What a hypernetwork writes from the instruction."""
+    one_lora: bool = False
+    """LoRA is learned, one for all tasks, and written from no instruction."""
     own_encoder: bool = False
     """An encoder of its own, which starts as a copy of the language model's and is trained, reads the instruction."""
     fuses_encoder: bool = False
@@ -100,6 +102,20 @@ METHODS = (
     Method("concat_icl", "Concat-ICL", prompt=True, demonstrations="together", trainable=("backbone",)),
     Method("fid_icl", "FiD-ICL", prompt=True, fuses_decoder=True, demonstrations="fused", trainable=("backbone",)),
     Method("ensemble_icl", "Ensemble-ICL", prompt=True, demonstrations="averaged", trainable=("backbone",)),
+    Method(
+        "prompt_lora",
+        "One LoRA for all tasks, instruction in the prompt",
+        prompt=True,
+        one_lora=True,
+        trainable=("hypernetwork",),
+    ),
+    Method(
+        "shared_lora",
+        "One LoRA for all tasks, encoded instruction",
+        one_lora=True,
+        fuses_decoder=True,
+        trainable=("hypernetwork",),
+    ),
     Method("hypter", "Hypter", writes=("bottleneck",), own_encoder=True, trainable=("hypernetwork",)),
     Method(
         "hypertuning_prefix",

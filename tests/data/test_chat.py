@@ -70,21 +70,21 @@ def test_instruction_and_input_join_to_the_prompt_of_the_baseline(
 
 def test_a_prompt_is_what_the_template_makes_of_both() -> None:
     told = Instruction(" Reverse it. ", (Demonstration("a b", "b a"),))
-    content = "Reverse it.\n\nInput: a b\nOutput: b a\n\nc d"
+    content = "Reverse it.\n\nInput: a b\nOutput: b a\n\nInput: c d"
     expected = TOKENIZER.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     assert expected == f"{HEAD}{content}{TAIL}"
     assert str(TOKENIZER.decode(collator("metatrain").input(told, " c d "))) == expected
-    assert str(TOKENIZER.decode(collator("tagi").instruction(told))) == f"{HEAD}{content[:-3]}"
+    assert str(TOKENIZER.decode(collator("tagi").instruction(told))) == f"{HEAD}{content.removesuffix('Input: c d')}"
 
 
 def test_an_input_without_an_instruction_is_a_turn_of_its_own() -> None:
     """Also where the method reads the instruction apart and attends to none of it; not where it follows one."""
-    alone = TOKENIZER(f"{HEAD}c d{TAIL}")["input_ids"]
+    alone = TOKENIZER(f"{HEAD}Input: c d{TAIL}")["input_ids"]
     told = Instruction("Reverse it.")
     assert collator("tagi").input(None, "c d") == collator("lora_only").input(told, "c d") == alone
-    assert collator("tagi").input(None, "c d", follows=True) == TOKENIZER(f"c d{TAIL}")["input_ids"]
+    assert collator("tagi").input(None, "c d", follows=True) == TOKENIZER(f"Input: c d{TAIL}")["input_ids"]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,11 @@ from tagi.model.hypernetwork import Hypernetwork, ModuleGroup, initialise, param
 D_MODEL, RANK, SCALE = 32, 3, 2.0
 LITERAL = 1e-5  # worst 1.9e-6, values up to 18
 EVERY: tuple[Target, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+PLAIN = HypernetworkConfig(rank=RANK, alpha=RANK * SCALE, prefix=RANK, bottleneck=RANK, hidden=8)
 CONFIGS = {
-    name: HypernetworkConfig(generator=name, rank=RANK, alpha=RANK * SCALE, prefix=RANK, bottleneck=RANK, hidden=8)
-    for name in ("rankwise", "flat")
+    "rankwise": PLAIN,
+    "flat": PLAIN.model_copy(update={"generator": "flat"}),
+    "learned bias": PLAIN.model_copy(update={"bias": "learned"}),
 }
 BACKBONES: dict[str, tuple[LanguageModel, tuple[Target, ...]]] = {
     "t5": (small_t5(), ("q", "v")),
@@ -53,8 +55,15 @@ def generator(
             for group in groups_of(made):
                 for head in group.head_b.values():
                     head.normal_(generator=seeded(seed + 1))
+                for b0 in biases(group):
+                    b0.normal_(generator=seeded(seed + 3))
                 group.inner_bias.normal_(generator=seeded(seed + 2))
     return made
+
+
+def biases(group: ModuleGroup) -> list[Tensor]:
+    """B₀ of every place, where it is learned."""
+    return [parameter for name, parameter in group.named_parameters() if name.startswith("b0_")]
 
 
 def groups_of(net: Hypernetwork) -> list[ModuleGroup]:
@@ -92,14 +101,17 @@ def literal_site(
     each = RANK if net.config.generator == "flat" else 1
     scale_a, scale_b = (1.0, 1.0) if net.kind == "prefix" else (wide**-0.5, RANK**-0.5)
     a, b = torch.zeros(RANK, wide), torch.zeros(out, RANK)
+    learned = biases(group)
     for number, vector in enumerate(literal_pooled(group, hidden, module, place)):
         inner = F.gelu((vector + group.index[module, place, 0]) @ group.inner[module] + group.inner_bias[module, 0])
         out_a = inner @ group.head_a[str(wide * each)][module]
         out_b = inner @ group.head_b[str(out * each)][module]
         ranks = range(RANK) if net.config.generator == "flat" else [number]
         for i, rank in enumerate(ranks):
-            a[rank] = group.get_buffer(f"a0_{place}")[module, rank] + out_a[i * wide : (i + 1) * wide] * scale_a
+            a[rank] = getattr(group, f"a0_{place}")[module, rank] + out_a[i * wide : (i + 1) * wide] * scale_a
             b[:, rank] = out_b[i * out : (i + 1) * out] * scale_b
+            if learned:
+                b[:, rank] += learned[place][module, :, rank]
     return a, b
 
 
@@ -177,7 +189,7 @@ def test_untrained_lora_has_b_zero_and_a_of_its_own_for_each_task(config: Hypern
 def test_the_first_gradient_goes_to_the_heads_of_b_and_then_everywhere(config: HypernetworkConfig, on: str) -> None:
     net = generator(config, on, trained=False)
     hidden, mask = instructions([5, 2])
-    heads = [head for group in groups_of(net) for head in group.head_b.values()]
+    heads = [head for group in groups_of(net) for head in (*group.head_b.values(), *biases(group))]
     product_loss(net, hidden, mask).backward()
     reached = [parameter for parameter in net.parameters() if parameter.grad is not None and parameter.grad.any()]
     assert {id(parameter) for parameter in reached} == {id(head) for head in heads}
@@ -211,6 +223,25 @@ def test_a_generator_starts_from_the_a0_of_a_bank(on: str) -> None:
         assert torch.equal(a0, other.a0[site]), site
     with pytest.raises(CheckpointError, match="the bank's LoRAs have rank 2, the generator's 3"):
         one.start_from({site: a0[:2] for site, a0 in other.a0.items()})
+
+
+@torch.no_grad()
+def test_what_is_not_generated_is_one_lora_for_all_tasks(on: str) -> None:
+    backbone, targets = BACKBONES[on]
+    sites = backbone.sites("lora", targets)
+    net = Hypernetwork(sites, D_MODEL, backbone.site_shape, PLAIN, generates=False)
+    initialise(net, seeded(0))
+    assert {name.split(".")[-1][:3] for name, _ in net.named_parameters()} == {"a0_", "b0_"}
+    found = net(*instructions([5, 2]))
+    assert all(not f.b.any() for f in found.values())
+    for parameter in net.parameters():
+        parameter.normal_(generator=seeded(1))
+    found = net(*instructions([5, 2]))
+    assert tuple(found) == sites
+    for site, group, module, place in places(net):
+        for task in range(2):
+            assert torch.equal(found[site].a[task], getattr(group, f"a0_{place}")[module]), site
+            assert torch.equal(found[site].b[task], getattr(group, f"b0_{place}")[module]), site
 
 
 def test_initialisation_depends_on_the_seed_alone() -> None:

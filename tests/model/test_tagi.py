@@ -84,6 +84,9 @@ MODELS: dict[str, Callable[[], TagiModel]] = {
         f"decoder-{method}": (lambda method=method: on_decoder(method))
         for method in ("tagi", "lora_only", "lora_concat", "hypter", "hint", "metatrain", "no_instruction")
     },
+    "decoder-prompt_lora": lambda: on_decoder("prompt_lora"),
+    "decoder-shared_lora": lambda: on_decoder("shared_lora"),
+    "decoder-shared_lora-adapted": lambda: on_decoder("shared_lora", prefix="adapted"),
     "decoder-adapted": lambda: on_decoder(prefix="adapted"),
     "decoder-hint-adapted": lambda: on_decoder("hint", prefix="adapted"),
     "decoder-every": lambda: on_decoder(targets=EVERY),

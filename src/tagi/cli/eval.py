@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,6 +57,8 @@ Positives = Annotated[
 ]
 Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the controls and the bootstrap.")]
+EVERYDAY = Path("datasets/everyday")
+"""Where a clone of the repository has them."""
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Write predictions.jsonl, scores.json and scores.md."),
@@ -112,6 +114,42 @@ def sni(
     asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
     asked |= {"demonstrations": tagi.config.prompt.demonstrations, "not_english": len(left_out)}
     _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint})
+
+
+@app.command("everyday", epilog="Example: tagi eval everyday --instruction shuffled -o scores")
+def everyday(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Everyday tasks: train/ and test/.")] = EVERYDAY,
+    wording: Annotated[
+        int | None, typer.Option(min=0, help="0 is the definition, 1, 2, … its paraphrases (default: all, one by one).")
+    ] = None,
+    only: Only = None,
+    instances: Instances = 100,
+    demonstrations: Positives = None,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    instruction: InstructionOption = "aligned",
+    adapter: AdapterOption = "full",
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Score the everyday test tasks, whose instructions are worded in several ways: ROUGE-L and exact match."""
+    from tagi.config import DataConfig
+    from tagi.data.sources.everyday import Everyday
+    from tagi.eval.evaluate import draw_partners
+
+    setting = Setting(instruction, adapter, _free(output), as_json)
+    source = Everyday(DataConfig(source="everyday", path=str(data), only=tuple(only or ())))
+    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
+    shown = tagi.config.prompt.demonstrations
+    with waiting("reading tasks"):
+        chosen = range(source.wordings()) if wording is None else [wording]
+        worded = [[replace(task, examples=task.examples[:instances]) for task in source.test(shown, w)] for w in chosen]
+    count, partners = len(worded[0]), draw_partners(worded[0], 0) if setting.needs_partners else None
+    if partners is not None:  # of the same wording
+        partners = [w * count + partner for w in range(len(worded)) for partner in partners]
+    asked = {"benchmark": "everyday", "data": str(data), "wording": wording, "instances": instances}
+    asked |= {"demonstrations": shown, "checkpoint": checkpoint}
+    _score(tagi, list(chain.from_iterable(worded)), partners, setting, asked, wordings=len(worded))
 
 
 @app.command("micro", epilog="Example: tagi eval micro --tasks 100 --instruction shuffled")
@@ -215,9 +253,10 @@ def _score(
     partners: Sequence[int] | None,
     setting: Setting,
     asked: dict[str, Any],
+    wordings: int = 1,
 ) -> None:
-    """Solve, score, print and write."""
-    from tagi.cli.scores import collect, made_by, score_table
+    """Solve, score, print and write; `tasks` are the same ones in so many wordings, one after another."""
+    from tagi.cli.scores import by_part, collect, made_by, score_table
     from tagi.eval.evaluate import evaluate, reference_points
 
     began = time.perf_counter()
@@ -237,6 +276,8 @@ def _score(
             del references["copy_demonstration"]
         scores = collect(evaluation, references)
     made = made_by(tagi)
+    if wordings > 1:
+        scores["by_wording"] = by_part(evaluation, wordings)
     scores["control"] = setting.control
     scores["command"] = asked | {"solve_seconds": seconds} | made
     title = _title(scores)

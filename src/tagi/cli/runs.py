@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
-from tagi.cli.common import Json, print_json, stdout, table, waiting
+import typer
+
+from tagi.cli.common import Json, bar, print_json, stdout, table
 
 EXAMPLE = "Example: tagi runs"
 
 
-def runs(as_json: Json = False) -> None:
-    """List the named runs with their stages, steps, total FLOPs and memory."""
-    from tagi.repro.listing import HEADERS, row
+def runs(
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Count their FLOPs and memory too, in a minute or two.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the named runs with their stages and steps."""
+    from tagi.repro.listing import HEADERS, Row, row
     from tagi.repro.runs import RUNS
 
-    with waiting("planning the runs"):
-        found = [row(name) for name in RUNS]
+    found: list[Row] = []
+    with bar("planning the runs") as report:
+        for number, name in enumerate(RUNS):
+            found.append(row(name, costs=costs))
+            report(number + 1, len(RUNS))
     if as_json:
         print_json({"runs": [asdict(one) for one in found]})
         return
-    made = table("runs", HEADERS, justify="left")
+    made = table("runs", HEADERS[: len(found[0].cells())], justify="left")
     for one in found:
         made.add_row(*one.cells())
     stdout().print(made)

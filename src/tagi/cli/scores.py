@@ -46,6 +46,16 @@ def collect(evaluation: Evaluation, reference: Mapping[str, Evaluation]) -> dict
     }
 
 
+def by_part(evaluation: Evaluation, parts: int) -> list[dict[str, float]]:
+    """Means of so many equal parts of an evaluation, in their order."""
+    each = len(evaluation.predictions) // parts
+    means = {metric: getattr(evaluation, metric) for metric in METRICS}
+    return [
+        {metric: sum(values[part * each : (part + 1) * each]) / each for metric, values in means.items()}
+        for part in range(parts)
+    ]
+
+
 def interval(evaluation: Evaluation, metric: str, seed: int = 0) -> list[float] | None:
     """Low and high end of a metric's 95 % interval; None where there is a single task."""
     if len(set(evaluation.tasks)) < 2:
@@ -57,8 +67,8 @@ def interval(evaluation: Evaluation, metric: str, seed: int = 0) -> list[float] 
 def score_table(scores: Mapping[str, Any], title: str) -> Table:
     """The scores for a terminal."""
     shown = table(title, HEADER)
-    groups = _category_rows(scores), [_overall_row(scores)], _reference_rows(scores)
-    for group, style in zip(groups, (None, "bold", "dim"), strict=True):
+    groups = _category_rows(scores), _wording_rows(scores), [_overall_row(scores)], _reference_rows(scores)
+    for group, style in zip(groups, (None, None, "bold", "dim"), strict=True):
         for row in group:
             shown.add_row(*row, style=style)
         shown.add_section()
@@ -67,7 +77,7 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
 
 def markdown(scores: Mapping[str, Any], title: str) -> str:
     """The scores for a document."""
-    rows = [*_category_rows(scores), _overall_row(scores), *_reference_rows(scores)]
+    rows = [*_category_rows(scores), *_wording_rows(scores), _overall_row(scores), *_reference_rows(scores)]
     said = "Scores are percentages, in brackets the 95 % bootstrap interval over tasks."
     return f"# {title}\n\n{markdown_table(HEADER, rows)}\n{said}\n"
 
@@ -99,6 +109,14 @@ def _category_rows(scores: Mapping[str, Any]) -> list[list[str]]:
     return [
         [name, f"{group['n']:,}", *(percent(group[metric]) for metric in METRICS)]
         for name, group in scores["by_category"].items()
+    ]
+
+
+def _wording_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    parts: Sequence[Mapping[str, float]] = scores.get("by_wording", ())
+    return [
+        [f"wording {number}", f"{scores['n'] // len(parts):,}", *(percent(part[metric]) for metric in METRICS)]
+        for number, part in enumerate(parts)
     ]
 
 

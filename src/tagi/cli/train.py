@@ -182,15 +182,24 @@ def _train(stage: TrainingStage, config: RunConfig, resume: bool, sources: Sourc
 
 def _validator(config: RunConfig, sources: Sources) -> Callable[[Path], dict[str, float]] | None:
     """Scores of a checkpoint on the validation tasks or, of stage `backbone`, on text; None where none is held out."""
-    from tagi.eval.evaluate import evaluate
+    from tagi import methods
+    from tagi.eval.evaluate import draw_partners, evaluate, instructions, target_loss
 
     if config.data.corpus is not None:
         return _text_validator(config.data.corpus)
     tasks = sources.valid(config.data, config.prompt.demonstrations)
 
+    method = methods.get(config.method)
+    told = {"": "aligned"} | ({"_mismatched": "shuffled"} if method.reads_instruction_once or method.prompt else {})
+    partners = draw_partners(tasks, seed=0)
+
     def score(folder: Path) -> dict[str, float]:
-        scores = evaluate(_where_training_runs(folder), tasks)
-        return {f"valid_{metric}": fmean(getattr(scores, metric)) for metric in ("rouge_l", "exact_match")}
+        tagi = _where_training_runs(folder)
+        scores = evaluate(tagi, tasks)
+        found = {f"valid_{metric}": fmean(getattr(scores, metric)) for metric in ("rouge_l", "exact_match")}
+        for name, control in told.items():
+            found[f"valid_loss{name}"] = target_loss(tagi, tasks, instructions(tasks, control, partners, seed=0))
+        return found
 
     return score if tasks else None
 

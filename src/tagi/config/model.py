@@ -15,6 +15,9 @@ class HypernetworkConfig(Frozen):
     rank: Positive = 32
     alpha: Annotated[float, Field(gt=0.0)] | None = None
     """LoRA scale is alpha / rank; None means alpha = rank."""
+    bias: Literal["fixed", "learned"] = "fixed"
+    """What is generated is added to A₀ alone, random and never trained, or to one LoRA for all tasks, A₀ and B₀, that
+    is learned along."""
     prefix: Positive = 32
     """Keys and values that a generated prefix puts before every self-attention."""
     bottleneck: Positive = 64

@@ -8,8 +8,9 @@ Style `tk` is the wording of Tk-Instruct's data collator (Wang et al. 2022, `ni_
 positive examples without explanations). Style `plain` has no wording of its own: the definition, one
 `input => output` line per demonstration, and the input. Style `t0` is for P3 (Sanh et al. 2022), where a template is
 already around every input: the definition is the template by itself, a whole prompt is the rendered input, and what
-stands before it are demonstrations only. Style `chat` has no wording either; instruction and input are one turn of a
-user, around which the collator puts what the tokenizer's chat template does.
+stands before it are demonstrations only. Style `chat` makes instruction and input one turn of a user, around which the
+collator puts what the tokenizer's chat template does; an input begins with `Input: `, so that an adapter that is active
+from there on can be told where that is (PEFT's activated LoRA is told by tokens).
 """
 
 import string
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from tagi.config import PromptStyle
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
+
+INVOCATION = "Input:"
+"""What an input of style `chat` begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ def render_input(text: str, *, style: PromptStyle) -> str:
     stripped = text.strip()
     if not stripped:
         raise InputError("the input is empty")
+    if style == "chat":
+        return f"{INVOCATION} {stripped}"
     if style != "tk":
         return stripped
     return f"Now complete the following example -\n{_closed(f'Input: {stripped}')}\nOutput: "
@@ -111,7 +117,7 @@ def _demonstration(item: Demonstration, number: int, style: PromptStyle) -> str:
     if style == "plain":
         return f"{source} => {target}\n"
     if style == "chat":
-        return f"Input: {source}\nOutput: {target}\n\n"
+        return f"{INVOCATION} {source}\nOutput: {target}\n\n"
     if style == "t0":
         return f"{source}\n{target}\n\n"
     lines = f" Positive Example {number} -", _closed(f"Input: {source}"), _closed(f" Output: {target}")

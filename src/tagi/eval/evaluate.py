@@ -2,15 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
+import torch
+
+from tagi.data.mixture import TaskGroup
 from tagi.data.types import Instruction, Task
 from tagi.errors import ConfigError, InputError
 from tagi.eval.report import Prediction
 from tagi.eval.rouge import exact_match, rouge_l
 from tagi.infer.engine import Tagi
+from tagi.losses import cross_entropy
 from tagi.model.adapter import TaskAdapter
 
 InstructionControl = Literal["aligned", "shuffled", "random", "empty"]
@@ -73,6 +77,21 @@ def evaluate(
         if progress is not None:
             progress(number + 1, len(tasks))
     return score(predictions)
+
+
+@torch.inference_mode()
+def target_loss(tagi: Tagi, tasks: Sequence[Task], told: Sequence[Instruction | None]) -> float:
+    """Mean loss, in nats per target token, of all examples' first references where each task's model is told this.
+
+    Own instructions against mismatched ones: where the two losses stay alike, the instruction is not read.
+    """
+    total = count = 0.0
+    for task, instruction in zip(tasks, told, strict=True):
+        shown = replace(task, instruction=instruction or Instruction(""))
+        batch = tagi.collator([TaskGroup(shown, tuple(task.examples))]).to(tagi.device)
+        loss = cross_entropy(tagi.forward(batch).logits, batch.labels)
+        total, count = total + float(loss.total), count + float(loss.count)
+    return total / count
 
 
 def score(predictions: Sequence[Prediction]) -> Evaluation:
@@ -170,7 +189,8 @@ def check_some(tasks: Sequence[Task]) -> None:
 
 def _check(tagi: Tagi, tasks: Sequence[Task], instruction: InstructionControl, adapter: AdapterControl) -> None:
     method = tagi.model.method
-    if adapter != "full" and not (method.writes and (method.fuses_encoder or method.fuses_decoder)):
+    modules = method.writes or method.one_lora
+    if adapter != "full" and not (modules and (method.fuses_encoder or method.fuses_decoder)):
         raise ConfigError(f"adapter: {adapter} needs a method with generated modules and memory; {method.name} is none")
     check_some(tasks)
     check_partners(tasks, instruction == "shuffled" or adapter == "other_lora")

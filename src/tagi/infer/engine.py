@@ -250,10 +250,8 @@ class Tagi:
 
     @torch.inference_mode()
     def told(self, instruction: Instruction | None) -> TaskAdapter:
-        """The adapter of a task, neutral where the method writes none or nothing is told."""
-        if instruction is None or not self.model.method.reads_instruction_once:
-            return self.neutral()
-        return self._adapt([instruction])
+        """What is added to the language model for a task; nothing where nothing is told."""
+        return self.neutral() if instruction is None else self._adapt([instruction])
 
     @torch.inference_mode()
     def prepare(self, adapter: TaskAdapter, inputs: int) -> Prepared:

@@ -31,16 +31,23 @@ class Hypernetwork(nn.Module):
         shape_of: Callable[[Site], tuple[int, int]],
         config: HypernetworkConfig,
         kind: ModuleKind = "lora",
+        *,
+        generates: bool = True,
     ) -> None:
-        """The sites of a module stand together; `shape_of` gives a site's (in, out) widths."""
+        """The sites of a module stand together; `shape_of` gives a site's (in, out) widths.
+
+        Args:
+            generates: whether modules depend on the instruction; if not, all tasks share the learned A₀ and B₀.
+        """
         super().__init__()
         self.config, self.sites, self.kind = config, tuple(sites), kind
+        learned = config.bias == "learned" or not generates
         groups: dict[tuple[object, ...], list[list[Site]]] = {}
         for module in _modules(sites):
             alike = tuple((site.place, shape_of(site)) for site in module)
             groups.setdefault(alike, []).append(module)
         self.groups = nn.ModuleList(
-            ModuleGroup(modules, d_model, [shape_of(site) for site in modules[0]], config, kind)
+            ModuleGroup(modules, d_model, [shape_of(s) for s in modules[0]], config, kind, generates, learned)
             for modules in groups.values()
         )
 
@@ -63,7 +70,7 @@ class Hypernetwork(nn.Module):
         for site, own in self.a0.items():
             if a0[site].shape != own.shape:
                 raise CheckpointError(f"the bank's LoRAs have rank {a0[site].shape[0]}, the generator's {own.shape[0]}")
-            own.copy_(a0[site])
+            own.data.copy_(a0[site])
 
     @property
     def _groups(self) -> list["ModuleGroup"]:
@@ -78,6 +85,9 @@ class ModuleGroup(nn.Module):
     untrained generator changes nothing. Places of the same width share a head; where widths differ, as q's and v's do
     under grouped heads, there is one for each.
 
+    A learned bias is one LoRA for all tasks, A₀ and B₀, to which the generator adds what a task needs: B = B₀ +
+    generated / sqrt(r). It alone is left where nothing is generated.
+
     `rankwise`: r learned queries per site attend over I; each result becomes one row of A and one column of B.
     `flat`: one learned query pools I to a vector per site, from which one output head writes all of A and B.
     A prefix's keys and values are attended to, not multiplied by hidden states, so they are not scaled.
@@ -90,36 +100,52 @@ class ModuleGroup(nn.Module):
         widths: Sequence[tuple[int, int]],
         config: HypernetworkConfig,
         kind: ModuleKind,
+        generates: bool,
+        learned: bool,
     ) -> None:
-        """`modules` are the sites of each, `widths` the (in, out) of every place."""
+        """`modules` are the sites of each, `widths` the (in, out) of every place; `learned` is the bias."""
         super().__init__()
         self.modules_, self.widths, self.kind = [tuple(one) for one in modules], tuple(widths), kind
+        self.generates, self.learned = generates, learned
         self.rank, self.scale = config.size(kind), config.scale if kind == "lora" else 1.0
         rankwise, count, hidden = config.generator == "rankwise", len(modules), config.hidden
         per_site, self.per_query = (self.rank, 1) if rankwise else (1, self.rank)
+        for place, (wide, out) in enumerate(widths):
+            self._bias(f"a0_{place}", torch.empty(count, self.rank, wide))
+            if learned:
+                self._bias(f"b0_{place}", torch.empty(count, out, self.rank))
+        if not generates:
+            return
         self.query = nn.Parameter(torch.empty(count, len(widths), per_site, d_model))
         self.index = nn.Parameter(torch.empty(count, len(widths), 1, d_model))
         self.inner = nn.Parameter(torch.empty(count, d_model, hidden))
         self.inner_bias = nn.Parameter(torch.empty(count, 1, hidden))
         self.head_a = _heads(count, hidden, {wide * self.per_query for wide, _ in widths})
         self.head_b = _heads(count, hidden, {out * self.per_query for _, out in widths})
-        for place, (wide, _) in enumerate(widths):
-            self.register_buffer(f"a0_{place}", torch.empty(count, self.rank, wide))
 
     def forward(self, hidden_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
         """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
+        factors: dict[Site, Factors] = {}
+        generated = self._generated(hidden_TSD, mask_TS) if self.generates else [None] * len(self.widths)
+        for place, own in enumerate(generated):
+            a0_MrI, b0_MJr = self._a0(place), getattr(self, f"b0_{place}", None)
+            if own is None:
+                a_TMrI, b_TMJr = (x.expand(len(mask_TS), *x.shape) for x in (a0_MrI, cast(Tensor, b0_MJr)))
+            else:
+                a_TMrI, b_TMJr = own[0] + a0_MrI, own[1] if b0_MJr is None else own[1] + b0_MJr
+            for module, sites in enumerate(self.modules_):
+                factors[sites[place]] = Factors(a_TMrI[:, module], b_TMJr[:, module], self.scale)
+        return factors
+
+    def _generated(self, hidden_TSD: Tensor, mask_TS: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What a task's instruction adds to the bias: A (T, M, r, in) and B (T, M, out, r) of every place."""
         inner_MTPQh = self._inner(self.pool(hidden_TSD, mask_TS) + self.index)
         a_fan_in, b_fan_in = ([1] * len(self.widths),) * 2
         if self.kind != "prefix":
             a_fan_in, b_fan_in = [wide for wide, _ in self.widths], [self.rank] * len(self.widths)
         a = self._head(inner_MTPQh, self.head_a, [wide for wide, _ in self.widths], a_fan_in)
         b = self._head(inner_MTPQh, self.head_b, [out for _, out in self.widths], b_fan_in)
-        factors: dict[Site, Factors] = {}
-        for place, (a_MTrI, b_MTrJ) in enumerate(zip(a, b, strict=True)):
-            whole_TMrI = a_MTrI.transpose(0, 1) + self._a0(place)
-            for module, sites in enumerate(self.modules_):
-                factors[sites[place]] = Factors(whole_TMrI[:, module], b_MTrJ[module].mT, self.scale)
-        return factors
+        return [(x.transpose(0, 1), y.transpose(0, 1).mT) for x, y in zip(a, b, strict=True)]
 
     def start(self) -> dict[Site, Tensor]:
         """A₀ (r, in) of every site, as views."""
@@ -159,7 +185,13 @@ class ModuleGroup(nn.Module):
         return found
 
     def _a0(self, place: int) -> Tensor:
-        return self.get_buffer(f"a0_{place}")
+        return getattr(self, f"a0_{place}")
+
+    def _bias(self, name: str, tensor: Tensor) -> None:
+        if self.learned:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
 
 
 def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
@@ -168,7 +200,11 @@ def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
         for group in cast("list[ModuleGroup]", list(hypernetwork.groups)):
             wide = 1 if group.kind == "prefix" else None
             for place, (width, _) in enumerate(group.widths):
-                group.get_buffer(f"a0_{place}").normal_(0.0, (wide or width) ** -0.5, generator=generator)
+                getattr(group, f"a0_{place}").normal_(0.0, (wide or width) ** -0.5, generator=generator)
+                if group.learned:
+                    getattr(group, f"b0_{place}").zero_()
+            if not group.generates:
+                continue
             for tensor, fan_in in ((group.index, 1), (group.query, 1), (group.inner, group.inner.shape[1])):
                 tensor.normal_(0.0, fan_in**-0.5, generator=generator)
             for head in group.head_a.values():

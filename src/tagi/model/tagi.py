@@ -53,11 +53,12 @@ class TagiModel(nn.Module):
             self.instruction_encoder = backbone.reader()
 
     def _generator(self, kind: ModuleKind, config: HypernetworkConfig) -> Hypernetwork | None:
-        if kind not in self.method.writes:
+        shared = kind == "lora" and self.method.one_lora
+        if kind not in self.method.writes and not shared:
             return None
         backbone = self.backbone
         sites = backbone.sites(kind, config.target_modules)
-        return Hypernetwork(sites, backbone.d_model, backbone.site_shape, config, kind)
+        return Hypernetwork(sites, backbone.d_model, backbone.site_shape, config, kind, generates=not shared)
 
     @property
     def generators(self) -> tuple[Hypernetwork, ...]:
@@ -97,9 +98,9 @@ class TagiModel(nn.Module):
         return replace(read, attended=self.backbone.read(ids, mask).attended)
 
     def adapt(self, ids: Tensor, mask: Tensor, *, checkpointing: bool = False) -> TaskAdapter:
-        """Instructions (T, S) to the adapters of T tasks, neutral ones if the method reads no instruction."""
+        """Instructions (T, S) to the adapters of T tasks; where the method reads none, without an instruction."""
         if not self.method.reads_instruction_once:
-            return neutral(self.backbone, len(ids))
+            return self.generate(neutral(self.backbone, len(ids)).instruction, ids)
         return self.generate(self.read(ids, mask, checkpointing=checkpointing), ids, checkpointing=checkpointing)
 
     def generate(self, encoded: EncodedInstruction, ids: Tensor, *, checkpointing: bool = False) -> TaskAdapter:

@@ -3,12 +3,12 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tagi.config import RunConfig
 from tagi.repro.runs import RUNS, Run, named
-from tagi.train.plan import Plan, plan
+from tagi.train.plan import Plan, chunked, plan
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 HEADERS = ("name", "stages", "backbone", "steps", "FLOPs", "memory")
@@ -22,14 +22,18 @@ class Row:
     stages: tuple[str, ...]
     backbone: str
     steps: tuple[int, ...]
-    flops: float
-    memory: int
+    flops: float | None = None
+    """None where costs were not counted."""
+    memory: int | None = None
     """Of the stage that needs most."""
 
     def cells(self) -> tuple[str, ...]:
-        """As text, one cell for each of `HEADERS`."""
+        """As text, one cell for each of `HEADERS`; without costs, of the first of them."""
         steps = " + ".join(f"{number:,}" for number in self.steps)
-        return self.name, ", ".join(self.stages), self.backbone, steps, f"{self.flops:.1e}", gigabytes(self.memory)
+        shown = self.name, ", ".join(self.stages), self.backbone, steps
+        if self.flops is None or self.memory is None:
+            return shown
+        return *shown, f"{self.flops:.1e}", gigabytes(self.memory)
 
 
 def gigabytes(size: float) -> str:
@@ -47,19 +51,22 @@ def plans(run: Run, *, draw: bool = False) -> dict[str, Plan]:
     return found
 
 
-def row(name: str) -> Row:
-    """One named run in numbers."""
+def row(name: str, *, costs: bool = True) -> Row:
+    """One named run in numbers; to count its costs takes seconds."""
     run = named(name)
-    found = plans(run)
     backbone = run["pretrain"].backbone
-    return Row(
+    found = Row(
         name=name,
         stages=tuple(run),
         backbone=str(backbone.path if backbone else ""),
-        steps=tuple(one.steps for one in found.values()),
-        flops=sum(one.flops for one in found.values()),
-        memory=max(one.memory.total for one in found.values()),
+        steps=tuple(
+            config.training.steps * (chunked(config)[2] if config.stage == "teachers" else 1) for config in run.values()
+        ),
     )
+    if not costs:
+        return found
+    counted = plans(run).values()
+    return replace(found, flops=sum(one.flops for one in counted), memory=max(one.memory.total for one in counted))
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -187,11 +187,17 @@ def _notes(config: RunConfig, share: float, encoder: int) -> list[str]:
     return notes
 
 
-def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
-    """Stage teachers: chunks of LoRAs in lock-step, each with a batch of its own, on one frozen language model."""
+def chunked(config: RunConfig) -> tuple[int | None, int, int]:
+    """Per-task LoRAs of stage teachers, if the config says how many; those that train in lock-step; runs of all
+    steps."""
     groups = len(config.teachers.only) or GROUPS.get((config.data.source, config.teachers.group))
     chunk = min(config.teachers.parallel, groups or config.teachers.parallel)
-    chunks = -(-groups // chunk) if groups else 1
+    return groups, chunk, -(-groups // chunk) if groups else 1
+
+
+def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
+    """Stage teachers: chunks of LoRAs in lock-step, each with a batch of its own, on one frozen language model."""
+    groups, chunk, chunks = chunked(config)
     bank = bank_model(model, config.teachers, chunk).bank
     sizes = {"backbone": parameter_count(model.backbone), "teachers": parameter_count(bank)}
     lengths = Lengths(chunk, chunk * found.batch.rows, 0, found.batch.input, found.batch.target)

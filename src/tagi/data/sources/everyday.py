@@ -94,6 +94,10 @@ class Everyday(Source):
         drawn = DrawnDemonstrations([one.within(wording) for one in tasks], shown)
         return [drawn.task(number, 0) for number in range(len(drawn))]
 
+    def wordings(self) -> int:
+        """In how many ways every test task's instruction is worded."""
+        return min(len(one.wordings) for one in self._read("test"))
+
     def texts(self) -> Iterator[str]:
         yield from texts_of(one.task for one in self._training)
         for one in self._training:
