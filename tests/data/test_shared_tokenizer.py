@@ -11,11 +11,11 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tagi.config import PromptConfig
+from tagi.data import tokenizers
 from tagi.data.collate import Collator, Reading
 from tagi.data.tokenizers import encode, word_level
 from tagi.data.types import Instruction
 from tagi.errors import InputError
-from tagi.infer.engine import load_tokenizer
 from tagi.methods import get
 
 TEMPLATES = {
@@ -95,7 +95,7 @@ def test_a_shared_tokenizer_s_state_stays(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=9)
     tokenizer.save_pretrained(tmp_path)
-    opened = load_tokenizer(tmp_path)
+    opened = tokenizers.load(tmp_path)
     assert isinstance(opened, PreTrainedTokenizerFast)
     tagi = make(max_input=3)
     for one in (opened, tagi.tokenizer):

@@ -10,9 +10,10 @@ from itertools import accumulate, count, takewhile
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tagi.errors import ConfigError, InputError
+from tagi.config import Shape
+from tagi.errors import CheckpointError, ConfigError, InputError
 
 PAD, EOS, UNK = SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 CHARACTER_COVERAGE = 0.9995
@@ -207,3 +208,38 @@ def _finish(tokenizer: Tokenizer, sentinels: Sequence[str] = ()) -> PreTrainedTo
         additional_special_tokens=list(sentinels),
         clean_up_tokenization_spaces=False,
     )
+
+
+def load(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Args:
+        shape: of the language model that is to read its ids.
+
+    Raises:
+        CheckpointError: its files are missing or damaged; it has ids that the model does not embed, or no end token.
+    """
+    try:
+        found = without_limits(AutoTokenizer.from_pretrained(folder))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ImportError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # what the tokenizers library makes of a file that it cannot read
+        raise CheckpointError(f"{folder}: the tokenizer's files are damaged ({error})") from error
+    if shape is not None:
+        _check_tokenizer(found, shape, folder)
+    return found
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, shape: Shape, folder: Path) -> None:
+    """An embedding may have more rows than the tokenizer has ids, as padded ones do, but not fewer."""
+    most = max(tokenizer.get_vocab().values(), default=-1)
+    if most >= shape.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has ids up to {most}, but the language model embeds those below "
+            f"{shape.vocab_size} only; resize its embedding, or take the tokenizer that it was trained with"
+        )
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no end token (eos_token), so that no answer would ever end")

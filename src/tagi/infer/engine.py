@@ -9,13 +9,12 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tagi import hub
 from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.files import locate
 from tagi.backbones.rows import Rows
-from tagi.config import Shape
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
 from tagi.data.types import Instruction
@@ -77,7 +76,7 @@ class Tagi:
 
         def read() -> Self:
             loaded = checkpoint.load(locate(source), backbone=backbone)
-            return cls(loaded.model, load_tokenizer(loaded.folder, loaded.model.backbone.shape), loaded.config)
+            return cls(loaded.model, tokenizers.load(loaded.folder, loaded.model.backbone.shape), loaded.config)
 
         opened = read_whole(Path(source), read)
         kept = opened.model.backbone.embedding.weight.dtype
@@ -355,38 +354,3 @@ def teacher_forced(
 def _sorted(requests: Sequence[Request]) -> list[Request]:
     """Those of as many rows together, those of similar length side by side."""
     return sorted(requests, key=lambda one: (one.rows, max(map(len, one.prompts))))
-
-
-def load_tokenizer(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder.
-
-    Args:
-        shape: of the language model that is to read its ids.
-
-    Raises:
-        CheckpointError: its files are missing or damaged; it has ids that the model does not embed, or no end token.
-    """
-    try:
-        found = tokenizers.without_limits(AutoTokenizer.from_pretrained(folder))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ImportError) as error:
-        raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        # what the tokenizers library makes of a file that it cannot read
-        raise CheckpointError(f"{folder}: the tokenizer's files are damaged ({error})") from error
-    if shape is not None:
-        _check_tokenizer(found, shape, folder)
-    return found
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, shape: Shape, folder: Path) -> None:
-    """An embedding may have more rows than the tokenizer has ids, as padded ones do, but not fewer."""
-    most = max(tokenizer.get_vocab().values(), default=-1)
-    if most >= shape.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has ids up to {most}, but the language model embeds those below "
-            f"{shape.vocab_size} only; resize its embedding, or take the tokenizer that it was trained with"
-        )
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"{folder}: the tokenizer has no end token (eos_token), so that no answer would ever end")

@@ -20,7 +20,7 @@ from tagi.data import tokenizers
 from tagi.data.collate import Batch, assemble
 from tagi.errors import InputError
 from tagi.files import atomic_folder
-from tagi.infer.engine import Tagi, load_tokenizer
+from tagi.infer.engine import Tagi
 from tagi.losses import Loss, distillation, soften, valid_positions
 from tagi.model import bank as banks
 from tagi.model import checkpoint
@@ -128,7 +128,7 @@ def write_merged(export: Export, folder: Path) -> None:
         CheckpointError: the tokenizer's files are missing.
         DiskError: the disk is full or cannot be written.
     """
-    tokenizer, model = load_tokenizer(export.tokenizer), merge(export.backbone, export.lora)
+    tokenizer, model = tokenizers.load(export.tokenizer), merge(export.backbone, export.lora)
     auto = "AutoModelForSeq2SeqLM" if export.backbone.has_encoder else "AutoModelForCausalLM"
     use = f"""from transformers import {auto}, AutoTokenizer
 

@@ -19,7 +19,6 @@ from tagi.data import tokenizers
 from tagi.data.segments import TokenStore
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained
-from tagi.infer.engine import load_tokenizer
 from tagi.pretraining import corpus as corpora
 from tagi.pretraining.corpus import Corpus
 from tagi.pretraining.packing import PackedBatch, PackedText, prefix_lm, span_corruption
@@ -68,7 +67,7 @@ def read_text(config: RunConfig) -> Text:
             if not folder.exists():
                 with atomic_folder(folder) as draft:
                     _keep(config, chosen, draft)
-    about, tokenizer = read_about(folder), load_tokenizer(folder)
+    about, tokenizer = read_about(folder), tokenizers.load(folder)
     _check_same(about, chosen, folder)
     kept = read_safetensors(folder / TOKENS)
     return Text(about, tokenizer, TokenStore(kept["tokens"].numpy(), kept["offsets"].numpy()))
@@ -151,11 +150,11 @@ def _check_same(about: About, chosen: CorpusConfig, folder: Path) -> None:
 def _tokenizer(config: RunConfig, corpus: Corpus) -> PreTrainedTokenizerBase:
     """The one of the checkpoint that a run starts from, the config's, or one trained on the corpus."""
     if config.start_from is not None:
-        return load_tokenizer(Path(config.start_from))
+        return tokenizers.load(Path(config.start_from))
     assert config.backbone is not None
     if config.backbone.tokenizer == "unigram":
         return tokenizers.unigram(_sample(corpus), _pieces(config.backbone), extra_ids=EXTRA_IDS)
-    return load_tokenizer(Path(str(config.backbone.tokenizer or config.backbone.path)))
+    return tokenizers.load(Path(str(config.backbone.tokenizer or config.backbone.path)))
 
 
 def _pieces(config: BackboneConfig) -> int:

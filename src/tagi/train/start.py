@@ -15,7 +15,6 @@ from tagi.data import tokenizers
 from tagi.data.sources import Sources
 from tagi.data.synthetic import microtasks
 from tagi.errors import ConfigError
-from tagi.infer.engine import load_tokenizer
 from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.checkpoint import BACKBONE, ModelConfig
@@ -68,7 +67,7 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
     generator = torch.Generator().manual_seed(config.training.seed)
     kept = newest(Path(config.output))
     if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
-        tokenizer = load_tokenizer(kept)  # trained again on the same text it might be another, see tokenizers.unigram
+        tokenizer = tokenizers.load(kept)  # trained again on the same text it might be another, see tokenizers.unigram
     backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)
     return _with_parts(config, backbone, found, config.backbone.path, generator)
 
@@ -85,7 +84,7 @@ def _backbone(
         backbone = load_language_model(folder)
         if config.shape is not None:
             check_shape(backbone.shape, config.shape, config.path)
-        return backbone, load_tokenizer(folder, backbone.shape)
+        return backbone, tokenizers.load(folder, backbone.shape)
     shape = random_shape(config)
     tokenizer = tokenizer or random_tokenizer(config, shape, run.data, sources)
     backbone = build(_for_tokenizer(shape, tokenizer))
@@ -127,7 +126,7 @@ def random_tokenizer(
     if config.tokenizer == "micro":
         return tokenizers.word_level(microtasks.micro_vocabulary())
     if config.tokenizer != "unigram":
-        return load_tokenizer(Path(str(config.tokenizer)))
+        return tokenizers.load(Path(str(config.tokenizer)))
     return tokenizers.unigram((sources or Sources()).texts(data), shape.vocab_size)
 
 
@@ -136,7 +135,7 @@ def _go_on(config: RunConfig, folder: Path) -> Start:
     loaded = checkpoint.load(folder)
     inside = loaded.config.backbone == BACKBONE
     reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
-    tokenizer = load_tokenizer(folder, loaded.model.backbone.shape)
+    tokenizer = tokenizers.load(folder, loaded.model.backbone.shape)
     if config.method != loaded.config.method:
         generator = torch.Generator().manual_seed(config.training.seed)
         return _with_parts(config, loaded.model.backbone, tokenizer, reference, generator)

@@ -13,9 +13,10 @@ from tagi.backbones.language_model import LanguageModel, load_language_model
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, RunConfig, TeacherKind
+from tagi.data import tokenizers
 from tagi.data.collate import Batch
 from tagi.errors import CheckpointError, ConfigError
-from tagi.infer.engine import load_tokenizer, teacher_forced
+from tagi.infer.engine import teacher_forced
 from tagi.losses import Loss, TokenDistribution, distillation, soften, valid_positions
 from tagi.model import checkpoint
 from tagi.model.bank import Bank
@@ -189,7 +190,7 @@ def load_base(source: str) -> LanguageModel:
 
 
 def _check_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    if load_tokenizer(locate(source)).get_vocab() != tokenizer.get_vocab():
+    if tokenizers.load(locate(source)).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(f"objective.teacher.checkpoint: {source} has another vocabulary than the student")
 
 
