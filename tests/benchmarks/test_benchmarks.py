@@ -141,6 +141,7 @@ def mistake(capsys: pytest.CaptureFixture[str], module: ModuleType, *asked: str)
     return capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("benchmark")
 def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """One sentence, and a file that cannot be written is named before anything is measured for it."""
     late = ("--shape", "none", "--json-file", str(tmp_path))

@@ -20,7 +20,6 @@ from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import InputError
 from tagi.eval.rank import MTEST11, Ranking, accuracy, chance, hypert5_average, majority, rank
 from tagi.eval.report import Prediction
-from tagi.infer.choices import score_choices
 from tagi.infer.engine import Tagi
 from tagi.infer.running import averaged
 from tagi.model.tagi import neutral
@@ -52,8 +51,8 @@ def alone(tagi: Tagi, instruction: Instruction, text: str, choice: str) -> tuple
 )
 def test_scores_equal_each_choice_alone(method: str, family: str) -> None:
     tagi = make(method, family=family, demonstrations=2)
-    totals = score_choices(tagi, TOLD, INPUTS, CHOICES, norm="sum")
-    means = score_choices(tagi, TOLD, INPUTS, CHOICES, norm="mean")
+    totals = tagi.score_choices(TOLD, INPUTS, CHOICES, norm="sum")
+    means = tagi.score_choices(TOLD, INPUTS, CHOICES, norm="mean")
     for text, choices, its_totals, its_means in zip(INPUTS, CHOICES, totals, means, strict=True):
         for choice, total, mean in zip(choices, its_totals, its_means, strict=True):
             expected, tokens = alone(tagi, TOLD, text, choice)
@@ -72,7 +71,7 @@ def test_scores_equal_the_loss_of_transformers(tmp_path_factory: pytest.TempPath
     tagi = make("no_instruction")
     tagi.model.backbone = load_t5(folder).eval()
     for text, choices in zip(INPUTS, CHOICES, strict=True):
-        (found,) = score_choices(tagi, None, [text], [choices])
+        (found,) = tagi.score_choices(None, [text], [choices])
         ids = torch.tensor([tagi.collator.input(None, text)])
         for choice, score in zip(choices, found, strict=True):
             labels = torch.tensor([tagi.collator.target(choice)])
@@ -85,7 +84,7 @@ def test_parity_of_scores_of_a_decoder_with_the_loss_of_transformers(variant: Va
     both, tagi = pair(variant), make("no_instruction", family="decoder")
     tagi.model.backbone = both.ours
     for text, choices in zip(INPUTS, CHOICES, strict=True):
-        (found,) = score_choices(tagi, None, [text], [choices])
+        (found,) = tagi.score_choices(None, [text], [choices])
         prompt = tagi.collator.input(None, text)
         for choice, score in zip(choices, found, strict=True):
             answer = tagi.collator.target(choice)
@@ -115,7 +114,7 @@ def test_ensemble_scores_are_means_of_log_likelihoods(norm: RankNorm, tmp_path: 
     tagi = make("ensemble_icl", demonstrations=3)
     model = theirs_of(tagi, tmp_path)
     for text, choices in zip(INPUTS, CHOICES, strict=True):
-        (found,) = score_choices(tagi, TOLD, [text], [choices], norm=norm)
+        (found,) = tagi.score_choices(TOLD, [text], [choices], norm=norm)
         prompts = tagi.prompts(TOLD, text)
         assert len(prompts) == len(SHOWN)
         for choice, score in zip(choices, found, strict=True):
@@ -155,7 +154,7 @@ def test_ensemble_takes_the_mean_of_log_probabilities_not_of_probabilities() -> 
 def test_ensemble_of_one_prompt_is_that_prompt() -> None:
     one, plain = make("ensemble_icl", demonstrations=1), make("metatrain", demonstrations=1)
     assert one.solve(TOLD, INPUTS) == plain.solve(TOLD, INPUTS)
-    assert score_choices(one, TOLD, INPUTS, CHOICES) == score_choices(plain, TOLD, INPUTS, CHOICES)
+    assert one.score_choices(TOLD, INPUTS, CHOICES) == plain.score_choices(TOLD, INPUTS, CHOICES)
 
 
 # --- FiD and Concat ---------------------------------------------------------------------------------------
@@ -192,14 +191,14 @@ def test_fid_without_demonstrations_is_the_plain_prompt() -> None:
     fid, plain = make("fid_icl", demonstrations=2), make("metatrain")
     bare = Instruction(TOLD.definition)
     assert fid.solve(bare, INPUTS) == plain.solve(bare, INPUTS)
-    assert score_choices(fid, bare, INPUTS, CHOICES) == score_choices(plain, bare, INPUTS, CHOICES)
+    assert fid.score_choices(bare, INPUTS, CHOICES) == plain.score_choices(bare, INPUTS, CHOICES)
 
 
 @torch.inference_mode()
 def test_fid_does_not_depend_on_the_order_of_demonstrations() -> None:
     tagi = make("fid_icl", demonstrations=3)
     one, other = (
-        torch.tensor([x for each in score_choices(tagi, Instruction("a .", shown), INPUTS, CHOICES) for x in each])
+        torch.tensor([x for each in tagi.score_choices(Instruction("a .", shown), INPUTS, CHOICES) for x in each])
         for shown in (SHOWN, SHOWN[::-1])
     )
     assert worst(one, other) < ALONE
@@ -220,7 +219,7 @@ def test_the_best_choice_is_the_answer() -> None:
     tagi = make("tagi")
     asked = [task("rte", "p", [example(i, each[0], each) for i, each in enumerate(CHOICES)])]
     found = rank(tagi, asked)
-    scores = score_choices(tagi, asked[0].instruction, INPUTS, CHOICES)
+    scores = tagi.score_choices(asked[0].instruction, INPUTS, CHOICES)
     best = [each[max(range(len(each)), key=its.__getitem__)] for each, its in zip(CHOICES, scores, strict=True)]
     assert [one.text for one in found.predictions] == best
     assert found.right == [float(text == each[0]) for text, each in zip(best, CHOICES, strict=True)]
@@ -268,4 +267,4 @@ def test_chance_and_majority() -> None:
 @pytest.mark.parametrize(("choices", "words"), [((), "has no choices"), (("a", " "), "has an empty choice")])
 def test_what_cannot_be_ranked(choices: tuple[str, ...], words: str) -> None:
     with pytest.raises(InputError, match=f"input 1 {words}"):
-        score_choices(make("tagi"), TOLD, ["a"], [choices])
+        make("tagi").score_choices(TOLD, ["a"], [choices])

@@ -208,9 +208,11 @@ def test_one_stage_of_a_run_does_not_overwrite(tagi: Run, alone: Path, monkeypat
     mistake(tagi("train", "finetune", "--config", "small", "output=other"), "other/metatrain/final")
 
 
-@pytest.mark.slow
 def test_runs_lists_every_run(tagi: Run) -> None:
+    """With the steps that the plans say, which are in the documentation; their costs take a minute to count."""
     assert [one["name"] for one in tagi("runs", "--json").json["runs"]] == list(RUNS)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert all(f"| {' | '.join(listing.row(name, costs=False).cells())} |" in text for name in RUNS)
 
 
 @pytest.mark.slow

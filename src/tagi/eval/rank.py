@@ -11,7 +11,6 @@ from tagi.data.types import Instruction, Task
 from tagi.errors import InputError
 from tagi.eval.evaluate import InstructionControl, check_partners, check_some, draw_partners, instructions
 from tagi.eval.report import Interval, Prediction, bootstrap
-from tagi.infer.choices import score_choices
 from tagi.infer.engine import Tagi
 
 ANLI = ("anli-r1", "anli-r2", "anli-r3")
@@ -84,7 +83,7 @@ def rank(
     predictions: list[Prediction] = []
     for number, (task, told) in enumerate(zip(tasks, instructions(tasks, instruction, others, seed), strict=True)):
         inputs, choices = [one.input for one in task.examples], [one.choices for one in task.examples]
-        scores = score_choices(tagi, told, inputs, choices, norm=norm)
+        scores = tagi.score_choices(told, inputs, choices, norm=norm)
         if any(isnan(value) for each in scores for value in each):
             raise InputError(f"{task.name}: the model's likelihoods are not a number; are its weights damaged?")
         best = [max(range(len(each)), key=each.__getitem__) for each in scores]

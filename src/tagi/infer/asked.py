@@ -99,6 +99,24 @@ def adapter(value: Any) -> TaskAdapter:
     raise InputError(f"adapter: {_shown(value)} is no task adapter")
 
 
+def choices(values: Any, count: int) -> list[list[str]]:
+    """Answers to choose from: of every input its own, or the same list of strings for all.
+
+    Raises:
+        InputError: no lists, not of as many inputs, an empty one, or a choice that is blank or cannot be read.
+    """
+    listed = _listed(values, "choices")
+    each = [listed] * count if all(isinstance(one, str) for one in listed) else [_listed(x, "choices") for x in listed]
+    if len(each) != count:
+        raise InputError(f"choices: {len(each)} lists are given for {count} inputs")
+    for number, own in enumerate(each, 1):
+        if not own:
+            raise InputError(f"input {number} has no choices to rank")
+        if not all(text(choice, f"choices of input {number}").strip() for choice in own):
+            raise InputError(f"input {number} has an empty choice")
+    return each
+
+
 def told(value: Any) -> Instruction | TaskAdapter:
     """What inputs are to be solved by.
 

@@ -5,54 +5,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tagi.backbones.base import Prepared
+from tagi.backbones.base import Backbone, Prepared
 from tagi.backbones.rows import Rows
 from tagi.config import RankNorm
 from tagi.data.collate import pad
-from tagi.data.types import Instruction
-from tagi.errors import InputError
-from tagi.infer.engine import Tagi
 from tagi.infer.running import averaged
 
 ROWS = 64
 """Encoded inputs of a batch, at most, unless a single input has more prompts."""
 
 
-@torch.inference_mode()
-def score_choices(
-    tagi: Tagi,
-    instruction: Instruction | None,
-    inputs: Sequence[str],
-    choices: Sequence[Sequence[str]],
-    *,
-    norm: RankNorm = "mean",
+def score(
+    backbone: Backbone,
+    prepared: Prepared,
+    prompts: Sequence[Sequence[Sequence[int]]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    norm: RankNorm,
 ) -> list[list[float]]:
-    """Log-likelihood of every choice of every input of one task, in nats; without an instruction, by the bare model.
+    """Log-likelihood of every choice of every input of one task, in nats.
 
-    All choices of an input share one encoder pass. Where a method averages predictions, scores are `averaged` over
-    its prompts.
+    All choices of an input share one pass over it. Where a method averages predictions, an input has several prompts,
+    and scores are `averaged` over them.
 
-    Raises:
-        InputError: an input is empty or has no choices, or a choice has no tokens.
+    Args:
+        prompts: token ids of every input's prompts.
+        answers: token ids of every input's choices.
     """
-    _check(choices)
-    prepared = tagi.prepare(tagi.told(instruction), len(inputs))
-    prompts = [tagi.prompts(instruction, text) for text in inputs]
-    answers = [[tagi.collator.target(choice) for choice in each] for each in choices]
-    scores: list[list[float]] = [[] for _ in inputs]
+    scores: list[list[float]] = [[] for _ in prompts]
     for batch in _batches(prompts):
-        found = _score(tagi, prepared, [prompts[i] for i in batch], [answers[i] for i in batch], norm)
+        found = _score(backbone, prepared, [prompts[i] for i in batch], [answers[i] for i in batch], norm)
         for i, values in zip(batch, found, strict=True):
             scores[i] = values
     return scores
-
-
-def _check(choices: Sequence[Sequence[str]]) -> None:
-    for number, each in enumerate(choices, start=1):
-        if not each:
-            raise InputError(f"input {number} has no choices to rank")
-        if not all(choice.strip() for choice in each):
-            raise InputError(f"input {number} has an empty choice")
 
 
 def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
@@ -63,7 +47,7 @@ def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
 
 
 def _score(
-    tagi: Tagi,
+    backbone: Backbone,
     prepared: Prepared,
     prompts: Sequence[Sequence[Sequence[int]]],
     answers: Sequence[Sequence[Sequence[int]]],
@@ -75,9 +59,10 @@ def _score(
     counts = torch.tensor([len(its) for each, its in zip(prompts, answers, strict=True) for _ in each])
     owner = torch.arange(len(counts)).repeat_interleave(counts)
     target_ids, real = pad([answer for _, answer in pairs])
-    ids, mask, target_ids, real, owner = (x.to(tagi.device) for x in (ids, mask, target_ids, real, owner))
+    device = backbone.embedding.weight.device
+    ids, mask, target_ids, real, owner = (x.to(device) for x in (ids, mask, target_ids, real, owner))
     rows = Rows(1, len(ids))
-    logits = tagi.model.backbone.score(ids, mask, target_ids, prepared=prepared, rows=rows, owner=owner)
+    logits = backbone.score(ids, mask, target_ids, prepared=prepared, rows=rows, owner=owner)
     likelihood = logits.float().log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
     total, tokens = (likelihood * real).sum(1), real.sum(1)
     values = (total / tokens if norm == "mean" else total).cpu()

@@ -15,6 +15,7 @@ from tagi import hub
 from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.files import locate
 from tagi.backbones.rows import Rows
+from tagi.config import RankNorm
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
 from tagi.data.types import Instruction
@@ -23,6 +24,7 @@ from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer import asked, notes
 from tagi.infer.answers import Answer, AnswerTexts, raised, seeded
 from tagi.infer.cards import checkpoint_card
+from tagi.infer.choices import score
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GREEDY, GenerationConfig, Limits
@@ -216,6 +218,30 @@ class Tagi:
                 shown = len(settled)
 
     @torch.inference_mode()
+    def score_choices(
+        self,
+        told: str | Instruction | TaskAdapter | None,
+        inputs: Sequence[str],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        norm: RankNorm = "mean",
+    ) -> list[list[float]]:
+        """Log-likelihood of every choice of every input of one task, in nats, a token or in all; told nothing, by the
+        bare model.
+
+        Args:
+            choices: of all inputs, or of each.
+
+        Raises:
+            InputError: no input, instruction or adapter, or choices that are missing or empty.
+        """
+        inputs = asked.inputs(inputs)
+        each = asked.choices(choices, len(inputs))
+        adapter, prompts, _ = self._read(None if told is None else asked.told(told), inputs)
+        answers = [[self.collator.target(choice) for choice in own] for own in each]
+        return score(self.model.backbone, self.prepare(adapter, len(inputs)), prompts, answers, norm)
+
+    @torch.inference_mode()
     def _requests(
         self,
         told: str | Instruction | TaskAdapter,
@@ -223,20 +249,25 @@ class Tagi:
         tasks: Sequence[int] | None,
         generation: GenerationConfig,
     ) -> list[Request]:
-        told, inputs, generation = asked.told(told), asked.inputs(inputs), asked.generation(generation)
-        instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
-        owners = asked.owners(tasks, adapter.tasks, len(inputs))
-        attended = adapter.instruction.attended
-        follows = [False] * adapter.tasks if attended is None else attended.mask.any(1).tolist()
-        prompts = [
-            self.prompts(instruction, text, follows=follows[owner]) for text, owner in zip(inputs, owners, strict=True)
-        ]
-        prepared, limits = self.prepare(adapter, len(inputs)), self._limits(generation)
+        generation = asked.generation(generation)
+        adapter, prompts, owners = self._read(asked.told(told), asked.inputs(inputs), tasks)
+        prepared, limits = self.prepare(adapter, len(prompts)), self._limits(generation)
         seeds = seeded(generation.seed, inputs)
         return [
             Request(number, each, prepared, task, seed, limits, generation)
             for number, (each, task, seed) in enumerate(zip(prompts, owners, seeds, strict=True))
         ]
+
+    def _read(
+        self, told: Instruction | TaskAdapter | None, inputs: Sequence[str], tasks: Sequence[int] | None = None
+    ) -> tuple[TaskAdapter, list[list[list[int]]], list[int]]:
+        """The adapters, every input's prompts, and which adapter each has."""
+        instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
+        owners = asked.owners(tasks, adapter.tasks, len(inputs))
+        attended = adapter.instruction.attended
+        follows = [False] * adapter.tasks if attended is None else attended.mask.any(1).tolist()
+        pairs = zip(inputs, owners, strict=True)
+        return adapter, [self.prompts(instruction, text, follows=follows[owner]) for text, owner in pairs], owners
 
     def _limits(self, generation: GenerationConfig) -> Limits:
         most = generation.max_new_tokens or self.config.prompt.max_target
