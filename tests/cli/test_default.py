@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from tagi import Tagi
-from tagi.cli.common import default_checkpoint
+from tagi.bundled import default_checkpoint
 from tagi.cli.micro import strangers, trained_on, unseen, with_instances
 from tagi.config.files import RUN_FILE, load
 from tagi.data.synthetic.microtasks import MicroTask

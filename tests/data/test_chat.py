@@ -76,7 +76,7 @@ def test_a_prompt_is_what_the_template_makes_of_both() -> None:
     )
     assert expected == f"{HEAD}{content}{TAIL}"
     assert str(TOKENIZER.decode(collator("metatrain").input(told, " c d "))) == expected
-    assert str(TOKENIZER.decode(collator("tagi").instruction(told))) == f"{HEAD}{content.removesuffix('Input: c d')}"
+    assert str(TOKENIZER.decode(collator("tagi").instruction(told))) == f"{HEAD}{content.removesuffix('\n\nInput: c d')}"
 
 
 def test_an_input_without_an_instruction_is_a_turn_of_its_own() -> None:
@@ -84,7 +84,7 @@ def test_an_input_without_an_instruction_is_a_turn_of_its_own() -> None:
     alone = TOKENIZER(f"{HEAD}Input: c d{TAIL}")["input_ids"]
     told = Instruction("Reverse it.")
     assert collator("tagi").input(None, "c d") == collator("lora_only").input(told, "c d") == alone
-    assert collator("tagi").input(None, "c d", follows=True) == TOKENIZER(f"Input: c d{TAIL}")["input_ids"]
+    assert collator("tagi").input(None, "c d", follows=True) == TOKENIZER(f"\n\nInput: c d{TAIL}")["input_ids"]
 
 
 @pytest.mark.parametrize(

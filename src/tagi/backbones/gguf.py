@@ -7,7 +7,7 @@ file names (`tokenizer.ggml.pre`).
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,8 @@ from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.rotary import frequencies
 from tagi.backbones.decoder.weights import save_decoder
 from tagi.backbones.files import check_finite, check_shape
+from tagi.backbones.lora import one_kind
+from tagi.backbones.sites import Modules
 from tagi.backbones.splitting import SPLITS
 from tagi.config import DecoderShape, Rotary
 from tagi.config.files import parse
@@ -162,6 +164,46 @@ def _tensor(
     if values["general.architecture"] == "llama" and inside in ("attention.q", "attention.k"):
         return _in_halves(tensor, shape.num_heads if inside == "attention.q" else shape.num_kv_heads)
     return tensor
+
+
+def save_lora(lora: Modules, model: Decoder, file: Path, invocation: Sequence[int] = ()) -> None:
+    """Write one task's LoRA as llama.cpp's adapter format, as its `convert_lora_to_gguf.py` does.
+
+    Args:
+        invocation: tokens from which on it is active (activated LoRA); without any it always is.
+
+    Raises:
+        CheckpointError: a family that has q, k and v in one projection there, or that llama.cpp's files do not name.
+        ValueError: no LoRA, one of more than one task, or sites that differ in rank or scale.
+    """
+    shape = model.shape
+    architecture = "llama" if shape.family == "mistral" else shape.family
+    if architecture not in ARCHITECTURES or architecture == "gpt2":
+        raise CheckpointError(f"{file}: a LoRA of {shape.family} cannot be written as GGUF")
+    rank, scale = one_kind(lora)
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, scale * rank)
+    if invocation:
+        writer.add_array(gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS, list(invocation))
+    for site, factors in lora.items():
+        part = "attention" if site.kind == "decoder.self" else "feed_forward"
+        b = factors.b[0]
+        if architecture == "llama" and site.place in ("q", "k"):
+            b = _in_pairs(b, shape.num_heads if site.place == "q" else shape.num_kv_heads)
+        name = f"blk.{site.layer}.{_INSIDE[f'{part}.{site.place}']}.weight"
+        for suffix, tensor in (("lora_a", factors.a[0]), ("lora_b", b)):
+            writer.add_tensor(f"{name}.{suffix}", tensor.detach().cpu().float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _in_pairs(tensor: Tensor, heads: int) -> Tensor:
+    """The inverse of `_in_halves`."""
+    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
 def _in_halves(tensor: Tensor, heads: int) -> Tensor:

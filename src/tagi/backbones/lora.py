@@ -95,6 +95,18 @@ def stack(each: list[Modules]) -> dict[Site, Factors]:
     }
 
 
+def one_kind(lora: Modules) -> tuple[int, float]:
+    """Rank and scale of one LoRA on its way into files of others, which know one of each.
+
+    Raises:
+        ValueError: no LoRA, one of more than one task, or sites that differ in rank or scale.
+    """
+    kinds = {(factors.a.shape[0], factors.a.shape[1], factors.scale) for factors in lora.values()}
+    if len(kinds) != 1 or (found := kinds.pop())[0] != 1:
+        raise ValueError("these files hold the LoRA of one task, with one rank and scale")
+    return found[1:]
+
+
 def _check_alike(each: list[Modules]) -> None:
     first, *rest = each
     if any(other.keys() != first.keys() for other in rest):

@@ -7,15 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from tagi.errors import CheckpointError
+from tagi.bundled import default_checkpoint
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -141,18 +139,6 @@ def _lines(label: str) -> Report:
         stderr().print(f"{label}: {done:,} of {total:,}, about {left:,.0f} s left", soft_wrap=True)
 
     return report
-
-
-def default_checkpoint() -> Path:
-    """The folder of the bundled checkpoint.
-
-    Raises:
-        CheckpointError: this installation has none.
-    """
-    folder = Path(str(resources.files("tagi"))) / "assets" / "default"
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
-    return folder
 
 
 def open_tagi(checkpoint: str | None, backbone: str | None = None) -> Tagi:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import typer
 
-from tagi.cli.common import Json, default_checkpoint, mark, print_json, stdout
+from tagi.bundled import default_checkpoint
+from tagi.cli.common import Json, mark, print_json, stdout
 from tagi.errors import CheckpointError
 
 EXAMPLE = "Example: tagi doctor"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Json, default_checkpoint, note, open_tagi, print_json, waiting
+from tagi.bundled import default_checkpoint
+from tagi.cli.common import Backbone, Checkpoint, Json, note, open_tagi, print_json, waiting
 from tagi.errors import InputError
 
 if TYPE_CHECKING:

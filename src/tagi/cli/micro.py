@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from tagi.backbones.files import locate
-from tagi.cli.common import default_checkpoint, note
+from tagi.bundled import default_checkpoint
+from tagi.cli.common import note
 from tagi.config import DataConfig
 from tagi.config.files import RUN_FILE, load
 from tagi.data.sources.micro import Micro

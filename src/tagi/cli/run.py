@@ -12,7 +12,7 @@ from tagi.cli.common import Backbone, Checkpoint, Json, Positives, bar, note, on
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
-    from tagi.cli.solving import Asked
+    from tagi.cli.solving import Asked, Solver
     from tagi.infer.answers import Answer
     from tagi.infer.search import GenerationConfig
 
@@ -50,6 +50,10 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this; may be given several times.")
     ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Answer with the likeliest of these; may be given several times."),
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show the answer to a single input as it grows.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -66,22 +70,31 @@ def run(
     asked = _asked(instruction, demonstrations, adapter, texts or (), file)
     if stream and (as_json or len(asked) > 1):
         raise InputError("--stream shows one answer as it grows: give a single input, and no --json")
+    if choice and (stream or decoding != GenerationConfig()):
+        raise InputError("--choice takes the likeliest of given answers: leave out --stream and options of the search")
     tagi = open_tagi(checkpoint, backbone)
     solver = Solver(tagi, tagi.load_adapter(adapter) if adapter is not None else None, decoding)
-    if stream:
+    if choice:
+        _choose(solver, asked, choice, as_json=as_json)
+    elif stream:
         for piece in tagi.stream(solver.told(asked[0].instruction), asked[0].text, generation=decoding):
             typer.echo(one_line(piece), nl=False)
         typer.echo()
+        _say(solver.notes(asked))
+    else:
+        _solve(solver, asked, as_json=as_json)
+
+
+def _solve(solver: Solver, asked: Sequence[Asked], *, as_json: bool) -> None:
+    """The answers, as they come where they are printed."""
     answers: list[Answer] = []
     with bar("solving") as report:
-        for some in () if stream else solver.answers(asked, report):
+        for some in solver.answers(asked, report):
             answers += some
             if not as_json:
                 for one in some:
                     typer.echo(one_line(one.text))
-    notes = [*solver.notes(asked), *_unstopped(answers, decoding)]
-    for text in notes:
-        note(text)
+    notes = _say([*solver.notes(asked), *_unstopped(answers, solver.generation)])
     if as_json:
         print_json(
             {
@@ -89,11 +102,29 @@ def run(
                 "ended": [answer.finish_reason for answer in answers],
                 "n": len(answers),
                 "notes": notes,
-                "method": tagi.config.method,
+                "method": solver.tagi.config.method,
                 "adapt_seconds": solver.adapt_seconds,
                 "generate_seconds": solver.generate_seconds,
             }
         )
+
+
+def _choose(solver: Solver, asked: Sequence[Asked], choices: Sequence[str], *, as_json: bool) -> None:
+    """The likeliest choice of every input, by mean log-likelihood of its tokens."""
+    scores = solver.scores(asked, choices)
+    answers = [choices[max(range(len(each)), key=each.__getitem__)] for each in scores]
+    notes = _say(solver.notes(asked))
+    if as_json:
+        print_json({"answers": answers, "scores": scores, "choices": [*choices], "n": len(answers), "notes": notes})
+        return
+    for text in answers:
+        typer.echo(one_line(text))
+
+
+def _say(notes: list[str]) -> list[str]:
+    for text in notes:
+        note(text)
+    return notes
 
 
 def _asked(

@@ -53,6 +53,16 @@ class Solver:
             yield self._answers(some, lambda more, _, done=done: report(done + more, len(asked)))
             done += len(some)
 
+    def scores(self, asked: Sequence[Asked], choices: Sequence[str]) -> list[list[float]]:
+        """Mean log-likelihood per token of every choice, of every input in their order."""
+        found: dict[int, list[float]] = {}
+        for instruction in dict.fromkeys(one.instruction for one in asked):
+            places = [place for place, one in enumerate(asked) if one.instruction == instruction]
+            told = self.told(instruction)
+            scores = self.tagi.score_choices(told, [asked[place].text for place in places], choices)
+            found |= dict(zip(places, scores, strict=True))
+        return [found[place] for place in range(len(asked))]
+
     def notes(self, asked: Sequence[Asked]) -> list[str]:
         """What a person should know before trusting the answers, see `Tagi.notes`."""
         notes: list[str] = []

@@ -191,10 +191,10 @@ class Collator:
         return self._alone(text, follows=self.joined and told)
 
     def _alone(self, text: str, *, follows: bool) -> Reading:
-        """An input; where it follows an instruction, nothing is put between the two."""
+        """An input; where it follows an instruction, nothing is put between the two; alone it opens the turn."""
         head, tail = self._around()
         bare, rendered = self.prompt.style != "chat", render_input(text, style=self.prompt.style)
-        whole = rendered if follows else head + rendered
+        whole = rendered if follows else head + rendered.lstrip()
         ending = ((tail, None),) if tail else ()
         return Reading(((whole, self.prompt.max_input), *ending), 0, bare and not follows, bare)
 

@@ -9,7 +9,7 @@ positive examples without explanations). Style `plain` has no wording of its own
 `input => output` line per demonstration, and the input. Style `t0` is for P3 (Sanh et al. 2022), where a template is
 already around every input: the definition is the template by itself, a whole prompt is the rendered input, and what
 stands before it are demonstrations only. Style `chat` makes instruction and input one turn of a user, around which the
-collator puts what the tokenizer's chat template does; an input begins with `Input: `, so that an adapter that is active
+collator puts what the tokenizer's chat template does; an input begins with `INVOCATION`, so that an adapter that is active
 from there on can be told where that is (PEFT's activated LoRA is told by tokens).
 """
 
@@ -21,8 +21,9 @@ from tagi.config import PromptStyle
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
 
-INVOCATION = "Input:"
-"""What an input of style `chat` begins with."""
+INVOCATION = "\n\nInput:"
+"""What an input of style `chat` begins with. White space first: tokenizers split there, so that the ids of the two parts
+are those of the whole text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _definition(definition: str, style: PromptStyle) -> str:
     if not stripped:
         raise InputError("the instruction is empty")
     if style == "chat":
-        return f"{stripped}\n\n"
+        return stripped
     return f"{stripped}\n" if style != "tk" else _closed(f"Definition: {stripped}") + "\n\n"
 
 
@@ -117,7 +118,7 @@ def _demonstration(item: Demonstration, number: int, style: PromptStyle) -> str:
     if style == "plain":
         return f"{source} => {target}\n"
     if style == "chat":
-        return f"{INVOCATION} {source}\nOutput: {target}\n\n"
+        return f"{INVOCATION} {source}\nOutput: {target}"
     if style == "t0":
         return f"{source}\n{target}\n\n"
     lines = f" Positive Example {number} -", _closed(f"Input: {source}"), _closed(f" Output: {target}")

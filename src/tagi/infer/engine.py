@@ -15,6 +15,7 @@ from tagi import hub
 from tagi.backbones.base import EncodedInstruction, Prepared
 from tagi.backbones.files import locate
 from tagi.backbones.rows import Rows
+from tagi.bundled import default_checkpoint
 from tagi.config import RankNorm
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, Collator
@@ -28,6 +29,7 @@ from tagi.infer.choices import score
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GREEDY, GenerationConfig, Limits
+from tagi.infer.task import TaskFunction
 from tagi.infer.tasks import Request
 from tagi.model import adapter as adapters
 from tagi.model import checkpoint
@@ -45,7 +47,7 @@ MERGED_FROM = 3
 class Tagi:
     """A model that reads an instruction once, writes a task adapter, and solves inputs with it.
 
-    >>> tagi = Tagi.from_pretrained("checkpoint")
+    >>> tagi = Tagi.from_pretrained()
     >>> adapter = tagi.adapt("Keep only the animals, then reverse the list.")
     >>> tagi.generate(["red wolf saw dog plum"], adapter)
     ['dog wolf']
@@ -59,13 +61,13 @@ class Tagi:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | None = None,
         *,
         backbone: str | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Open a TAGI checkpoint: a folder or a hub name.
+        """Open a TAGI checkpoint: a folder or a hub name, or the bundled one.
 
         Args:
             backbone: where the frozen language model lies now, if not where the checkpoint says.
@@ -76,11 +78,13 @@ class Tagi:
                 not fit it.
         """
 
+        chosen = default_checkpoint() if source is None else source
+
         def read() -> Self:
-            loaded = checkpoint.load(locate(source), backbone=backbone)
+            loaded = checkpoint.load(locate(chosen), backbone=backbone)
             return cls(loaded.model, tokenizers.load(loaded.folder, loaded.model.backbone.shape), loaded.config)
 
-        opened = read_whole(Path(source), read)
+        opened = read_whole(Path(chosen), read)
         kept = opened.model.backbone.embedding.weight.dtype
         if dtype not in (None, kept):
             opened.fingerprint()  # of the values as they were written: adapters work at any precision
@@ -120,6 +124,10 @@ class Tagi:
             InputError: the instruction is empty or no text, or this method has no adapters.
         """
         return self.adapt_all([asked.instruction(instruction, demonstrations)])
+
+    def task(self, instruction: str | Instruction, demonstrations: Positives = ()) -> TaskFunction:
+        """A task as a function of its inputs; errors as of `adapt`."""
+        return TaskFunction(self, self.adapt(instruction, demonstrations))
 
     @torch.inference_mode()
     def adapt_all(self, instructions: Sequence[str | Instruction]) -> TaskAdapter:

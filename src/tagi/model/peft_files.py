@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tagi.backbones.base import Backbone
 from tagi.backbones.files import check_shape, check_type, read_safetensors
+from tagi.backbones.lora import one_kind
 from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import Frozen, Positive
 from tagi.config.files import read_json
@@ -175,10 +176,7 @@ def _check_base(file: Path, fingerprint: str) -> None:
 
 def _config(lora: Mapping[Site, Any], names: Iterable[str], base: str, *, causal: bool) -> dict[str, Any]:
     """PEFT's LoraConfig; it scales by alpha / r, so alpha = scale · r."""
-    kinds = {(factors.a.shape[0], factors.a.shape[1], factors.scale) for factors in lora.values()}
-    if len(kinds) != 1 or (tasks_rank_scale := kinds.pop())[0] != 1:
-        raise ValueError("PEFT's files hold the LoRA of one task, with one rank and scale")
-    _, rank, scale = tasks_rank_scale
+    rank, scale = one_kind(lora)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
