@@ -18,8 +18,21 @@ from tagi.data.types import Demonstration, Instruction
 from tagi.model.adapter import TaskAdapter
 
 COMMANDS = (
-    *("", "demo", "run", "adapt", "train", "runs", "eval sni", "eval micro", "eval compare", "methods", "doctor"),
-    *("export peft", "export merged"),
+    *(
+        "",
+        "demo",
+        "run",
+        "adapt",
+        "train",
+        "runs",
+        "eval sni",
+        "eval micro",
+        "eval everyday",
+        "eval compare",
+        "methods",
+        "doctor",
+    ),
+    *("export peft", "export gguf", "export merged"),
 )
 
 
@@ -99,6 +112,22 @@ def test_run_searches_as_told(tagi: Run, checkpoint: Path) -> None:
     assert tagi("run", INSTRUCTION, *options, *how) == (0, "\n".join([*expected, ""]), "")
     expected = model.generate(inputs, adapter, generation=GenerationConfig(beams=3))
     assert tagi("run", INSTRUCTION, *options, "--beams", "3").out == "\n".join([*expected, ""])
+
+
+def test_run_chooses_among_given_answers(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """By the likelihood that the engine gives them, with an instruction as with a saved adapter."""
+    model, choices, inputs = Tagi.from_pretrained(checkpoint), ["cat", "dog wolf", "plum"], ["cat dog", "lion"]
+    adapter = model.adapt(INSTRUCTION)
+    scores = model.score_choices(adapter, inputs, choices)
+    expected = [choices[each.index(max(each))] for each in scores]
+    asked = ["--input", inputs[0], "--input", inputs[1], "--checkpoint", checkpoint]
+    asked += [word for choice in choices for word in ("--choice", choice)]
+    assert tagi("run", INSTRUCTION, *asked).out.splitlines() == expected
+    adapter.save_pretrained(tmp_path / "adapter")
+    found = tagi("run", "--adapter", tmp_path / "adapter", *asked, "--json").json
+    assert found == {"answers": expected, "scores": scores, "choices": choices, "n": 2, "notes": []}
+    mistake(tagi("run", INSTRUCTION, *asked, "--beams", "2"), "--choice", "options of the search")
+    mistake(tagi("run", INSTRUCTION, *asked, "--choice", " "), "an empty choice")
 
 
 def test_run_streams_and_says_that_a_stop_string_did_not_come(tagi: Run, checkpoint: Path) -> None:

@@ -76,7 +76,8 @@ def test_a_prompt_is_what_the_template_makes_of_both() -> None:
     )
     assert expected == f"{HEAD}{content}{TAIL}"
     assert str(TOKENIZER.decode(collator("metatrain").input(told, " c d "))) == expected
-    assert str(TOKENIZER.decode(collator("tagi").instruction(told))) == f"{HEAD}{content.removesuffix('\n\nInput: c d')}"
+    shown = content.removesuffix("\n\nInput: c d")
+    assert str(TOKENIZER.decode(collator("tagi").instruction(told))) == f"{HEAD}{shown}"
 
 
 def test_an_input_without_an_instruction_is_a_turn_of_its_own() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import torch
@@ -19,6 +19,7 @@ from filelock import FileLock
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from tagi.backbones.base import Backbone
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.rotary import frequencies
 from tagi.backbones.decoder.weights import save_decoder
@@ -166,20 +167,20 @@ def _tensor(
     return tensor
 
 
-def save_lora(lora: Modules, model: Decoder, file: Path, invocation: Sequence[int] = ()) -> None:
+def save_lora(lora: Modules, model: Backbone, file: Path, invocation: Sequence[int] = ()) -> None:
     """Write one task's LoRA as llama.cpp's adapter format, as its `convert_lora_to_gguf.py` does.
 
     Args:
         invocation: tokens from which on it is active (activated LoRA); without any it always is.
 
     Raises:
-        CheckpointError: a family that has q, k and v in one projection there, or that llama.cpp's files do not name.
+        CheckpointError: a family that has q, k and v in one projection there, or that has no name there.
         ValueError: no LoRA, one of more than one task, or sites that differ in rank or scale.
     """
-    shape = model.shape
-    architecture = "llama" if shape.family == "mistral" else shape.family
+    architecture = "llama" if model.family == "mistral" else model.family
     if architecture not in ARCHITECTURES or architecture == "gpt2":
-        raise CheckpointError(f"{file}: a LoRA of {shape.family} cannot be written as GGUF")
+        raise CheckpointError(f"{file}: a LoRA of {model.family} cannot be written as GGUF")
+    shape = cast(DecoderShape, model.shape)
     rank, scale = one_kind(lora)
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)

@@ -40,6 +40,15 @@ def find_language_model(source: str | Path) -> Path:
     return locate(source)
 
 
+def hugging_face(source: str) -> str:
+    """The folder or hub name by which `transformers` opens it; what is converted lies in the cache.
+
+    Raises:
+        TagiError: see `find_language_model`.
+    """
+    return str(find_language_model(source)) if source == SMOLLM2 or source.endswith(".gguf") else source
+
+
 def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """A language model from wherever `find_language_model` finds it.
 
@@ -66,7 +75,7 @@ def read_language_model_shape(source: str) -> Shape:
     Raises:
         CheckpointError: no folder or hub model of that name can be reached, or of another family.
     """
-    folder = find_language_model(source) if source == SMOLLM2 or source.endswith(".gguf") else Path(source)
+    folder = Path(hugging_face(source))
     is_t5 = read_hf_config(folder).model_type in ("t5", "mt5")
     return read_shape(str(folder)) if is_t5 else read_decoder_shape(folder)
 

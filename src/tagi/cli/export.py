@@ -21,7 +21,9 @@ app = typer.Typer(help="Write adapters and teachers as files that other librarie
 PEFT_EXAMPLE = "Example: tagi export peft animals -o animals-peft"
 MERGED_EXAMPLE = "Example: tagi export merged animals -o animals-t5"
 
-Form = Literal["peft", "merged"]
+GGUF_EXAMPLE = "Example: tagi export gguf animals -o animals-gguf"
+
+Form = Literal["peft", "gguf", "merged"]
 Source = Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, PEFT's files, or a LoRA bank.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")]
 Teacher = Annotated[str | None, typer.Option(metavar="GROUP", help="Which teacher of the bank.")]
@@ -44,6 +46,7 @@ class _Asked:
     inputs: Path | None
     checkpoint: str | None
     backbone: str | None
+    form: Form
 
 
 def _command(form: Form) -> Callable[..., None]:
@@ -57,7 +60,7 @@ def _command(form: Form) -> Callable[..., None]:
         as_json: Json = False,
     ) -> None:
         _check_free(output)
-        found = _opened(_Asked(source, teacher, inputs, checkpoint, backbone))
+        found = _opened(_Asked(source, teacher, inputs, checkpoint, backbone, form))
         if found.lost is not None:
             note(str(found.lost))
         elif inputs is not None:
@@ -75,6 +78,9 @@ def _command(form: Form) -> Callable[..., None]:
 app.command("peft", help="Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`.", epilog=PEFT_EXAMPLE)(
     _command("peft")
 )
+app.command("gguf", help="Write a LoRA in llama.cpp's format, for `llama-server --lora`.", epilog=GGUF_EXAMPLE)(
+    _command("gguf")
+)
 app.command("merged", help="Write the language model with a LoRA added in, for `transformers`.", epilog=MERGED_EXAMPLE)(
     _command("merged")
 )
@@ -86,10 +92,9 @@ def _check_free(output: Path) -> None:
 
 
 def _write(form: Form, found: Export, output: Path) -> None:
-    from tagi.infer.export import write_merged, write_peft
+    from tagi.infer.export import write_gguf, write_merged, write_peft
 
-    write = write_merged if form == "merged" else write_peft
-    write(found, output)
+    {"peft": write_peft, "gguf": write_gguf, "merged": write_merged}[form](found, output)
 
 
 def _print_json(found: Export, output: Path) -> None:
@@ -121,6 +126,7 @@ def _teacher(asked: _Asked) -> Export:
 
 def _adapter(asked: _Asked) -> Export:
     from tagi.backbones.files import locate
+    from tagi.backbones.language_model import hugging_face
     from tagi.infer.export import from_adapter
     from tagi.model.checkpoint import base_source
 
@@ -128,7 +134,9 @@ def _adapter(asked: _Asked) -> Export:
     inputs = _inputs(asked.inputs)
     tagi = open_tagi(asked.checkpoint, asked.backbone)
     with waiting("measuring what is lost"):
-        return from_adapter(tagi, asked.source, asked.backbone or base_source(chosen), locate(chosen), inputs)
+        base = hugging_face(asked.backbone or base_source(chosen))
+        alone = asked.form == "merged"
+        return from_adapter(tagi, asked.source, base, locate(chosen), inputs, alone=alone)
 
 
 def _inputs(file: Path | None) -> Inputs | None:

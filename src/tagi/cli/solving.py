@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from tagi.data.types import Demonstration, Instruction
+from tagi.data.types import Instruction
 from tagi.infer.answers import Answer
+from tagi.infer.asked import read_by
 from tagi.infer.engine import Tagi
 from tagi.infer.scheduler import CAPACITY
 from tagi.infer.search import GenerationConfig
@@ -67,7 +69,7 @@ class Solver:
         """What a person should know before trusting the answers, see `Tagi.notes`."""
         notes: list[str] = []
         for instruction in dict.fromkeys(one.instruction for one in asked):
-            read = self._read() if instruction is None else instruction
+            read = read_by(cast(TaskAdapter, self.adapter)) if instruction is None else instruction
             numbers = [number for number, one in enumerate(asked, 1) if one.instruction == instruction]
             notes += self.tagi.notes(read, [asked[number - 1].text for number in numbers], numbers)
         return list(dict.fromkeys(notes))
@@ -107,11 +109,3 @@ class Solver:
             )
             found |= dict(zip(places, answers, strict=True))
         return [found[place] for place in range(len(asked))]
-
-    def _read(self) -> Instruction | None:
-        """The instruction that the adapter was written from; none of a LoRA that was trained elsewhere."""
-        assert self.adapter is not None
-        origin = self.adapter.origins[0]
-        if not origin.definition:
-            return None
-        return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.demonstrations))

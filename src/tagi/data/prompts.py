@@ -9,8 +9,8 @@ positive examples without explanations). Style `plain` has no wording of its own
 `input => output` line per demonstration, and the input. Style `t0` is for P3 (Sanh et al. 2022), where a template is
 already around every input: the definition is the template by itself, a whole prompt is the rendered input, and what
 stands before it are demonstrations only. Style `chat` makes instruction and input one turn of a user, around which the
-collator puts what the tokenizer's chat template does; an input begins with `INVOCATION`, so that an adapter that is active
-from there on can be told where that is (PEFT's activated LoRA is told by tokens).
+collator puts what the tokenizer's chat template does; an input begins with `INVOCATION`, so that an adapter that is
+active from there on can be told where that is (PEFT's activated LoRA is told by tokens).
 """
 
 import string
@@ -22,8 +22,8 @@ from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
 
 INVOCATION = "\n\nInput:"
-"""What an input of style `chat` begins with. White space first: tokenizers split there, so that the ids of the two parts
-are those of the whole text."""
+"""What an input of style `chat` begins with. White space first: tokenizers split there, so that the ids of the two
+parts are those of the whole text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,14 @@ def told(value: Any) -> Instruction | TaskAdapter:
     return instruction(value) if isinstance(value, str | Instruction) else adapter(value)
 
 
+def read_by(adapter: TaskAdapter) -> Instruction | None:
+    """The instruction that a single task's adapter was written from; None of a LoRA that was trained elsewhere."""
+    (origin,) = adapter.origins
+    if not origin.definition:
+        return None
+    return Instruction(origin.definition, tuple(Demonstration(*pair) for pair in origin.demonstrations))
+
+
 def owners(tasks: Any, held: int, count: int) -> list[int]:
     """Which of so many stacked tasks each of `count` inputs belongs to.
 

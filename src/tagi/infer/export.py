@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from tagi.backbones import gguf
 from tagi.backbones.files import locate
 from tagi.backbones.language_model import LanguageModel, load_language_model, save_language_model
 from tagi.backbones.lora import merged
@@ -18,8 +19,11 @@ from tagi.backbones.sites import Modules
 from tagi.config import Target
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, assemble
+from tagi.data.prompts import INVOCATION
+from tagi.data.tokenizers import encode
 from tagi.errors import InputError
 from tagi.files import atomic_folder
+from tagi.infer import asked
 from tagi.infer.engine import Tagi
 from tagi.losses import Loss, distillation, soften, valid_positions
 from tagi.model import bank as banks
@@ -61,6 +65,22 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """What stands before every input, in place of an encoded instruction: an engine keeps its keys and values."""
+
+    text: str
+    invocation: tuple[int, ...]
+    """Tokens that every input begins with and from which on the LoRA is active; without any it is from the start."""
+
+    def __str__(self) -> str:
+        since = f"from the tokens {list(self.invocation)} on (activated LoRA)" if self.invocation else "from the start"
+        return (
+            f"Nothing is lost where this text stands before every input, which goes on with {INVOCATION!r}, a space "
+            f"and the input; the LoRA is active {since}:\n\n```\n{self.text}\n```"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """One task's LoRA, and the language model that it belongs to."""
 
@@ -73,15 +93,23 @@ class Export:
     fingerprint: str
     about: str
     lost: Lost | None = None
+    context: Context | None = None
 
     @property
     def description(self) -> str:
         """For a model card."""
-        return " ".join([self.about, *([str(self.lost)] if self.lost else [])])
+        return " ".join(str(one) for one in (self.about, self.lost, self.context) if one is not None)
 
 
-def from_adapter(tagi: Tagi, source: Path, base: str, tokenizer: Path, inputs: Inputs | None = None) -> Export:
-    """The LoRA of a saved adapter; what it loses without fusion is measured, on random inputs if none are given.
+def from_adapter(
+    tagi: Tagi, source: Path, base: str, tokenizer: Path, inputs: Inputs | None = None, *, alone: bool = False
+) -> Export:
+    """The LoRA of a saved adapter, and what an engine must read before its inputs.
+
+    Where the encoded instruction cannot be kept so, what is lost is measured, on random inputs if none are given.
+
+    Args:
+        alone: what it becomes has no place for the text to read, or is active there too.
 
     Raises:
         CheckpointError: see `Tagi.load_adapter`.
@@ -89,13 +117,25 @@ def from_adapter(tagi: Tagi, source: Path, base: str, tokenizer: Path, inputs: I
     """
     adapter = tagi.load_adapter(source)
     _check_lora(adapter, source)
-    backbone, lost = tagi.model.backbone, None
+    backbone, lost, context = tagi.model.backbone, None, None
     about = f"A task adapter that {tagi.model.method.title} wrote from an instruction."
     if not adapter.origins[0].definition:
         about = "A LoRA that was trained elsewhere."
     if (tagi.model.method.fuses_encoder or tagi.model.method.fuses_decoder) and adapter.instruction.mask.shape[1]:
-        lost = measure(tagi, adapter, inputs or random_inputs(tagi))
-    return Export(adapter.modules, backbone, base, tokenizer, tagi.config.backbone_fingerprint, about, lost)
+        context = _context(tagi, adapter)
+        if context is None or (alone and context.invocation):
+            lost, context = measure(tagi, adapter, inputs or random_inputs(tagi)), None
+    return Export(adapter.modules, backbone, base, tokenizer, tagi.config.backbone_fingerprint, about, lost, context)
+
+
+def _context(tagi: Tagi, adapter: TaskAdapter) -> Context | None:
+    """What the language model reads of the instruction, as a text; None where an encoder reads it, or where nothing
+    says in the tokens where the LoRA begins."""
+    told, prompt = asked.read_by(adapter), tagi.config.prompt
+    if adapter.instruction.attended is None or told is None or prompt.style != "chat":
+        return None
+    text = str(tagi.tokenizer.decode(tagi.collator.instruction(told)))
+    return Context(text, () if tagi.model.reads_again else tuple(encode(tagi.tokenizer, INVOCATION)))
 
 
 def from_bank(source: Path, group: str, backbone: str | None) -> Export:
@@ -118,7 +158,24 @@ def from_bank(source: Path, group: str, backbone: str | None) -> Export:
 
 def write_peft(export: Export, folder: Path) -> None:
     """PEFT's files, whole or not at all, see `save_peft`."""
-    save_peft(export.lora, export.backbone, export.base, folder, export.description, fingerprint=export.fingerprint)
+    invocation = () if export.context is None else export.context.invocation
+    about, own = export.description, export.fingerprint
+    save_peft(export.lora, export.backbone, export.base, folder, about, fingerprint=own, invocation=invocation)
+
+
+def write_gguf(export: Export, folder: Path) -> None:
+    """llama.cpp's adapter file with a card, whole or not at all, see `gguf.save_lora`.
+
+    Raises:
+        CheckpointError: a language model that llama.cpp's files do not name.
+    """
+    use = "llama-server -m MODEL.gguf --lora adapter.gguf"
+    front = {"tags": ["lora", "gguf", "tagi"]}
+    written = card("LoRA in llama.cpp's format", export.description, use, base=export.base, **front)
+    invocation = () if export.context is None else export.context.invocation
+    with atomic_folder(folder) as draft:
+        gguf.save_lora(export.lora, export.backbone, draft / "adapter.gguf", invocation)
+        (draft / CARD).write_text(written, encoding="utf-8")
 
 
 def write_merged(export: Export, folder: Path) -> None:

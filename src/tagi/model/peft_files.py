@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +82,14 @@ def _loaded(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, Fa
 
 
 def save_peft(
-    lora: Modules, backbone: Backbone, base: str, folder: Path, about: str, *, fingerprint: str | None = None
+    lora: Modules,
+    backbone: Backbone,
+    base: str,
+    folder: Path,
+    about: str,
+    *,
+    fingerprint: str | None = None,
+    invocation: Sequence[int] = (),
 ) -> None:
     """Write one task's LoRA whole or not at all: PEFT's config, its tensors and a model card.
 
@@ -90,6 +97,7 @@ def save_peft(
         base: folder or hub name of the language model, as `transformers` opens it.
         about: what the LoRA is, for the card.
         fingerprint: of the language model, so that `load_peft` can refuse another.
+        invocation: tokens from which on it is active (activated LoRA); without any it always is.
 
     Raises:
         CheckpointError: sites that this family's files have in one projection (GPT-2's q, k and v).
@@ -102,6 +110,8 @@ def save_peft(
             f"{folder}: {backbone.family} has q, k and v in one projection, which PEFT cannot adapt apart"
         )
     config = _config(lora, names.values(), base, causal=not backbone.has_encoder)
+    if invocation:
+        config["alora_invocation_tokens"] = list(invocation)
     tensors = {_tensor(names[site], "A"): factors.a[0] for site, factors in lora.items()}
     tensors |= {_tensor(names[site], "B"): factors.b[0] for site, factors in lora.items()}
     said = {"format": "pt"} | ({_BASE: fingerprint} if fingerprint is not None else {})
