@@ -3,7 +3,9 @@
 from importlib import resources
 from pathlib import Path
 
-from tagi.errors import CheckpointError
+from tagi.errors import CheckpointError, DataError
+
+_ASSETS = Path(str(resources.files("tagi"))) / "assets"
 
 
 def default_checkpoint() -> Path:
@@ -12,7 +14,22 @@ def default_checkpoint() -> Path:
     Raises:
         CheckpointError: this installation has none.
     """
-    folder = Path(str(resources.files("tagi"))) / "assets" / "default"
+    folder = _ASSETS / "default"
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
+    return folder
+
+
+def everyday() -> Path:
+    """The folder of the everyday tasks: in an installed package those to score on, in a clone all.
+
+    Raises:
+        DataError: this installation has none.
+    """
+    clone = _ASSETS.parents[2] / "datasets" / "everyday"
+    folder = next((one for one in (_ASSETS / "everyday", clone) if one.is_dir()), None)
+    if folder is None:
+        raise DataError(
+            _ASSETS / "everyday", "", "this installation bundles no everyday tasks; give their folder by --data"
+        )
     return folder

@@ -1,48 +1,45 @@
-"""`tagi demo`: unseen tasks, each with its own adapter, without one, and with somebody else's instruction."""
+"""`tagi demo`: everyday tasks that no training has seen: adapter, prompt, and a mismatched instruction side by side."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
+from statistics import median
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from tagi.cli.common import Checkpoint, Json, bar, mark, open_tagi, print_json, stdout, waiting
+from tagi.cli.common import Checkpoint, Json, bar, open_tagi, print_json, stdout, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tagi.data.types import Example, Instruction, Task
-    from tagi.eval.evaluate import Evaluation, InstructionControl
+    from tagi.data.types import Task
+    from tagi.eval.evaluate import Evaluation
     from tagi.infer.engine import Tagi
 
-EXAMPLE = "Example: tagi demo --tasks 20"
+EXAMPLE = "Example: tagi demo --tasks 10"
 SEED = 0
-"""Chooses the tasks that are shown, and the strangers; no result is looked at."""
-SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 4, 2, 10
-BAR_WIDTH, LONGEST_ANSWER = 20, 60
-README_INSTRUCTION = "Keep only the animals, then reverse the list."
-README_INPUT, README_ANSWER = "red wolf saw dog plum", "dog wolf"
-CONDITIONS: dict[InstructionControl, str] = {
-    "aligned": "with its own adapter",
-    "empty": "without an adapter",
-    "shuffled": "with somebody else's instruction",
-}
+"""Chooses the tasks that are shown, and whose instruction is another's; no result is looked at."""
+SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 5, 3, 4
+TIMED, ROUNDS, TIMED_TOKENS = 5, 3, 8
+"""Inputs and rounds of the timing, and tokens of every answer in it: untrained answers are longer, not slower."""
+LONGEST = 40
+COLUMNS = {"adapter": "adapter", "prompt": "prompt, untrained", "mismatched": "mismatched instruction"}
 NEXT = (
-    'tagi run "Sort the words alphabetically, then keep the first two words." --input "plum wolf red saw"',
-    'tagi adapt "Remove the fruits." -o no-fruits',
-    'tagi run --adapter no-fruits --input "plum wolf red saw"',
+    'tagi run "Name the product that the customer is talking about." --input "My new kettle leaks from the lid."',
+    'tagi adapt "Say whether the message is urgent: yes or no." -o urgent',
+    'tagi run --adapter urgent --input "The server room is on fire!" --choice yes --choice no',
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One input, what is right, and every condition's answer with whether it is right."""
+    """One input, what is right, and every column's answer with whether it is right."""
 
     input: str
     expected: str
@@ -52,168 +49,175 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One task in full: its instruction, its adapter and some of its inputs."""
+    """One task: its instruction, the other's, and some of its inputs."""
 
     instruction: str
-    somebody_elses: str
-    adapter_parameters: int
-    adapt_seconds: float
+    mismatched: str
     inputs: list[Answered]
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one input costs by one way of telling the model what to do."""
+
+    tokens: float
+    """That are read with every input."""
+    milliseconds: float
+    """The median, answers of equal length."""
+
+
 def demo(
-    tasks: Annotated[int, typer.Option(min=2, help="Unseen tasks to score.")] = 60,
+    tasks: Annotated[int, typer.Option(min=2, help="Unseen tasks to score.")] = 40,
     checkpoint: Checkpoint = None,
     as_json: Json = False,
 ) -> None:
-    """Watch a model read instructions it has never seen, write an adapter for each, and solve their inputs."""
+    """Watch a language model solve everyday tasks that it has never seen, by adapters written from instructions."""
     began = time.perf_counter()
     tagi = open_tagi(checkpoint)
-    drawn, strangers = _draw(tagi, checkpoint, tasks)
-    console = stdout()
-    if not as_json:
-        _print_model(console, tagi)
-    shown: list[Shown] = []
-    for number in _chosen(len(drawn)):
-        task = drawn[number] if number else _as_in_readme(drawn[number])
-        shown.append(_show(tagi, task, drawn[strangers[number]].instruction))
-        if not as_json:
-            _print_task(console, shown[-1], len(shown))
-    scores = _scores(_evaluate(tagi, drawn, strangers))
-    scores |= {"tasks": len(drawn), "shown": [asdict(one) for one in shown]}
-    scores["seconds"] = time.perf_counter() - began
+    drawn, partners = _draw(tasks)
+    with bar(f"solving {len(drawn)} unseen tasks") as report:
+        found = _evaluate(tagi, drawn, partners, report)
+    shown = [_shown(found, drawn, partners, number) for number in _chosen(len(drawn))]
+    with waiting("timing"):
+        costs = _costs(tagi, drawn[: max(_chosen(len(drawn))) + 1])
+    scores = _scores(found) | {"tasks": len(drawn), "shown": [asdict(one) for one in shown]}
+    scores |= {"costs": {name: asdict(one) for name, one in costs.items()}, "seconds": time.perf_counter() - began}
     if as_json:
         print_json(scores)
-    else:
-        _print_scores(console, scores)
+        return
+    console = stdout()
+    _print_model(console, tagi)
+    for one in shown:
+        _print_task(console, one)
+    _print_scores(console, scores, costs)
 
 
-def _draw(tagi: Tagi, checkpoint: str | None, count: int) -> tuple[list[Task], list[int]]:
-    """Unseen tasks, and for each the number of the one whose instruction is somebody else's."""
-    from tagi.cli import micro
+def _draw(count: int) -> tuple[list[Task], list[int]]:
+    """The first test tasks in random order with their first instances, and for each the number of another."""
+    from tagi.bundled import everyday
+    from tagi.config import DataConfig
+    from tagi.data.sources.everyday import Everyday
+    from tagi.eval.evaluate import draw_partners
 
-    data = micro.trained_on(checkpoint)
-    with waiting("drawing unseen tasks"):
-        chosen = micro.unseen(data, count)
-        demonstrations = tagi.config.prompt.demonstrations
-        return micro.with_instances(chosen, INSTANCES, demonstrations=demonstrations), micro.strangers(chosen, SEED)
-
-
-def _chosen(count: int) -> list[int]:
-    """The tasks to show: the first, which the README shows too, and others at random."""
-    return [0, *sorted(Random(SEED).sample(range(1, count), min(count, SHOWN_TASKS) - 1))]
+    tasks = Everyday(DataConfig(source="everyday", path=str(everyday()))).test(0)
+    chosen = Random(SEED).sample(tasks, len(tasks))[:count]
+    return [replace(task, examples=task.examples[:INSTANCES]) for task in chosen], draw_partners(chosen, SEED)
 
 
-def _as_in_readme(task: Task) -> Task:
-    """The first test task in the README's wording, the README's input first."""
-    from tagi.data.types import Example, Instruction
-
-    example = Example("readme", README_INPUT, (README_ANSWER,))
-    return replace(task, instruction=Instruction(README_INSTRUCTION), examples=[example, *task.examples])
+def _chosen(count: int) -> range:
+    return range(min(count, SHOWN_TASKS))
 
 
-def _show(tagi: Tagi, task: Task, mismatched: Instruction) -> Shown:
-    began = time.perf_counter()
-    adapter = tagi.adapt(task.instruction)
-    seconds = time.perf_counter() - began
-    size = adapter.instruction.hidden.numel() + sum(f.a.numel() + f.b.numel() for f in adapter.modules.values())
-    worn = {"aligned": adapter, "empty": tagi.neutral(), "shuffled": tagi.adapt(mismatched)}
-    examples = task.examples[:SHOWN_INPUTS]
-    answers = {name: tagi.generate([one.input for one in examples], each) for name, each in worn.items()}
-    answered = [
-        _answered(example, {name: texts[i] for name, texts in answers.items()}) for i, example in enumerate(examples)
-    ]
-    return Shown(task.instruction.definition, mismatched.definition, size, seconds, answered)
+def _evaluate(
+    tagi: Tagi, tasks: Sequence[Task], partners: Sequence[int], report: Callable[[int, int], None]
+) -> dict[str, Evaluation]:
+    from tagi.eval.evaluate import evaluate
+
+    def progress(part: int) -> Callable[[int, int], None]:
+        return lambda done, total: report(part * total + done, len(COLUMNS) * total)
+
+    return {
+        "adapter": evaluate(tagi, tasks, progress=progress(0)),
+        "prompt": evaluate(tagi, tasks, instruction="prompt", progress=progress(1)),
+        "mismatched": evaluate(tagi, tasks, instruction="shuffled", partners=partners, progress=progress(2)),
+    }
 
 
-def _answered(example: Example, answers: dict[str, str]) -> Answered:
-    from tagi.eval.rouge import exact_match
+def _shown(found: Mapping[str, Evaluation], tasks: Sequence[Task], partners: Sequence[int], number: int) -> Shown:
+    first = sum(len(task.examples) for task in tasks[:number])
+    places = range(first, first + min(SHOWN_INPUTS, len(tasks[number].examples)))
+    other = tasks[partners[number]].instruction.definition
+    return Shown(tasks[number].instruction.definition, other, [_answered(found, place) for place in places])
 
-    right = {name: exact_match(text, example.targets) == 1 for name, text in answers.items()}
+
+def _answered(found: Mapping[str, Evaluation], place: int) -> Answered:
+    example = found["adapter"].predictions[place].example
+    answers = {name: one.predictions[place].text for name, one in found.items()}
+    right = {name: one.exact_match[place] == 1 for name, one in found.items()}
     return Answered(example.input, example.targets[0], answers, right)
 
 
-def _evaluate(tagi: Tagi, tasks: Sequence[Task], strangers: Sequence[int]) -> dict[str, Evaluation]:
-    from tagi.eval.evaluate import evaluate
+def _costs(tagi: Tagi, tasks: Sequence[Task]) -> dict[str, Cost]:
+    """One input at a time, the ways taking turns: with the adapter, behind a cached prompt, in a prompt."""
+    from tagi.eval.evaluate import prompted
+    from tagi.infer.search import GenerationConfig
 
-    found: dict[str, Evaluation] = {}
-    with bar(f"scoring {len(tasks)} unseen tasks") as report:
-        for i, condition in enumerate(CONDITIONS):
-            found[condition] = evaluate(
-                tagi,
-                tasks,
-                instruction=condition,
-                partners=strangers,
-                progress=lambda done, total, i=i: report(i * total + done, len(CONDITIONS) * total),
-            )
-    return found
+    fixed = GenerationConfig(max_new_tokens=TIMED_TOKENS, min_new_tokens=TIMED_TOKENS)
+    asking, pairs = prompted(tagi), [(task, task.examples[0].input) for task in tasks][:TIMED]
+    adapters = [tagi.adapt(task.instruction) for task, _ in pairs]
+    ways: dict[str, Callable[[int], object]] = {
+        "adapter": lambda i: tagi.generate([pairs[i][1]], adapters[i], generation=fixed),
+        "cached prompt": lambda i: tagi.generate([pairs[i][1]], adapters[i].without_modules(), generation=fixed),
+        "prompt": lambda i: asking.solve(pairs[i][0].instruction, [pairs[i][1]], generation=fixed),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for i in [*range(len(pairs))] * ROUNDS:
+        for name, answer in ways.items():
+            began = time.perf_counter()
+            answer(i)
+            seconds[name].append(time.perf_counter() - began)
+
+    def tokens(way: str) -> float:
+        told, follows = (asking, False) if way == "prompt" else (tagi, tagi.model.method.fuses_decoder)
+        lengths = (len(told.prompts(task.instruction, text, follows=follows)[0]) for task, text in pairs)
+        return sum(lengths) / len(pairs)
+
+    return {name: Cost(tokens(name), 1000 * median(own)) for name, own in seconds.items()}
 
 
-def _scores(found: dict[str, Evaluation]) -> dict[str, Any]:
-    """The headline figures: those of the own adapter, and the other conditions' exact match beside them."""
+def _scores(found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The headline figures: those of the adapter, and the other columns' beside them."""
     from tagi.cli.scores import interval
 
-    own = found["aligned"]
+    own = found["adapter"]
     n = len(own.exact_match)
     return {
         "exact_match": sum(own.exact_match) / n,
         "rouge_l": sum(own.rouge_l) / n,
         "n": n,
         "interval": interval(own, "exact_match", SEED),
-        "exact_match_by_instruction": {name: sum(one.exact_match) / n for name, one in found.items()},
+        "exact_match_by_column": {name: sum(one.exact_match) / n for name, one in found.items()},
+        "rouge_l_by_column": {name: sum(one.rouge_l) / n for name, one in found.items()},
     }
 
 
 def _print_model(console: Console, tagi: Tagi) -> None:
     from tagi.model.hypernetwork import parameter_count
 
-    size = parameter_count(tagi.model) / 1e6
+    backbone, own = parameter_count(tagi.model.backbone), sum(map(parameter_count, tagi.model.generators))
     console.print(
-        f"A model of {size:.1f} million parameters ({tagi.model.method.title}) reads each instruction once and writes "
-        "an adapter. With it, it solves the task's inputs without reading the instruction again.\n"
+        f"A frozen language model of {backbone / 1e6:.0f} million parameters reads each instruction once, and a "
+        f"hypernetwork of {own / 1e6:.1f} million ({tagi.model.method.title}) writes an adapter from it.\n"
     )
 
 
-def _print_task(console: Console, shown: Shown, number: int) -> None:
-    from rich.rule import Rule
-    from rich.table import Table
+def _print_task(console: Console, shown: Shown) -> None:
+    from tagi.cli.common import table
 
-    console.print(Rule(f"unseen task {number}", align="left", style="dim"))
-    console.print(shown.instruction, style="bold")
-    size, milliseconds = shown.adapter_parameters, 1000 * shown.adapt_seconds
-    console.print(f"adapter written: {size:,} numbers in {milliseconds:.0f} ms", style="cyan")
-    console.print(f"somebody else's instruction: {shown.somebody_elses}\n", style="dim")
-    for answered in shown.inputs:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row("", "input", answered.input)
-        grid.add_row("", "expected", Text(answered.expected, style="bold"))
-        for name, label in CONDITIONS.items():
-            colour = "green" if answered.right[name] else "red"
-            text = shorten(answered.answers[name], LONGEST_ANSWER, placeholder=" ...")
-            grid.add_row(mark(console, answered.right[name]), label, Text(text, style=colour))
-        console.print(grid)
-        console.print()
+    console.print(Text(shown.instruction, style="bold"))
+    console.print(Text(f"mismatched: {shown.mismatched}", style="dim"))
+    made = table("", ("input", "expected", *COLUMNS.values()), justify="left")
+    for one in shown.inputs:
+        cells = [
+            Text(shorten(one.answers[name], LONGEST, placeholder=" …") or "(nothing)", "green" if right else "red")
+            for name, right in one.right.items()
+        ]
+        made.add_row(shorten(one.input, 2 * LONGEST, placeholder=" …"), one.expected, *cells)
+    console.print(made)
 
 
-def _print_scores(console: Console, scores: dict[str, Any]) -> None:
-    from rich.rule import Rule
-    from rich.table import Table
-
+def _print_scores(console: Console, scores: Mapping[str, Any], costs: Mapping[str, Cost]) -> None:
+    from tagi.cli.common import table
     from tagi.cli.scores import percent
 
-    what = f"exact match on {scores['n']} inputs of {scores['tasks']} unseen tasks"
-    console.print(Rule(what, align="left", style="dim"))
-    block = "#" if console.options.ascii_only else "█"
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column()
-    grid.add_column(justify="right")
-    for name, label in CONDITIONS.items():
-        score = scores["exact_match_by_instruction"][name]
-        colour = "green" if name == "aligned" else "red"
-        grid.add_row(label, f"{percent(score)} %", Text(block * round(score * BAR_WIDTH), style=colour))
-    console.print(grid)
-    low, high = (percent(end) for end in scores["interval"])
-    console.print(f"95 % interval of the first: {low} to {high} (bootstrap over tasks)\n", style="dim")
-    console.print(Rule("try next", align="left", style="dim"))
+    made = table(f"{scores['n']} inputs of {scores['tasks']} unseen tasks", ("", "exact match", "ROUGE-L"))
+    for name, label in COLUMNS.items():
+        made.add_row(label, *(percent(scores[f"{metric}_by_column"][name]) for metric in ("exact_match", "rouge_l")))
+    console.print(made)
+    made = table(f"one input, an answer of {TIMED_TOKENS} tokens", ("", "tokens read", "ms"))
+    for name, cost in costs.items():
+        made.add_row(name, f"{cost.tokens:.0f}", f"{cost.milliseconds:.0f}")
+    console.print(made)
+    console.print("try next:", style="dim")
     for command in NEXT:
         console.print(f"  {command}", soft_wrap=True)

@@ -37,7 +37,7 @@ app = typer.Typer(help="Score a checkpoint on unseen tasks, with the right instr
 
 app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 
-InstructionControl = Literal["aligned", "shuffled", "random", "empty"]
+InstructionControl = Literal["aligned", "shuffled", "random", "empty", "prompt"]
 AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]
 Phrasings = Literal["seen", "new"]
 Norm = Literal["mean", "sum"]
@@ -45,7 +45,9 @@ Reads = Literal["template", "full"]
 
 InstructionOption = Annotated[
     InstructionControl,
-    typer.Option(help="The task's own instruction, another test task's, random words, or none."),
+    typer.Option(
+        help="The task's own instruction, another test task's, random words, none; or the bare language model's prompt."
+    ),
 ]
 AdapterOption = Annotated[
     AdapterControl,
@@ -57,8 +59,6 @@ Positives = Annotated[
 ]
 Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the controls and the bootstrap.")]
-EVERYDAY = Path("datasets/everyday")
-"""Where a clone of the repository has them."""
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Write predictions.jsonl, scores.json and scores.md."),
@@ -118,7 +118,9 @@ def sni(
 
 @app.command("everyday", epilog="Example: tagi eval everyday --instruction shuffled -o scores")
 def everyday(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Everyday tasks: train/ and test/.")] = EVERYDAY,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Everyday tasks: train/ and test/ (default: the bundled ones).")
+    ] = None,
     wording: Annotated[
         int | None, typer.Option(min=0, help="0 is the definition, 1, 2, … its paraphrases (default: all, one by one).")
     ] = None,
@@ -133,12 +135,14 @@ def everyday(
     as_json: Json = False,
 ) -> None:
     """Score the everyday test tasks, whose instructions are worded in several ways: ROUGE-L and exact match."""
+    from tagi import bundled
     from tagi.config import DataConfig
     from tagi.data.sources.everyday import Everyday
     from tagi.eval.evaluate import draw_partners
 
     setting = Setting(instruction, adapter, _free(output), as_json)
-    source = Everyday(DataConfig(source="everyday", path=str(data), only=tuple(only or ())))
+    folder = data or bundled.everyday()
+    source = Everyday(DataConfig(source="everyday", path=str(folder), only=tuple(only or ())))
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
     shown = tagi.config.prompt.demonstrations
     with waiting("reading tasks"):
@@ -147,7 +151,7 @@ def everyday(
     count, partners = len(worded[0]), draw_partners(worded[0], 0) if setting.needs_partners else None
     if partners is not None:  # of the same wording
         partners = [w * count + partner for w in range(len(worded)) for partner in partners]
-    asked = {"benchmark": "everyday", "data": str(data), "wording": wording, "instances": instances}
+    asked = {"benchmark": "everyday", "data": str(folder), "wording": wording, "instances": instances}
     asked |= {"demonstrations": shown, "checkpoint": checkpoint}
     _score(tagi, list(chain.from_iterable(worded)), partners, setting, asked, wordings=len(worded))
 

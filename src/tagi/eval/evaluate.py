@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from tagi import methods
 from tagi.data.mixture import TaskGroup
 from tagi.data.types import Instruction, Task
 from tagi.errors import ConfigError, InputError
@@ -16,9 +17,11 @@ from tagi.eval.rouge import exact_match, rouge_l
 from tagi.infer.engine import Tagi
 from tagi.losses import cross_entropy
 from tagi.model.adapter import TaskAdapter
+from tagi.model.tagi import TagiModel
 
-InstructionControl = Literal["aligned", "shuffled", "random", "empty"]
-"""Own instruction; another test task's; as many random words of the test instructions; none at all."""
+InstructionControl = Literal["aligned", "shuffled", "random", "empty", "prompt"]
+"""Own instruction; another test task's; as many random words of the test instructions; none at all; or the language
+model by itself, the own instruction in its prompt."""
 AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]
 """All of the adapter; LoRA without memory and fusion; memory and fusion without LoRA; another task's LoRA."""
 
@@ -59,6 +62,8 @@ def evaluate(
         InputError: there is nothing to score.
     """
     _check(tagi, tasks, instruction, adapter)
+    if instruction == "prompt":
+        return evaluate(prompted(tagi), tasks, progress=progress)
     others = partners if partners is not None else draw_partners(tasks, seed)
     shown = instructions(tasks, instruction, others, seed)
     predictions: list[Prediction] = []
@@ -77,6 +82,13 @@ def evaluate(
         if progress is not None:
             progress(number + 1, len(tasks))
     return score(predictions)
+
+
+def prompted(tagi: Tagi) -> Tagi:
+    """The same language model by itself, which reads the instruction in its prompt with every input."""
+    method, config = methods.get("no_ft"), tagi.config
+    model = TagiModel(tagi.model.backbone, method, config.hypernetwork, config.fusion)
+    return Tagi(model, tagi.tokenizer, config.model_copy(update={"method": method.name}))
 
 
 @torch.inference_mode()
@@ -104,7 +116,7 @@ def instructions(
     tasks: Sequence[Task], control: InstructionControl, partners: Sequence[int], seed: int
 ) -> list[Instruction | None]:
     """What each task's model is told under a control; None is the bare model."""
-    if control == "aligned":
+    if control in ("aligned", "prompt"):
         return [task.instruction for task in tasks]
     if control == "shuffled":
         return [tasks[partner].instruction for partner in partners]

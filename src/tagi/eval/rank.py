@@ -9,7 +9,7 @@ from statistics import fmean
 from tagi.config import RankNorm
 from tagi.data.types import Instruction, Task
 from tagi.errors import InputError
-from tagi.eval.evaluate import InstructionControl, check_partners, check_some, draw_partners, instructions
+from tagi.eval.evaluate import InstructionControl, check_partners, check_some, draw_partners, instructions, prompted
 from tagi.eval.report import Interval, Prediction, bootstrap
 from tagi.infer.engine import Tagi
 
@@ -80,6 +80,7 @@ def rank(
     check_some(tasks)
     check_partners(tasks, instruction == "shuffled")
     others = partners if partners is not None else draw_partners(tasks, seed)
+    tagi = prompted(tagi) if instruction == "prompt" else tagi
     predictions: list[Prediction] = []
     for number, (task, told) in enumerate(zip(tasks, instructions(tasks, instruction, others, seed), strict=True)):
         inputs, choices = [one.input for one in task.examples], [one.choices for one in task.examples]
