@@ -163,7 +163,7 @@ def test_run_with_the_instruction_in_the_prompt(tagi: Run, metatrained: Path) ->
 
 def test_positives_reach_the_model(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     """Compared as adapters, whose encoded instruction has one row a token."""
-    demonstrations = ["--positive", "cat red => cat", "--positive", "dog => dog"]
+    demonstrations = ["--example", "cat red => cat", "--example", "dog => dog"]
     result = tagi("adapt", INSTRUCTION, *demonstrations, "-o", tmp_path / "a", "--checkpoint", checkpoint)
     assert "note: the model reads 1 of the 2 demonstrations\n" in result.err
     told = Instruction(INSTRUCTION, (Demonstration("cat red", "cat"),))
@@ -202,9 +202,9 @@ def test_notes_go_to_stderr(tagi: Run, checkpoint: Path) -> None:
         (["Sort."], ["--input", "--inputs"]),
         (["--input", "cat"], ["instruction", "--adapter"]),
         (["Sort.", "--adapter", "x", "--input", "cat"], ["instruction", "--adapter"]),
-        (["--adapter", "x", "--input", "cat", "--positive", "a => b"], ["--positive"]),
-        (["Sort.", "--input", "cat", "--positive", "a, b"], ["--positive", "'a, b'", "input => output"]),
-        (["Sort.", "--input", "cat", "--positive", "a =>"], ["--positive", "'a =>'"]),
+        (["--adapter", "x", "--input", "cat", "--example", "a => b"], ["--example"]),
+        (["Sort.", "--input", "cat", "--example", "a, b"], ["--example", "'a, b'", "input => output"]),
+        (["Sort.", "--input", "cat", "--example", "a =>"], ["--example", "'a =>'"]),
     ],
 )
 def test_run_mistakes(tagi: Run, checkpoint: Path, arguments: Sequence[str], words: list[str]) -> None:

@@ -190,6 +190,6 @@ def test_fid_is_no_other_teacher(tagi: Run, folder: Path, fid: Path, tmp_path: P
 
 def test_fid_runs_and_has_no_adapter(tagi: Run, fid: Path, tmp_path: Path) -> None:
     """Its demonstrations are read once, its instruction with every input: an adapter would hold half of it."""
-    asked = ("--positive", "the rain => snow", "--checkpoint", fid)
+    asked = ("--example", "the rain => snow", "--checkpoint", fid)
     assert tagi("run", "the sun", "--input", "the river", *asked, "--json").json["n"] == 1
     mistake(tagi("adapt", "the sun", *asked, "-o", tmp_path / "adapter"), "fid_icl", "no adapter")

@@ -88,7 +88,7 @@ def test_newcomer_mixes_tasks_in_one_batch(
         (["Sort."], {"input": "cat", "instruction": " "}, ["line 2", "instruction", "is empty"]),
         (["Sort."], {"input": "cat", "instruction": 3}, ["line 2", "instruction", "must be a string"]),
         (["--adapter", "x"], {"input": "cat", "instruction": "Sort."}, ["line 1", "--adapter", "leave out"]),
-        (["--positive", "a => b"], {"input": "cat", "instruction": "Sort."}, ["--positive", "there is none"]),
+        (["--example", "a => b"], {"input": "cat", "instruction": "Sort."}, ["--example", "there is none"]),
     ],
 )
 def test_newcomer_leaves_a_line_without_instruction(

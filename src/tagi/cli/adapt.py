@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Json, Positives, note, open_tagi, print_json
+from tagi.cli.common import Backbone, Checkpoint, Examples, Json, note, open_tagi, print_json
 from tagi.errors import InputError
 from tagi.files import check_replaceable
 
@@ -19,7 +19,7 @@ EXAMPLE = 'Example: tagi adapt "Keep only the animals, then reverse the list." -
 def adapt(
     instruction: Annotated[str, typer.Argument(help="What to do, in plain English.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the adapter.")],
-    demonstrations: Positives = None,
+    demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an adapter that is there already.")] = False,

@@ -41,9 +41,9 @@ Backbone = Annotated[
     str | None,
     typer.Option("--backbone", metavar="DIR", help="Where the checkpoint's frozen backbone lies now."),
 ]
-Positives = Annotated[
+Examples = Annotated[
     list[str] | None,
-    typer.Option("--positive", metavar='"IN => OUT"', help="A worked example of the task; may be given several times."),
+    typer.Option("--example", metavar='"IN => OUT"', help="A worked example of the task; may be given several times."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 

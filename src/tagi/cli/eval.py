@@ -54,7 +54,7 @@ AdapterOption = Annotated[
     typer.Option(help="All of it, LoRA alone, memory and fusion alone, or with another task's LoRA."),
 ]
 Instances = Annotated[int, typer.Option(min=1, help="Instances of each task, the first ones.")]
-Positives = Annotated[
+Examples = Annotated[
     int | None, typer.Option(min=0, help="Demonstrations shown: 0 is Def, 2 is Def+2Pos (default: as in training).")
 ]
 Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
@@ -92,7 +92,7 @@ def sni(
     drop_seen: Annotated[
         bool, typer.Option("--drop-seen", help="Leave out rows whose input a training task has.")
     ] = False,
-    demonstrations: Positives = None,
+    demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -126,7 +126,7 @@ def everyday(
     ] = None,
     only: Only = None,
     instances: Instances = 100,
-    demonstrations: Positives = None,
+    demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -164,7 +164,7 @@ def micro(
     phrasings: Annotated[
         Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
-    demonstrations: Positives = None,
+    demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",
@@ -204,7 +204,7 @@ def p3(
     reads: Annotated[
         Reads, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
     ] = "template",
-    demonstrations: Positives = None,
+    demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     instruction: InstructionOption = "aligned",

@@ -71,5 +71,5 @@ class _Line(Record):
 def _demonstration(text: str) -> Demonstration:
     source, _, target = (part.strip() for part in text.partition("=>"))
     if not (source and target):
-        raise InputError(f'--positive {text!r}: must be written "input => output", with both sides filled')
+        raise InputError(f'--example {text!r}: must be written "input => output", with both sides filled')
     return Demonstration(source, target)

@@ -21,7 +21,7 @@ from tagi.errors import InputError, TagiError
 MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 """Exit codes: the last two are what a shell gives to programs that SIGINT and SIGPIPE end."""
 
-_TEXTS = ("--input", "--positive", "--stop")
+_TEXTS = ("--input", "--example", "--stop")
 """Options that say better themselves why they are not empty."""
 
 app = typer.Typer(

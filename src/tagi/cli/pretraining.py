@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tagi.cli.common import Backbone, Checkpoint, Json, bar, open_tagi, print_json, stdout, table, waiting
-from tagi.cli.eval import Positives, Seed, showing
+from tagi.cli.eval import Examples, Seed, showing
 
 if TYPE_CHECKING:
     from tagi.data.sources import Sources
@@ -62,7 +62,7 @@ def probes(
     instances: Annotated[
         int, typer.Option(min=1, help="Rows of each task; with 12 every answer stands at every place equally often.")
     ] = 12,
-    demonstrations: Positives = None,
+    demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
     backbone: Backbone = None,
     seed: Seed = 0,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Json, Positives, bar, note, one_line, open_tagi, print_json
+from tagi.cli.common import Backbone, Checkpoint, Examples, Json, bar, note, one_line, open_tagi, print_json
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run(
             help='A file of lines {"input": "..."}, each with its own "instruction" if need be; - is stdin.',
         ),
     ] = None,
-    demonstrations: Positives = None,
+    demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
     adapter: Annotated[
         Path | None,
@@ -147,7 +147,7 @@ def _asked(
     if definition is not None and adapter is not None:
         raise InputError("give either an instruction or --adapter DIR")
     if demonstrations and definition is None:
-        raise InputError("--positive belongs to an instruction on the command line, and there is none")
+        raise InputError("--example belongs to an instruction on the command line, and there is none")
     if definition is None and adapter is None and (texts or file is None):
         raise InputError("give an instruction, or --adapter DIR in its place")
     told = read_instruction(definition, demonstrations) if definition is not None else None

@@ -39,7 +39,7 @@ from tagi.model.checkpoint import ModelConfig
 from tagi.model.peft_files import is_peft, load_peft
 from tagi.model.tagi import Output, TagiModel, neutral
 
-Positives = Sequence[tuple[str, str]]
+Pairs = Sequence[tuple[str, str]]
 MERGED_FROM = 3
 """Inputs of one task from which on merging its LoRA into the weights saves more than it costs."""
 
@@ -117,7 +117,7 @@ class Tagi:
         return hub.push(self.save_pretrained, repo_id, **options)
 
     @torch.inference_mode()
-    def adapt(self, instruction: str | Instruction, demonstrations: Positives = ()) -> TaskAdapter:
+    def adapt(self, instruction: str | Instruction, demonstrations: Pairs = ()) -> TaskAdapter:
         """Instruction in, task adapter out: one encoder pass and the generator, no gradient.
 
         Raises:
@@ -125,7 +125,7 @@ class Tagi:
         """
         return self.adapt_all([asked.instruction(instruction, demonstrations)])
 
-    def task(self, instruction: str | Instruction, demonstrations: Positives = ()) -> TaskFunction:
+    def task(self, instruction: str | Instruction, demonstrations: Pairs = ()) -> TaskFunction:
         """A task as a function of its inputs; errors as of `adapt`."""
         return TaskFunction(self, self.adapt(instruction, demonstrations))
 
