@@ -56,7 +56,8 @@ def run_blocks(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     """Run a page's Python from first to last, as somebody would who reads it in a checkout; gives its names."""
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
-    (folder / "src").symlink_to(ROOT / "src")
+    for name in ("src", "weights"):
+        (folder / name).symlink_to(ROOT / name)
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
     for block in blocks:

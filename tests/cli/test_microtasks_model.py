@@ -1,4 +1,4 @@
-"""The bundled default: what the README promises of it."""
+"""The model of the microtasks in `weights/`: what its card promises of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ from statistics import fmean
 import pytest
 
 from tagi import Tagi
-from tagi.bundled import default_checkpoint
 from tagi.cli.micro import strangers, trained_on, unseen, with_instances
 from tagi.config.files import RUN_FILE, load
 from tagi.data.synthetic.microtasks import MicroTask
@@ -15,11 +14,12 @@ from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
 from tagi.model import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "weights" / "microtasks"
 
 
 @pytest.fixture(scope="module")
 def tagi() -> Tagi:
-    return Tagi.from_pretrained(default_checkpoint())
+    return Tagi.from_pretrained(KEPT)
 
 
 def exact_match(
@@ -40,19 +40,19 @@ def test_the_readme_example(tagi: Tagi) -> None:
 
 
 def test_it_is_small_and_safetensors_only() -> None:
-    files = [file for file in default_checkpoint().rglob("*") if file.is_file()]
+    files = [file for file in KEPT.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 15e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".yaml", ".md"}
 
 
 def test_it_was_trained_by_the_committed_config() -> None:
-    recorded, committed = load(default_checkpoint() / RUN_FILE), load(ROOT / "configs" / "default.yaml")
+    recorded, committed = load(KEPT / RUN_FILE), load(ROOT / "configs" / "micro" / "microtasks.yaml")
     assert recorded == committed
 
 
 def test_it_follows_unseen_instructions_and_no_other(tagi: Tagi) -> None:
     """40 tasks × 5: measured 94.5 %, and 0 with another's or no instruction; the slow test has 500 × 20."""
-    tasks = unseen(trained_on(None), 40)
+    tasks = unseen(trained_on(str(KEPT)), 40)
     assert exact_match(tagi, tasks, 5) >= 0.9
     assert exact_match(tagi, tasks, 5, "shuffled") <= 0.05
     assert exact_match(tagi, tasks, 5, "empty") <= 0.05
@@ -60,7 +60,7 @@ def test_it_follows_unseen_instructions_and_no_other(tagi: Tagi) -> None:
 
 @pytest.mark.slow
 def test_the_figures_of_500_unseen_tasks(tagi: Tagi) -> None:
-    tasks = unseen(trained_on(None), 500)
+    tasks = unseen(trained_on(str(KEPT)), 500)
     right = exact_match(tagi, tasks, 20)
     assert right >= 0.9
     assert exact_match(tagi, tasks, 20, "shuffled") < 0.25
@@ -68,7 +68,7 @@ def test_the_figures_of_500_unseen_tasks(tagi: Tagi) -> None:
     assert exact_match(tagi, tasks, 20, adapter="memory_only") < right  # LoRA has a share of its own
 
 
-@pytest.mark.parametrize("folder", ["src/tagi/assets/default", "weights/backbone", "weights/backbone-metatrained"])
+@pytest.mark.parametrize("folder", ["weights/microtasks", "weights/backbone", "weights/backbone-metatrained"])
 def test_fingerprint_of_what_the_repository_holds_is_its_own(folder: str) -> None:
     found = checkpoint.load(ROOT / folder)
     assert found.config.backbone_fingerprint == checkpoint.fingerprint(found.model.backbone)
