@@ -30,7 +30,7 @@ def adapt(
 
     told = read_instruction(instruction, demonstrations)
     _check_free(output, force)
-    tagi = open_tagi(checkpoint, backbone)
+    tagi = open_tagi(checkpoint, backbone, demonstrations)
     began = time.perf_counter()
     adapter = tagi.adapt(told)
     seconds = time.perf_counter() - began

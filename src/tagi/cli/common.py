@@ -141,8 +141,11 @@ def _lines(label: str) -> Report:
     return report
 
 
-def open_tagi(checkpoint: str | None, backbone: str | None = None) -> Tagi:
+def open_tagi(checkpoint: str | None, backbone: str | None = None, examples: Sequence[str] | None = None) -> Tagi:
     """The model of a checkpoint, or the bundled one, on the GPU where there is one.
+
+    Args:
+        examples: what the command line gave; all of them are shown, whatever the checkpoint shows otherwise.
 
     Raises:
         CheckpointError: see `Tagi.from_pretrained`.
@@ -154,4 +157,5 @@ def open_tagi(checkpoint: str | None, backbone: str | None = None) -> Tagi:
         from tagi.infer.engine import Tagi
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Tagi.from_pretrained(source, backbone=backbone, device=device)
+        tagi = Tagi.from_pretrained(source, backbone=backbone, device=device)
+        return tagi.showing(len(examples)) if examples else tagi

@@ -93,6 +93,7 @@ class Tagi:
 
     def showing(self, demonstrations: int) -> Self:
         """The same model, instructions shown with up to so many demonstrations: 0 is Def, 2 is Def+2Pos."""
+        self.fingerprint()  # once for both
         made = copy.copy(self)
         prompt = self.config.prompt.model_copy(update={"demonstrations": demonstrations})
         made.config = self.config.model_copy(update={"prompt": prompt})
@@ -118,12 +119,16 @@ class Tagi:
 
     @torch.inference_mode()
     def adapt(self, instruction: str | Instruction, demonstrations: Pairs = ()) -> TaskAdapter:
-        """Instruction in, task adapter out: one encoder pass and the generator, no gradient.
+        """Instruction in, task adapter out: one pass of the language model and the generator, no gradient.
+
+        Args:
+            demonstrations: inputs with their outputs, all of which are shown, whatever the prompts show otherwise.
 
         Raises:
             InputError: the instruction is empty or no text, or this method has no adapters.
         """
-        return self.adapt_all([asked.instruction(instruction, demonstrations)])
+        own = self.showing(len(demonstrations)) if demonstrations else self
+        return own.adapt_all([asked.instruction(instruction, demonstrations)])
 
     def task(self, instruction: str | Instruction, demonstrations: Pairs = ()) -> TaskFunction:
         """A task as a function of its inputs; errors as of `adapt`."""
