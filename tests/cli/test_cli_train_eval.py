@@ -14,7 +14,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from cli_runs import CONFIG, INSTRUCTION, Result, Run, mistake, write_config
+from cli_runs import CONFIG, Result, Run, mistake, write_config
 from tagi import Tagi
 from tagi.cli import demo, doctor
 from tagi.cli import eval as eval_command
@@ -272,7 +272,7 @@ def test_doctor(tagi: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tm
     ill = tagi("doctor")
     assert ill.code == 1
     assert "is no TAGI checkpoint" in " ".join(ill.out.split())
-    assert "install tagi again" in " ".join(ill.out.split())
+    assert "or install tagi again" in " ".join(ill.out.split())
 
 
 def test_doctor_misses_a_package(tagi: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,33 +284,31 @@ def test_doctor_misses_a_package(tagi: Run, checkpoint: Path, monkeypatch: pytes
 
 
 def test_demo_json(tagi: Run, checkpoint: Path) -> None:
-    found = tagi("demo", "--tasks", 5, "--checkpoint", checkpoint, "--json").json
-    assert (found["tasks"], found["n"]) == (5, 50)
-    assert found["exact_match"] == found["exact_match_by_instruction"]["aligned"]
-    assert found["exact_match_by_instruction"].keys() == {"aligned", "empty", "shuffled"}
-    first = found["shown"][0]
-    assert (first["instruction"], first["inputs"][0]["expected"]) == (INSTRUCTION, "dog wolf")
-    assert len(found["shown"]) == 4 and all(len(task["inputs"]) == 2 for task in found["shown"])
+    found = tagi("demo", "--tasks", 6, "--checkpoint", checkpoint, "--json").json
+    columns = {"adapter", "prompt", "mismatched"}
+    assert (found["tasks"], found["n"]) == (6, 6 * demo.INSTANCES)
+    assert found["exact_match"] == found["exact_match_by_column"]["adapter"]
+    assert found["exact_match_by_column"].keys() == found["rouge_l_by_column"].keys() == columns
+    assert len(found["shown"]) == demo.SHOWN_TASKS
     model = Tagi.from_pretrained(checkpoint)
-    expected = model.generate([demo.README_INPUT], model.adapt(INSTRUCTION))
-    assert [first["inputs"][0]["answers"]["aligned"]] == expected
+    for task in found["shown"]:
+        texts = [one["input"] for one in task["inputs"]]
+        assert [one["answers"]["adapter"] for one in task["inputs"]] == model.solve(task["instruction"], texts)
+        assert [one["answers"]["mismatched"] for one in task["inputs"]] == model.solve(task["mismatched"], texts)
+        assert len(texts) == demo.SHOWN_INPUTS and task["instruction"] != task["mismatched"]
+    costs = found["costs"]
+    assert costs["adapter"]["tokens"] == costs["cached prompt"]["tokens"] < costs["prompt"]["tokens"]
 
 
 def test_demo_on_a_dumb_terminal(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
     monkeypatch.setattr(sys, "stdout", out)
     assert main(["demo", "--tasks", "2", "--checkpoint", str(checkpoint)]) == 0
     out.seek(0)
     text = out.read()
     assert "\x1b" not in text
     assert max(map(len, text.splitlines()[:-3])) <= 80
-    assert "no with its own adapter" in text or "ok with its own adapter" in text
-    assert "exact match on 20 inputs of 2 unseen tasks" in text
-
-
-def test_readme_example_is_right() -> None:
-    assert MicroTask(0, SHOWN_TASK, 0).solve(demo.README_INPUT.split()) == demo.README_ANSWER.split()
-    assert demo.README_INSTRUCTION in MicroTask(0, SHOWN_TASK, 0).definitions()
+    assert "8 inputs of 2 unseen tasks" in text and " no " in text
 
 
 def test_errors_are_no_markup(tagi: Run, tmp_path: Path) -> None:

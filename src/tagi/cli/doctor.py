@@ -13,7 +13,7 @@ import typer
 
 from tagi.bundled import default_checkpoint
 from tagi.cli.common import Json, mark, print_json, stdout
-from tagi.errors import CheckpointError
+from tagi.errors import CheckpointError, TagiError
 
 EXAMPLE = "Example: tagi doctor"
 PACKAGES = (
@@ -69,6 +69,7 @@ def _checks() -> Iterator[Check]:
         yield _version(package)
     yield from _hardware()
     yield _disk()
+    yield _language_model()
     yield _bundled()
 
 
@@ -106,6 +107,19 @@ def _disk() -> Check:
     return Check("disk", f"{free / 1e9:,.1f} GB free here", mend)
 
 
+def _language_model() -> Check:
+    """Where the default's language model lies, as it was published and as it was converted."""
+    from tagi.backbones.gguf import INSTALL, smollm2
+    from tagi.backbones.language_model import SMOLLM2, find_language_model
+
+    if (file := smollm2()) is None:
+        return Check(SMOLLM2, "is not installed", INSTALL)
+    try:
+        return Check(SMOLLM2, f"{file}, converted in {find_language_model(SMOLLM2)}")
+    except TagiError as error:
+        return Check(SMOLLM2, str(error), "mend what it says, or set XDG_CACHE_HOME to a folder with room")
+
+
 def _bundled() -> Check:
     """Whether the default checkpoint is there, opens, and answers."""
     from tagi.infer.engine import Tagi
@@ -115,5 +129,5 @@ def _bundled() -> Check:
         folder = default_checkpoint()
         tagi = Tagi.from_pretrained(folder)
     except CheckpointError as error:
-        return Check(name, str(error), "install tagi again, the checkpoint is part of its package")
+        return Check(name, str(error), "mend what it says, or install tagi again: the checkpoint is part of it")
     return Check(name, f"opens ({tagi.config.method}, {tagi.fingerprint()})")
