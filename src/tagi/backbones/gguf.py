@@ -181,7 +181,7 @@ def save_lora(lora: Modules, model: Backbone, file: Path, invocation: Sequence[i
     """
     architecture = "llama" if model.family == "mistral" else model.family
     if architecture not in ARCHITECTURES or architecture == "gpt2":
-        raise CheckpointError(f"{file}: a LoRA of {model.family} cannot be written as GGUF")
+        raise CheckpointError(f"a LoRA of {model.family} cannot be written as GGUF")
     shape = cast(DecoderShape, model.shape)
     rank, scale = one_kind(lora)
     writer = gguf.GGUFWriter(file, architecture)
