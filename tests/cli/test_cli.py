@@ -127,7 +127,7 @@ def test_run_chooses_among_given_answers(tagi: Run, checkpoint: Path, tmp_path: 
     found = tagi("run", "--adapter", tmp_path / "adapter", *asked, "--json").json
     assert found == {"answers": expected, "scores": scores, "choices": choices, "n": 2, "notes": []}
     mistake(tagi("run", INSTRUCTION, *asked, "--beams", "2"), "--choice", "options of the search")
-    mistake(tagi("run", INSTRUCTION, *asked, "--choice", " "), "an empty choice")
+    mistake(tagi("run", INSTRUCTION, *asked, "--choice", " "), "--choice: is empty")
 
 
 def test_run_streams_and_says_that_a_stop_string_did_not_come(tagi: Run, checkpoint: Path) -> None:
