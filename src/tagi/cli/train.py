@@ -57,10 +57,15 @@ def train(
     chosen = list(run) if stage == ALL else [stage]
     if dry_run:
         plans = {key: _plan(run, key, draw=True, sources=sources) for key in chosen}
+        seconds = None if stage == ALL else _seconds(run[stage], plans[stage], sources)
         if as_json:
-            print_json({"dry_run": True, **_as_json(plans, stage)})
-        for plan in plans.values() if not as_json else ():
+            print_json({"dry_run": True, "seconds_per_step": seconds, **_as_json(plans, stage)})
+            return
+        for plan in plans.values():
             stdout().print(_table(plan))
+        if seconds is not None:
+            whole = seconds * run[stage].training.steps / 60
+            note(f"a step takes {seconds:.2g} s on this machine, all of them about {whole:,.0f} minutes")
         return
     with _saying_what_was_kept():
         done = {key: _run_stage(run, key, resume or stage == ALL, sources, skip=stage == ALL) for key in chosen}
@@ -107,6 +112,16 @@ def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool, sources: Sour
     for text in made.notes:
         note(text)
     return made
+
+
+def _seconds(config: RunConfig, plan: Plan, sources: Sources) -> float | None:
+    """What a step takes here; None where data or weights do not lie here or would not fit."""
+    from tagi.train.pace import can_be_timed, seconds_per_step
+
+    if not can_be_timed(config, plan):
+        return None
+    with waiting("timing steps"):
+        return seconds_per_step(config, sources)
 
 
 def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
