@@ -137,6 +137,6 @@ def test_engines_gguf_of_a_t5_is_refused(tmp_path: Path) -> None:
     tagi = make("lora_only")
     tagi.adapt("a b .").save_pretrained(tmp_path / "adapter")
     found = from_adapter(tagi, tmp_path / "adapter", "base", tmp_path)
-    with pytest.raises(CheckpointError, match="^a LoRA of T5 cannot be written as GGUF"):
+    with pytest.raises(CheckpointError, match=r"^a LoRA of T5 cannot be written as GGUF"):
         write_gguf(found, tmp_path / "gguf")
     assert not (tmp_path / "gguf").exists()
