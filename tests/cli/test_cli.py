@@ -1,6 +1,7 @@
 """The command line: help, usage, `run` and `adapt`, and every mistake that a user can make with them."""
 
 import ast
+import csv
 import io
 import json
 import shutil
@@ -226,6 +227,21 @@ def test_bad_inputs_file(tagi: Run, tmp_path: Path, content: str, words: list[st
     file = tmp_path / "inputs.jsonl"
     file.write_text(content, encoding="utf-8")
     mistake(tagi("run", "Sort.", "--inputs", file), str(file), *words)
+
+
+def test_inputs_from_a_table(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """A CSV with an instruction per row, one of them empty, answers as the same lines of JSON do."""
+    rows = [("cat, dog", "Reverse it."), ('red\n"wolf"', ""), ("lion", "Reverse it.")]
+    table, lines = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "input", "instruction"), *((1, *row) for row in rows)])
+    lines.write_text("".join(json.dumps({"input": a, "instruction": b or None}) + "\n" for a, b in rows))
+    asked = ("run", INSTRUCTION, "--checkpoint", checkpoint, "--inputs")
+    assert tagi(*asked, table).out == tagi(*asked, lines).out != ""
+    table.write_text("text\ncat\n")
+    mistake(tagi(*asked, table), str(table), "line 1", "no column named input")
+    table.write_text("input\ncat\n \n")
+    mistake(tagi(*asked, table), str(table), "line 3", "input", "is empty")
 
 
 def test_missing_inputs_file(tagi: Run, tmp_path: Path) -> None:

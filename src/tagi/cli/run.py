@@ -30,7 +30,7 @@ def run(
         typer.Option(
             "--inputs",
             metavar="FILE",
-            help='A file of lines {"input": "..."}, each with its own "instruction" if need be; - is stdin.',
+            help='Lines {"input": "..."}, each with its "instruction" if need be, or a .csv of these; - is stdin.',
         ),
     ] = None,
     demonstrations: Examples = None,
