@@ -9,11 +9,13 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tagi import methods
+from tagi.backbones.language_model import hugging_face
 from tagi.config import RunConfig, Shape
 from tagi.cost.step import Lengths
 from tagi.data.collate import Batch, Collator
 from tagi.data.segments import MAX_LENGTH
 from tagi.data.sources import Sources
+from tagi.errors import CheckpointError
 from tagi.model import checkpoint
 from tagi.train.batches import batches
 from tagi.train.start import random_tokenizer
@@ -41,10 +43,10 @@ def tokenizer_at_hand(config: RunConfig, shape: Shape, sources: Sources) -> PreT
     source, backbone = config.start_from, config.backbone
     if backbone is not None and backbone.path is None:
         return random_tokenizer(backbone, shape, config.data, sources) if data_at_hand(config) else None
-    source = source or (backbone.path if backbone is not None else None)
+    source = source or str(backbone.path if backbone is not None else "")
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError, ImportError):
+        return AutoTokenizer.from_pretrained(hugging_face(source), local_files_only=True)
+    except (OSError, ValueError, ImportError, CheckpointError):
         return None
 
 
