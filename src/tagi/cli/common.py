@@ -152,10 +152,7 @@ def open_tagi(checkpoint: str | None, backbone: str | None = None, examples: Seq
     """
     source = checkpoint or default_checkpoint()
     with waiting("opening the model"):
-        import torch
-
         from tagi.infer.engine import Tagi
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        tagi = Tagi.from_pretrained(source, backbone=backbone, device=device)
+        tagi = Tagi.from_pretrained(source, backbone=backbone)
         return tagi.showing(len(examples)) if examples else tagi

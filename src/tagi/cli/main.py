@@ -27,24 +27,24 @@ _TEXTS = ("--input", "--example", "--stop")
 app = typer.Typer(
     name="tagi",
     help="Read a task's instruction once, write a task adapter, solve any number of its inputs.",
-    epilog='Example: tagi run "Keep only the animals, then reverse the list." --input "red wolf saw dog plum"',
+    epilog='Example: tagi run "Name the city in the text." --input "We met in Oslo last May."',
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
-app.command("run", epilog=run_command.EXAMPLE)(run_command.run)
-app.command("adapt", epilog=adapt.EXAMPLE)(adapt.adapt)
-app.command("train", epilog=train.EXAMPLE)(train.train)
-app.command("runs", epilog=runs_command.EXAMPLE)(runs_command.runs)
+app.command("demo", rich_help_panel="Use", epilog=demo.EXAMPLE)(demo.demo)
+app.command("run", rich_help_panel="Use", epilog=run_command.EXAMPLE)(run_command.run)
+app.command("adapt", rich_help_panel="Use", epilog=adapt.EXAMPLE)(adapt.adapt)
+app.command("train", rich_help_panel="Train", epilog=train.EXAMPLE)(train.train)
 evaluation.app.command("text", epilog=pretraining.TEXT_EXAMPLE)(pretraining.text)
 evaluation.app.command("probes", epilog=pretraining.PROBES_EXAMPLE)(pretraining.probes)
-app.add_typer(evaluation.app, name="eval")
-app.add_typer(data.app, name="data")
-app.add_typer(export_command.app, name="export")
-app.command("methods", epilog=methods.EXAMPLE)(methods.methods)
-app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+app.add_typer(evaluation.app, name="eval", rich_help_panel="Measure")
+app.add_typer(data.app, name="data", rich_help_panel="Train")
+app.add_typer(export_command.app, name="export", rich_help_panel="Use")
+app.command("runs", rich_help_panel="Reproduce", epilog=runs_command.EXAMPLE)(runs_command.runs)
+app.command("methods", rich_help_panel="Reproduce", epilog=methods.EXAMPLE)(methods.methods)
+app.command("doctor", rich_help_panel="Use", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 @app.callback()

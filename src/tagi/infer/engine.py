@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ class Tagi:
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
-        self._fingerprint: str | None = None
+        self._texts, self._fingerprint = AnswerTexts(self.tokenizer), cast("str | None", None)
 
     @classmethod
     def from_pretrained(
@@ -64,14 +64,15 @@ class Tagi:
         source: str | Path | None = None,
         *,
         backbone: str | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
         """Open a TAGI checkpoint: a folder or a hub name, or the bundled one.
 
         Args:
             backbone: where the frozen language model lies now, if not where the checkpoint says.
-            dtype: of all weights; by default the one that the language model is kept in.
+            device: by default the GPU where there is one.
+            dtype: of all weights; by default the one that the language model is loaded in.
 
         Raises:
             CheckpointError: no checkpoint, half-written, damaged, of another backbone, or with a tokenizer that does
@@ -88,7 +89,7 @@ class Tagi:
         kept = opened.model.backbone.embedding.weight.dtype
         if dtype not in (None, kept):
             opened.fingerprint()  # of the values as they were written: adapters work at any precision
-        opened.model.to(device, dtype or kept)
+        opened.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype or kept)
         return opened
 
     def showing(self, demonstrations: int) -> Self:
@@ -286,10 +287,6 @@ class Tagi:
         most = generation.max_new_tokens or self.config.prompt.max_target
         stopped = partial(self._texts.stopped, stop=generation.stop) if generation.stop else None
         return Limits(self.model.backbone.end_ids, most, generation.min_new_tokens, stopped)
-
-    @property
-    def _texts(self) -> AnswerTexts:
-        return AnswerTexts(self.tokenizer)
 
     @torch.inference_mode()
     def told(self, instruction: Instruction | None) -> TaskAdapter:
