@@ -95,10 +95,13 @@ def test_run_prints_one_answer_a_line(tagi: Run, checkpoint: Path) -> None:
 
 
 def test_run_prints_json(tagi: Run, checkpoint: Path) -> None:
-    plain = tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", checkpoint).out
-    found = tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", checkpoint, "--json").json
+    text = "red wolf saw dog plum"
+    plain = tagi("run", INSTRUCTION, "--input", text, "--checkpoint", checkpoint).out
+    found = tagi("run", INSTRUCTION, "--input", text, "--checkpoint", checkpoint, "--json").json
     assert found.pop("adapt_seconds") > 0 and found.pop("generate_seconds") > 0
     assert found.pop("ended") in (["end"], ["length"])
+    model, answer = Tagi.from_pretrained(checkpoint), plain.rstrip("\n")
+    assert [found.pop("confidence")] == model.score_choices(INSTRUCTION, [text], [answer])
     assert found == {"answers": [plain.rstrip("\n")], "n": 1, "notes": [], "method": "tagi"}
 
 

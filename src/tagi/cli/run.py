@@ -99,6 +99,7 @@ def _solve(solver: Solver, asked: Sequence[Asked], *, as_json: bool) -> None:
         print_json(
             {
                 "answers": [answer.text for answer in answers],
+                "confidence": solver.confidence(asked, answers),
                 "ended": [answer.finish_reason for answer in answers],
                 "n": len(answers),
                 "notes": notes,
@@ -111,7 +112,7 @@ def _solve(solver: Solver, asked: Sequence[Asked], *, as_json: bool) -> None:
 
 def _choose(solver: Solver, asked: Sequence[Asked], choices: Sequence[str], *, as_json: bool) -> None:
     """The likeliest choice of every input, by mean log-likelihood of its tokens."""
-    scores = solver.scores(asked, choices)
+    scores = solver.scores(asked, [choices] * len(asked))
     answers = [choices[max(range(len(each)), key=each.__getitem__)] for each in scores]
     notes = _say(solver.notes(asked))
     if as_json:

@@ -55,15 +55,21 @@ class Solver:
             yield self._answers(some, lambda more, _, done=done: report(done + more, len(asked)))
             done += len(some)
 
-    def scores(self, asked: Sequence[Asked], choices: Sequence[str]) -> list[list[float]]:
-        """Mean log-likelihood per token of every choice, of every input in their order."""
+    def scores(self, asked: Sequence[Asked], choices: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Mean log-likelihood per token of every input's own choices, in the order of the inputs."""
         found: dict[int, list[float]] = {}
         for instruction in dict.fromkeys(one.instruction for one in asked):
             places = [place for place, one in enumerate(asked) if one.instruction == instruction]
-            told = self.told(instruction)
-            scores = self.tagi.score_choices(told, [asked[place].text for place in places], choices)
-            found |= dict(zip(places, scores, strict=True))
+            texts, own = [asked[place].text for place in places], [choices[place] for place in places]
+            found |= dict(zip(places, self.tagi.score_choices(self.told(instruction), texts, own), strict=True))
         return [found[place] for place in range(len(asked))]
+
+    def confidence(self, asked: Sequence[Asked], answers: Sequence[Answer]) -> list[float | None]:
+        """Mean log-likelihood per token of every answer, its end among them; None of an empty one."""
+        some = [place for place, answer in enumerate(answers) if answer.text]
+        scores = self.scores([asked[place] for place in some], [[answers[place].text] for place in some])
+        found = dict(zip(some, (score for (score,) in scores), strict=True))
+        return [found.get(place) for place in range(len(answers))]
 
     def notes(self, asked: Sequence[Asked]) -> list[str]:
         """What a person should know before trusting the answers, see `Tagi.notes`."""
