@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from cli_runs import INSTRUCTION, Run, mistake
-from tagi import GenerationConfig, Tagi
-from tagi.cli import common
+from tagi import GenerationConfig, Tagi, bundled
 from tagi.data.types import Demonstration, Instruction
 from tagi.model.adapter import TaskAdapter
 
@@ -302,7 +301,7 @@ def test_checkpoint_of_another_backbone(tagi: Run, checkpoint: Path, metatrained
 
 
 def test_installation_without_default(tagi: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(common.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(bundled, "_ASSETS", tmp_path)
     mistake(tagi("run", "Sort.", "--input", "cat"), "bundles no checkpoint", "--checkpoint")
 
 

@@ -198,14 +198,16 @@ def _train(stage: TrainingStage, config: RunConfig, resume: bool, sources: Sourc
 def _validator(config: RunConfig, sources: Sources) -> Callable[[Path], dict[str, float]] | None:
     """Scores of a checkpoint on the validation tasks or, of stage `backbone`, on text; None where none is held out."""
     from tagi import methods
-    from tagi.eval.evaluate import draw_partners, evaluate, instructions, target_loss
+    from tagi.eval.evaluate import InstructionControl, draw_partners, evaluate, instructions, target_loss
 
     if config.data.corpus is not None:
         return _text_validator(config.data.corpus)
     tasks = sources.valid(config.data, config.prompt.demonstrations)
 
     method = methods.get(config.method)
-    told = {"": "aligned"} | ({"_mismatched": "shuffled"} if method.reads_instruction_once or method.prompt else {})
+    told: dict[str, InstructionControl] = {"": "aligned"}
+    if method.reads_instruction_once or method.prompt:
+        told["_mismatched"] = "shuffled"
     partners = draw_partners(tasks, seed=0)
 
     def score(folder: Path) -> dict[str, float]:
