@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -56,7 +56,8 @@ class Tagi:
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
-        self._texts, self._fingerprint = AnswerTexts(self.tokenizer), cast("str | None", None)
+        self._texts = AnswerTexts(self.tokenizer)
+        self._fingerprint: str | None = None
 
     @classmethod
     def from_pretrained(
