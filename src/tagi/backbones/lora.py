@@ -21,8 +21,8 @@ def project(
     plain = F.linear(x_RLI, weight_JI, bias_J)
     if factors is None:
         return plain
-    down_RLr = rows.matmul(x_RLI, factors.a.transpose(-1, -2))
-    return plain + rows.matmul(down_RLr, factors.b.transpose(-1, -2)) * factors.scale
+    down_RLr = rows.matmul(x_RLI, factors.a.transpose(-1, -2)) * factors.scale  # here, where it is narrow
+    return plain + rows.matmul(down_RLr, factors.b.transpose(-1, -2))
 
 
 def prefixed(own_RHOK: Tensor, q_RHOK: Tensor, prefix: Factors | None, rows: Rows, dropout: float = 0.0) -> Tensor:

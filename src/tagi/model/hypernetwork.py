@@ -133,8 +133,9 @@ class ModuleGroup(nn.Module):
                 a_TMrI, b_TMJr = (x.expand(len(mask_TS), *x.shape) for x in (a0_MrI, cast(Tensor, b0_MJr)))
             else:
                 a_TMrI, b_TMJr = own[0] + a0_MrI, own[1] if b0_MJr is None else own[1] + b0_MJr
-            for module, sites in enumerate(self.modules_):
-                factors[sites[place]] = Factors(a_TMrI[:, module], b_TMJr[:, module], self.scale)
+            # The backward pass of so many slices would fill as many tensors of the size of all modules with zeros.
+            for sites, a, b in zip(self.modules_, a_TMrI.unbind(1), b_TMJr.unbind(1), strict=True):
+                factors[sites[place]] = Factors(a, b, self.scale)
         return factors
 
     def _generated(self, hidden_TSD: Tensor, mask_TS: Tensor) -> list[tuple[Tensor, Tensor]]:
