@@ -1,0 +1,62 @@
+"""Answers of llama.cpp's server, for `cases.run`: questions in a file, answers into a file."""
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import xllamacpp  # pyright: ignore[reportMissingImports]
+
+SHOWN = 1000
+"""Most likely tokens that the server names for a place; ours has to be among them."""
+
+
+def main(question: Path, answer: Path) -> None:
+    """Read one file, write the other."""
+    asked = json.loads(question.read_text(encoding="utf-8"))
+    server = _server(asked)
+
+    def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{server.listening_address}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as got:
+            return json.load(got)
+
+    def complete(prompt: list[int], most: int, scale: float = 1.0, probabilities: int = 0) -> dict[str, Any]:
+        how = {"temperature": 0.0, "return_tokens": True, "n_probs": probabilities}
+        return post("completion", how | {"prompt": prompt, "n_predict": most, "lora": [{"id": 0, "scale": scale}]})
+
+    def score(prompt: list[int], token: int) -> float:
+        (place,) = complete(prompt, 1, probabilities=SHOWN)["completion_probabilities"]
+        return next(one["logprob"] for one in place["top_logprobs"] if one["id"] == token)
+
+    found = {
+        "answers": [complete(one, asked["max_new_tokens"])["tokens"] for one in asked["prompts"]],
+        "bare": [complete(one, asked["max_new_tokens"], scale=0.0)["tokens"] for one in asked["prompts"]],
+        "scores": [
+            [score(prompt + own[:place], token) for place, token in enumerate(own)]
+            for prompt, own in zip(asked["prompts"], asked["answers"], strict=True)
+        ],
+        "ids": [
+            post("tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+            for text in asked["texts"]
+        ],
+    }
+    answer.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _server(asked: dict[str, Any]) -> Any:
+    """One slot, one thread, keys and values in fp32."""
+    params = xllamacpp.CommonParams()
+    params.model.path = asked["model"]
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(asked["adapter"], 1.0)]
+    params.n_ctx, params.n_parallel = 1024, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    return xllamacpp.Server(params)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
