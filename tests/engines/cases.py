@@ -28,8 +28,8 @@ from tagi.model.checkpoint import ModelConfig, fingerprint
 from tagi.model.tagi import TagiModel
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNT, MOST, SEED, STRENGTH = 40, 24, 0, 0.05
-"""Prompts, tokens of an answer at most, and how the random generator is drawn: with more strength answers are no text
+COUNT, MOST, BARE, SEED, STRENGTH = 40, 24, 8, 0, 0.05
+"""Prompts, tokens of an answer at most, and of one without the adapter; and how the random generator is drawn: with more strength answers are no text
 any more, with less they are those of the bare model."""
 TOLD = "Answer with one short sentence that a child can read."
 
@@ -171,6 +171,7 @@ def asked(case: Case) -> dict[str, Any]:
         "answers": case.ours.answers,
         "ends": case.ends,
         "max_new_tokens": MOST,
+        "bare": BARE,
     }
 
 

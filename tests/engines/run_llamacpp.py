@@ -28,17 +28,25 @@ def main(question: Path, answer: Path) -> None:
         how = {"temperature": 0.0, "return_tokens": True, "n_probs": probabilities}
         return post("completion", how | {"prompt": prompt, "n_predict": most, "lora": [{"id": 0, "scale": scale}]})
 
-    def score(prompt: list[int], token: int) -> float:
-        (place,) = complete(prompt, 1, probabilities=SHOWN)["completion_probabilities"]
-        return next(one["logprob"] for one in place["top_logprobs"] if one["id"] == token)
+    def score(prompt: list[int], own: list[int]) -> tuple[list[int], list[float]]:
+        """The greedy answer, and scores of ours: up to where the two part they come with the greedy one."""
+        greedy = complete(prompt, asked["max_new_tokens"], probabilities=SHOWN)
+        pairs = enumerate(zip(greedy["tokens"], own, strict=False))
+        parted = next((place for place, (theirs, ours) in pairs if theirs != ours), len(own) - 1)
+        places = greedy["completion_probabilities"][: parted + 1]
+        for place in range(len(places), len(own)):
+            places += complete(prompt + own[:place], 1, probabilities=SHOWN)["completion_probabilities"]
+        scores = [
+            next(one["logprob"] for one in place["top_logprobs"] if one["id"] == token)
+            for place, token in zip(places, own, strict=True)
+        ]
+        return greedy["tokens"], scores
 
+    both = [score(prompt, own) for prompt, own in zip(asked["prompts"], asked["answers"], strict=True)]
     found = {
-        "answers": [complete(one, asked["max_new_tokens"])["tokens"] for one in asked["prompts"]],
-        "bare": [complete(one, asked["max_new_tokens"], scale=0.0)["tokens"] for one in asked["prompts"]],
-        "scores": [
-            [score(prompt + own[:place], token) for place, token in enumerate(own)]
-            for prompt, own in zip(asked["prompts"], asked["answers"], strict=True)
-        ],
+        "answers": [tokens for tokens, _ in both],
+        "scores": [scores for _, scores in both],
+        "bare": [complete(one, asked["bare"], scale=0.0)["tokens"] for one in asked["prompts"]],
         "ids": [
             post("tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
             for text in asked["texts"]
@@ -48,13 +56,14 @@ def main(question: Path, answer: Path) -> None:
 
 
 def _server(asked: dict[str, Any]) -> Any:
-    """One slot, one thread, keys and values in fp32."""
+    """One slot, one thread; attention in fp32, which flash attention is not."""
     params = xllamacpp.CommonParams()
     params.model.path = asked["model"]
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(asked["adapter"], 1.0)]
     params.n_ctx, params.n_parallel = 1024, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(params)
 
 

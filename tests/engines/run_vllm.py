@@ -30,8 +30,8 @@ def main(question: Path, answer: Path) -> None:
         texts = [{"prompt_token_ids": prompt} for prompt in prompts]
         return llm.generate(texts, sampling, lora_request=lora if with_lora else None, use_tqdm=False)
 
-    def answers(with_lora: bool) -> list[list[int]]:
-        how = {"max_tokens": asked["max_new_tokens"], "stop_token_ids": asked["ends"]}
+    def answers(with_lora: bool, most: int) -> list[list[int]]:
+        how = {"max_tokens": most, "stop_token_ids": asked["ends"]}
         return [list(one.outputs[0].token_ids) for one in generate(asked["prompts"], with_lora, **how)]
 
     wholes = [prompt + own for prompt, own in zip(asked["prompts"], asked["answers"], strict=True)]
@@ -42,8 +42,8 @@ def main(question: Path, answer: Path) -> None:
     ]
     tokenizer = llm.get_tokenizer()
     found = {
-        "answers": answers(with_lora=True),
-        "bare": answers(with_lora=False),
+        "answers": answers(True, asked["max_new_tokens"]),
+        "bare": answers(False, asked["bare"]),
         "scores": scores,
         "ids": [tokenizer(text)["input_ids"] for text in asked["texts"]],
     }
