@@ -62,7 +62,12 @@ $(ENGINES)/vllm/.torch: tests/engines/requirements-vllm.txt | $(ENGINES)/vllm/.c
 	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $< torch
 	@touch $@
 
-$(ENGINES)/vllm/.installed: $(ENGINES)/vllm/.torch
-$(ENGINES)/%/.installed: tests/engines/requirements-%.txt | $(ENGINES)/%/.created
+$(ENGINES)/llamacpp/.installed: tests/engines/requirements-llamacpp.txt | $(ENGINES)/llamacpp/.created
 	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	@touch $@
+
+# The index's torchvision is built for CUDA and cannot be imported beside a torch that is not; texts need none of them.
+$(ENGINES)/vllm/.installed: tests/engines/requirements-vllm.txt $(ENGINES)/vllm/.torch
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	$(@D)/bin/python -m pip uninstall --yes --quiet torchvision torchaudio torchcodec
 	@touch $@

@@ -79,9 +79,7 @@ def changed(case: Case) -> int:
 def compare(ours: Answered, theirs: Answered) -> Compared:
     """Another engine's answers and scores, beside ours."""
     differ = sum(one != other for one, other in zip(ours.answers, theirs.answers, strict=True))
-    gaps = [
-        abs(sum(one) - sum(other)) / len(one) for one, other in zip(ours.scores, theirs.scores, strict=True) if one
-    ]
+    gaps = [abs(sum(one) - sum(other)) / len(one) for one, other in zip(ours.scores, theirs.scores, strict=True) if one]
     return Compared(differ, max(gaps))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import xllamacpp  # pyright: ignore[reportMissingImports]
+from parting import scored
 
 SHOWN = 1000
 """Most likely tokens that the server names for a place; ours has to be among them."""
@@ -31,9 +32,7 @@ def main(question: Path, answer: Path) -> None:
     def score(prompt: list[int], own: list[int]) -> tuple[list[int], list[float]]:
         """The greedy answer, and scores of ours: up to where the two part they come with the greedy one."""
         greedy = complete(prompt, asked["max_new_tokens"], probabilities=SHOWN)
-        pairs = enumerate(zip(greedy["tokens"], own, strict=False))
-        parted = next((place for place, (theirs, ours) in pairs if theirs != ours), len(own) - 1)
-        places = greedy["completion_probabilities"][: parted + 1]
+        places = greedy["completion_probabilities"][: scored(greedy["tokens"], own)]
         for place in range(len(places), len(own)):
             places += complete(prompt + own[:place], 1, probabilities=SHOWN)["completion_probabilities"]
         scores = [

@@ -8,8 +8,12 @@ from typing import Any
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
-from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports] # noqa: E402
-from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports] # noqa: E402
+from parting import scored
+from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+SHOWN = 20
+"""Most likely tokens that are named for a place; ours has to be among them."""
 
 
 def main(question: Path, answer: Path) -> None:
@@ -30,21 +34,22 @@ def main(question: Path, answer: Path) -> None:
         texts = [{"prompt_token_ids": prompt} for prompt in prompts]
         return llm.generate(texts, sampling, lora_request=lora if with_lora else None, use_tqdm=False)
 
-    def answers(with_lora: bool, most: int) -> list[list[int]]:
-        how = {"max_tokens": most, "stop_token_ids": asked["ends"]}
-        return [list(one.outputs[0].token_ids) for one in generate(asked["prompts"], with_lora, **how)]
+    def score(prompt: list[int], own: list[int], greedy: Any) -> list[float]:
+        """Scores of our answer: up to where the two part they come with the greedy one."""
+        places = greedy.logprobs[: scored(greedy.token_ids, own)]
+        wholes = [prompt + own[:place] for place in range(len(places), len(own))]
+        # Scores of a prompt would be one request, but with a LoRA vLLM's CPU build fails at them.
+        places += [one.outputs[0].logprobs[0] for one in generate(wholes, True, max_tokens=1, logprobs=SHOWN)]
+        return [place[token].logprob for place, token in zip(places, own, strict=True)]
 
-    wholes = [prompt + own for prompt, own in zip(asked["prompts"], asked["answers"], strict=True)]
-    read = generate(wholes, with_lora=True, max_tokens=1, prompt_logprobs=0)
-    scores = [
-        [one.prompt_logprobs[place][whole[place]].logprob for place in range(len(prompt), len(whole))]
-        for one, prompt, whole in zip(read, asked["prompts"], wholes, strict=True)
-    ]
+    how = {"stop_token_ids": asked["ends"], "logprobs": SHOWN}
+    greedy = [one.outputs[0] for one in generate(asked["prompts"], True, max_tokens=asked["max_new_tokens"], **how)]
+    bare = generate(asked["prompts"], False, max_tokens=asked["bare"], stop_token_ids=asked["ends"])
     tokenizer = llm.get_tokenizer()
     found = {
-        "answers": answers(True, asked["max_new_tokens"]),
-        "bare": answers(False, asked["bare"]),
-        "scores": scores,
+        "answers": [list(one.token_ids) for one in greedy],
+        "scores": [score(*each) for each in zip(asked["prompts"], asked["answers"], greedy, strict=True)],
+        "bare": [list(one.outputs[0].token_ids) for one in bare],
         "ids": [tokenizer(text)["input_ids"] for text in asked["texts"]],
     }
     answer.write_text(json.dumps(found), encoding="utf-8")
