@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -29,19 +29,11 @@ from tagi.model.tagi import TagiModel
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT, MOST, BARE, SEED, STRENGTH = 40, 24, 8, 0, 0.05
-"""Prompts, tokens of an answer at most, and of one without the adapter; and how the random generator is drawn: with more strength answers are no text
-any more, with less they are those of the bare model."""
+"""Prompts; tokens of an answer at most, and of one without the adapter; and how the random generator is drawn: with
+more strength answers are no text any more, with less they are those of the bare model."""
 TOLD = "Answer with one short sentence that a child can read."
 
 Ids = list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """Greedy answers to the prompts, and the log-likelihood of every token of ours under somebody's model."""
-
-    answers: list[Ids]
-    scores: list[list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +42,8 @@ class Compared:
 
     differ: int
     """Answers that are not ours."""
+    bare: int
+    """Answers without the adapter, the beginnings of them, that are not ours."""
     worst: float
     """Of the prompts, the largest difference of the mean log-likelihood per token of our answer, nats."""
 
@@ -65,7 +59,9 @@ class Case:
     prompts: list[Ids]
     """Everything that an engine reads: behind the instruction where it is attended to."""
     texts: list[str]
-    ours: Answered
+    answers: list[Ids]
+    scores: list[list[float]]
+    """Log-likelihood of every token of the answers."""
     bare: list[Ids]
     """Answers of the language model without the adapter, to the same prompts."""
     ends: Ids
@@ -73,14 +69,21 @@ class Case:
 
 def changed(case: Case) -> int:
     """Prompts that the bare model answers otherwise than the adapted one."""
-    return sum(one != other for one, other in zip(case.ours.answers, case.bare, strict=True))
+    return sum(one != other for one, other in zip(case.answers, case.bare, strict=True))
 
 
-def compare(ours: Answered, theirs: Answered) -> Compared:
-    """Another engine's answers and scores, beside ours."""
-    differ = sum(one != other for one, other in zip(ours.answers, theirs.answers, strict=True))
-    gaps = [abs(sum(one) - sum(other)) / len(one) for one, other in zip(ours.scores, theirs.scores, strict=True) if one]
-    return Compared(differ, max(gaps))
+def compare(case: Case, found: Mapping[str, Any]) -> Compared:
+    """What an engine's script found, beside ours."""
+    gaps = [
+        abs(sum(own) - sum(theirs)) / len(own) for own, theirs in zip(case.scores, found["scores"], strict=True) if own
+    ]
+    return Compared(_differ(case.answers, found["answers"], case), _differ(case.bare, found["bare"], case), max(gaps))
+
+
+def _differ(ours: Sequence[Ids], theirs: Sequence[Sequence[int]], case: Case) -> int:
+    longest = max(map(len, theirs))
+    pairs = zip(ours, theirs, strict=True)
+    return sum(own[:longest] != ended(other, case.ends) for own, other in pairs)
 
 
 def write(method: str, folder: Path) -> Case:
@@ -100,9 +103,9 @@ def write(method: str, folder: Path) -> Case:
     bare = answers(tagi.model, tagi.model.prepare(tagi.neutral()), prompts)
     prepared = tagi.model.prepare(adapter)
     own = answers(tagi.model, prepared, inputs)
-    ours = Answered(own, scores(backbone, prepared, inputs, own))
+    likely = scores(backbone, prepared, inputs, own)
     texts = [str(tagi.tokenizer.decode(one)) for one in prompts]
-    return Case(folder, base, prompts, texts, ours, bare, list(backbone.end_ids))
+    return Case(folder, base, prompts, texts, own, likely, bare, list(backbone.end_ids))
 
 
 @cache
@@ -166,16 +169,11 @@ def asked(case: Case) -> dict[str, Any]:
     return {
         "prompts": case.prompts,
         "texts": case.texts,
-        "answers": case.ours.answers,
+        "answers": case.answers,
         "ends": case.ends,
         "max_new_tokens": MOST,
         "bare": BARE,
     }
-
-
-def answered(found: dict[str, Any], ends: Sequence[int]) -> Answered:
-    """An engine's answers as ours are given."""
-    return Answered([ended(one, ends) for one in found["answers"]], found["scores"])
 
 
 def report(name: str, compared: Compared) -> None:

@@ -10,6 +10,7 @@ os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HU
 
 from parting import scored
 from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+from vllm.lora.peft_helper import PEFTHelper  # pyright: ignore[reportMissingImports]
 from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
 SHOWN = 20
@@ -50,9 +51,20 @@ def main(question: Path, answer: Path) -> None:
         "answers": [list(one.token_ids) for one in greedy],
         "scores": [score(*each) for each in zip(asked["prompts"], asked["answers"], greedy, strict=True)],
         "bare": [list(one.outputs[0].token_ids) for one in bare],
+        "refusal": _refusal(llm, Path(asked["refused"])),
         "ids": [tokenizer(text)["input_ids"] for text in asked["texts"]],
     }
     answer.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _refusal(llm: Any, adapter: Path) -> str | None:
+    """What vLLM says of an adapter before it loads it; None if it would."""
+    config = llm.llm_engine.vllm_config.lora_config
+    try:
+        PEFTHelper.from_local_dir(str(adapter), None).validate_legal(config)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 if __name__ == "__main__":  # vLLM starts a process of its own, which opens this file again
