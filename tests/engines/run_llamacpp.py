@@ -25,9 +25,14 @@ def main(question: Path, answer: Path) -> None:
         with urllib.request.urlopen(request) as got:
             return json.load(got)
 
-    def complete(prompt: list[int], most: int, scale: float = 1.0, probabilities: int = 0) -> dict[str, Any]:
-        how = {"temperature": 0.0, "return_tokens": True, "n_probs": probabilities}
-        return post("completion", how | {"prompt": prompt, "n_predict": most, "lora": [{"id": 0, "scale": scale}]})
+    def complete(prompt: list[int], most: int, probabilities: int = 0, **how: Any) -> dict[str, Any]:
+        body = {"temperature": 0.0, "return_tokens": True, "n_probs": probabilities, "n_predict": most}
+        return post("completion", body | {"prompt": prompt} | how)
+
+    def bare(prompt: list[int]) -> list[int]:
+        # With its cache the server goes on from keys and values that it computed with the LoRA.
+        off = {"lora": [{"id": 0, "scale": 0.0}], "cache_prompt": False}
+        return complete(prompt, asked["bare"], **off)["tokens"]
 
     def score(prompt: list[int], own: list[int]) -> tuple[list[int], list[float]]:
         """The greedy answer, and scores of ours: up to where the two part they come with the greedy one."""
@@ -45,7 +50,7 @@ def main(question: Path, answer: Path) -> None:
     found = {
         "answers": [tokens for tokens, _ in both],
         "scores": [scores for _, scores in both],
-        "bare": [complete(one, asked["bare"], scale=0.0)["tokens"] for one in asked["prompts"]],
+        "bare": [bare(one) for one in asked["prompts"]],
         "ids": [
             post("tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
             for text in asked["texts"]
