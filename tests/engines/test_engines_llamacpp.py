@@ -11,8 +11,9 @@ from cases import Case, asked, changed, compare, report, run
 from tagi.backbones.gguf import smollm2
 
 pytestmark = pytest.mark.engines
-BOUNDS = {"exact": (0, 0, 1e-3), "quantised": (24, 20, 0.1)}
-"""Answers that differ, with the adapter and without, and nats per token."""
+BOUNDS = {"exact": (0, 0, 1e-3), "quantised": (20, 14, 0.1)}
+"""Answers that differ, with the adapter and without, and nats per token; worst 0, 0 and 1.9e-4 in fp32, and 17, 10
+and 0.069 in Q4_1."""
 
 
 @pytest.fixture(scope="session")
