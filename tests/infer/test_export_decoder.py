@@ -118,7 +118,9 @@ def test_engines_gguf_is_what_llama_cpp_s_converter_writes(prefix: str, tmp_path
     assert said["general.architecture"] == "llama"
     (scale,) = {factors.scale for factors in found.lora.values()}
     assert said["adapter.lora.alpha"] == scale * tagi.config.hypernetwork.rank
-    assert tuple(said.get("adapter.alora.invocation_tokens", ())) == found.context.invocation
+    tokens = reader.fields.get("adapter.alora.invocation_tokens")
+    assert tuple(said.get("adapter.alora.invocation_tokens", ())) == found.context.invocation[1:]  # see `write_gguf`
+    assert tokens is None or tokens.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32]
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     assert len(tensors) == 2 * len(found.lora)
     heads = {"q": tagi.model.backbone.shape.num_heads, "v": None}

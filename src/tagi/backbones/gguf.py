@@ -189,7 +189,8 @@ def save_lora(lora: Modules, model: Backbone, file: Path, invocation: Sequence[i
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, scale * rank)
     if invocation:
-        writer.add_array(gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS, list(invocation))
+        key, kinds = gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS, gguf.GGUFValueType
+        writer.add_key_value(key, list(invocation), kinds.ARRAY, kinds.UINT32)  # others are refused at loading
     for site, factors in lora.items():
         part = "attention" if site.kind == "decoder.self" else "feed_forward"
         b = factors.b[0]
