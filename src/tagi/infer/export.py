@@ -171,7 +171,7 @@ def write_gguf(export: Export, folder: Path) -> None:
     """
     use = "llama-server -m MODEL.gguf --lora adapter.gguf"
     front = {"tags": ["lora", "gguf", "tagi"]}
-    written = card("LoRA in llama.cpp's format", export.description, use, base=export.base, **front)
+    written = card("LoRA in llama.cpp's format", export.description, use, base=export.base, gguf=True, **front)
     invocation = () if export.context is None else export.context.invocation
     # llama.cpp's server (b11549) lets the LoRA begin one token before those that its file names; tests/engines measures
     # from where it is active.
