@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from cli_runs import INSTRUCTION, Run, mistake
 from tagi import GenerationConfig, Tagi, bundled
@@ -164,15 +165,17 @@ def test_run_with_the_instruction_in_the_prompt(tagi: Run, metatrained: Path) ->
     assert tagi("run", INSTRUCTION, "--input", "cat dog", "--checkpoint", metatrained).out == f"{expected[0]}\n"
 
 
-def test_positives_reach_the_model(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """Compared as adapters, whose encoded instruction has one row a token."""
-    demonstrations = ["--example", "cat red => cat", "--example", "dog => dog"]
-    result = tagi("adapt", INSTRUCTION, *demonstrations, "-o", tmp_path / "a", "--checkpoint", checkpoint)
-    assert "note: the model reads 1 of the 2 demonstrations\n" in result.err
-    told = Instruction(INSTRUCTION, (Demonstration("cat red", "cat"),))
+def test_examples_reach_the_model(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """All of them, though the checkpoint shows one; compared as adapters, whose instruction has one row a token."""
+    pairs = [("cat red", "cat"), ("dog", "dog")]
+    examples = [word for one, other in pairs for word in ("--example", f"{one} => {other}")]
+    result = tagi("adapt", INSTRUCTION, *examples, "-o", tmp_path / "a", "--checkpoint", checkpoint)
+    assert (result.code, result.err) == (0, "")
     model = Tagi.from_pretrained(checkpoint)
-    found, expected = model.load_adapter(tmp_path / "a").instruction, model.adapt(told).instruction
-    assert found.hidden.shape == expected.hidden.shape
+    found, expected = model.load_adapter(tmp_path / "a").instruction, model.adapt(INSTRUCTION, pairs).instruction
+    assert torch.equal(found.hidden, expected.hidden)
+    fewer = model.adapt(Instruction(INSTRUCTION, tuple(Demonstration(*pair) for pair in pairs))).instruction
+    assert fewer.mask.shape[1] < found.mask.shape[1]
 
 
 @pytest.mark.parametrize("stdin", [False, True])

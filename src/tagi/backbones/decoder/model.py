@@ -58,9 +58,9 @@ class Decoder(nn.Module):
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape, width = shape, shape.d_embedding or shape.d_model
-        self.embedding = nn.Embedding(shape.vocab_size, width)
+        self.embedding = _table(shape.vocab_size, width)
         learned = shape.learned
-        self.position = None if learned is None else nn.Embedding(shape.max_positions + learned.offset, shape.d_model)
+        self.position = None if learned is None else _table(shape.max_positions + learned.offset, shape.d_model)
         projected = width != shape.d_model
         self.project_in = nn.Linear(width, shape.d_model, bias=False) if projected else None
         self.project_out = nn.Linear(shape.d_model, width, bias=False) if projected else None
@@ -274,6 +274,11 @@ class Decoder(nn.Module):
         block: Any = self.blocks[site.layer]
         part = block.attention if site.kind == "decoder.self" else block.feed_forward
         return part.get_submodule(site.place)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding, its numbers left open: to draw them on the meta device torch imports its compiler for seconds."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 def initialise(model: Decoder, generator: torch.Generator) -> None:

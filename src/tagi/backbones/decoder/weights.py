@@ -16,19 +16,21 @@ from tagi.config import DecoderShape
 from tagi.errors import CheckpointError
 
 
-def load_decoder(source: str | Path, dtype: torch.dtype | None = torch.float32) -> Decoder:
+def load_decoder(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, shape: DecoderShape | None = None
+) -> Decoder:
     """A decoder-only model from a Hugging Face folder or hub name; its files are mapped, not copied, where they have
     the type already.
 
     Args:
         dtype: None keeps that of the files.
+        shape: where it is known; else `config.json` tells.
 
     Raises:
         CheckpointError: of another family, no safetensors weights, tensors missing or of another shape.
     """
     folder = locate(source)
-    shape = read_decoder_shape(folder)
-    return assembled(shape, read_weights(folder), folder, dtype)
+    return assembled(shape or read_decoder_shape(folder), read_weights(folder), folder, dtype)
 
 
 def save_decoder(model: Decoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
