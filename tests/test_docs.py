@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tagi.backbones.gguf import INSTALL, smollm2
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = re.findall(r"`(tagi(?:\.\w+)+)`", (ROOT / "docs" / "equations.md").read_text(encoding="utf-8"))
 
@@ -65,12 +67,19 @@ def run_blocks(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     return names
 
 
+@pytest.mark.skipif(smollm2() is None, reason=f"the default's language model is not here: {INSTALL}")
 def test_the_readme_s_ten_lines_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_blocks(ROOT / "README.md", tmp_path, monkeypatch)
-    assert capsys.readouterr().out.splitlines() == ["['plum dog saw wolf', 'bus car']", "['axe plum bus']"]
-    assert (tmp_path / "my-checkpoint" / "backbone" / "config.json").exists()
+    assert capsys.readouterr().out.splitlines() == ["Oslo", "['Lyon', 'Lima']", "['Bergen']"]
+    assert (tmp_path / "city" / "adapter.safetensors").exists()
+
+
+@pytest.mark.skipif(smollm2() is None, reason=f"the default's language model is not here: {INSTALL}")
+def test_the_page_on_a_task_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_blocks(ROOT / "docs" / "your-task.md", tmp_path, monkeypatch)
+    assert "TaskFunction" in repr(names["city"]) and (tmp_path / "city").is_dir()
 
 
 def test_the_page_on_answering_runs(

@@ -264,8 +264,8 @@ class Tagi:
         tasks: Sequence[int] | None,
         generation: GenerationConfig,
     ) -> list[Request]:
-        generation = asked.generation(generation)
-        adapter, prompts, owners = self._read(asked.told(told), asked.inputs(inputs), tasks)
+        told, inputs, generation = asked.told(told), asked.inputs(inputs), asked.generation(generation)
+        adapter, prompts, owners = self._read(told, inputs, tasks)
         prepared, limits = self.prepare(adapter, len(prompts)), self._limits(generation)
         seeds = seeded(generation.seed, inputs)
         return [
