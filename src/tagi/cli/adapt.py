@@ -13,7 +13,7 @@ from tagi.cli.common import Backbone, Checkpoint, Examples, Json, note, open_tag
 from tagi.errors import InputError
 from tagi.files import check_replaceable
 
-EXAMPLE = 'Example: tagi adapt "Keep only the animals, then reverse the list." -o animals'
+EXAMPLE = 'Example: tagi adapt "Name the city in the text." -o city'
 
 
 def adapt(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tagi.infer.answers import Answer
     from tagi.infer.search import GenerationConfig
 
-EXAMPLE = 'Example: tagi run "Keep only the animals, then reverse the list." --input "red wolf saw dog plum"'
+EXAMPLE = 'Example: tagi run "Name the city in the text." --input "We met in Oslo last May."'
 
 
 def run(
