@@ -308,7 +308,7 @@ def test_demo_on_a_dumb_terminal(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     text = out.read()
     assert "\x1b" not in text
     assert max(map(len, text.splitlines()[:-3])) <= 80
-    assert "8 inputs of 2 unseen tasks" in text and " no " in text
+    assert f"{2 * demo.INSTANCES} inputs of 2 unseen tasks" in text and " no " in text
 
 
 def test_errors_are_no_markup(tagi: Run, tmp_path: Path) -> None:

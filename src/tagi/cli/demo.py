@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from random import Random
 from statistics import median
 from textwrap import shorten
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from tagi.data.types import Task
     from tagi.eval.evaluate import Evaluation
     from tagi.infer.engine import Tagi
+    from tagi.model.adapter import TaskAdapter
 
 EXAMPLE = "Example: tagi demo --tasks 10"
 SEED = 0
 """Chooses the tasks that are shown, and whose instruction is another's; no result is looked at."""
-SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 5, 3, 4
+SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 5, 3, 3
+LONGEST_ANSWER = 24
+"""Tokens of an answer; untrained, the language model seldom comes to an end."""
 TIMED, ROUNDS, TIMED_TOKENS = 5, 3, 8
 """Inputs and rounds of the timing, and tokens of every answer in it: untrained answers are longer, not slower."""
 LONGEST = 40
@@ -111,16 +115,52 @@ def _chosen(count: int) -> range:
 def _evaluate(
     tagi: Tagi, tasks: Sequence[Task], partners: Sequence[int], report: Callable[[int, int], None]
 ) -> dict[str, Evaluation]:
+    """Every column, its tasks mixed in one batch.
+
+    A decoder-only model that attends to what it read of an instruction itself, and has no adapter, is that model with
+    the instruction in its prompt: its answers are the same.
+    """
     from tagi.eval.evaluate import evaluate
 
-    def progress(part: int) -> Callable[[int, int], None]:
-        return lambda done, total: report(part * total + done, len(COLUMNS) * total)
+    adapters, untrained = tagi.adapt_all([task.instruction for task in tasks]), "cached prompt"
+    own, other = [*range(len(tasks))], [*partners]
+    ways = {"adapter": (adapters, own), untrained: (adapters.without_modules(), own), "mismatched": (adapters, other)}
+    if tagi.model.backbone.has_encoder or not tagi.model.method.fuses_decoder:
+        del ways[untrained]
+    found: dict[str, Evaluation] = {}
+    for part, (name, (told, numbers)) in enumerate(ways.items()):
+        found[name] = _mixed(tagi, tasks, told, numbers, partial(_part, report, part, len(COLUMNS)))
+    prompt = found.pop(untrained) if untrained in found else evaluate(tagi, tasks, instruction="prompt")
+    return {"adapter": found["adapter"], "prompt": prompt, "mismatched": found["mismatched"]}
 
-    return {
-        "adapter": evaluate(tagi, tasks, progress=progress(0)),
-        "prompt": evaluate(tagi, tasks, instruction="prompt", progress=progress(1)),
-        "mismatched": evaluate(tagi, tasks, instruction="shuffled", partners=partners, progress=progress(2)),
-    }
+
+def _part(report: Callable[[int, int], None], part: int, parts: int, done: int, total: int) -> None:
+    report(part * total + done, parts * total)
+
+
+def _mixed(
+    tagi: Tagi,
+    tasks: Sequence[Task],
+    told: TaskAdapter,
+    numbers: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> Evaluation:
+    """All tasks' examples in one batch, each task by the adapter of its number."""
+    from tagi.eval.evaluate import score
+    from tagi.eval.report import Prediction
+    from tagi.infer.search import GenerationConfig
+
+    rows = [(number, example) for number, task in enumerate(tasks) for example in task.examples]
+    inputs, owners = [example.input for _, example in rows], [numbers[number] for number, _ in rows]
+    short = GenerationConfig(max_new_tokens=min(LONGEST_ANSWER, tagi.config.prompt.max_target))
+    answers = tagi.answer(told, inputs, tasks=owners, generation=short, progress=progress)
+    pairs = zip(rows, answers, strict=True)
+    return score(
+        [
+            Prediction(tasks[i].name, tasks[i].categories, tasks[numbers[i]].instruction, example, answer.text)
+            for (i, example), answer in pairs
+        ]
+    )
 
 
 def _shown(found: Mapping[str, Evaluation], tasks: Sequence[Task], partners: Sequence[int], number: int) -> Shown:
