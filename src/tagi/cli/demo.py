@@ -30,7 +30,7 @@ SEED = 0
 SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 5, 3, 3
 LONGEST_ANSWER = 24
 """Tokens of an answer; untrained, the language model seldom comes to an end."""
-TIMED, ROUNDS, TIMED_TOKENS = 5, 3, 8
+TIMED, ROUNDS, TIMED_TOKENS = 5, 1, 8
 """Inputs and rounds of the timing, and tokens of every answer in it: untrained answers are longer, not slower."""
 LONGEST = 40
 COLUMNS = {"adapter": "adapter", "prompt": "prompt, untrained", "mismatched": "mismatched instruction"}
