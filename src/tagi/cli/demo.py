@@ -30,8 +30,8 @@ SEED = 0
 SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 5, 3, 3
 LONGEST_ANSWER = 24
 """Tokens of an answer; untrained, the language model seldom comes to an end."""
-TIMED, ROUNDS, TIMED_TOKENS = 5, 1, 8
-"""Inputs and rounds of the timing, and tokens of every answer in it: untrained answers are longer, not slower."""
+TIMED, TIMED_TOKENS = 5, 8
+"""Inputs that are timed, and tokens of every answer in it: untrained answers are longer, not slower."""
 LONGEST = 40
 COLUMNS = {"adapter": "adapter", "prompt": "prompt, untrained", "mismatched": "mismatched instruction"}
 NEXT = (
@@ -81,9 +81,9 @@ def demo(
     drawn, partners = _draw(tasks)
     with bar(f"solving {len(drawn)} unseen tasks") as report:
         found = _evaluate(tagi, drawn, partners, report)
-    shown = [_shown(found, drawn, partners, number) for number in _chosen(len(drawn))]
+    shown = [_shown(found, drawn, partners, number) for number in range(min(len(drawn), SHOWN_TASKS))]
     with waiting("timing"):
-        costs = _costs(tagi, drawn[: max(_chosen(len(drawn))) + 1])
+        costs = _costs(tagi, drawn[:TIMED])
     scores = _scores(found) | {"tasks": len(drawn), "shown": [asdict(one) for one in shown]}
     scores |= {"costs": {name: asdict(one) for name, one in costs.items()}, "seconds": time.perf_counter() - began}
     if as_json:
@@ -108,24 +108,20 @@ def _draw(count: int) -> tuple[list[Task], list[int]]:
     return [replace(task, examples=task.examples[:INSTANCES]) for task in chosen], draw_partners(chosen, SEED)
 
 
-def _chosen(count: int) -> range:
-    return range(min(count, SHOWN_TASKS))
-
-
 def _evaluate(
     tagi: Tagi, tasks: Sequence[Task], partners: Sequence[int], report: Callable[[int, int], None]
 ) -> dict[str, Evaluation]:
     """Every column, its tasks mixed in one batch.
 
     A decoder-only model that attends to what it read of an instruction itself, and has no adapter, is that model with
-    the instruction in its prompt: its answers are the same.
+    the instruction in its prompt: its answers are the same. Not so where the adapted model read the instruction.
     """
     from tagi.eval.evaluate import evaluate
 
     adapters, untrained = tagi.adapt_all([task.instruction for task in tasks]), "cached prompt"
     own, other = [*range(len(tasks))], [*partners]
     ways = {"adapter": (adapters, own), untrained: (adapters.without_modules(), own), "mismatched": (adapters, other)}
-    if tagi.model.backbone.has_encoder or not tagi.model.method.fuses_decoder:
+    if tagi.model.backbone.has_encoder or tagi.model.reads_again or not tagi.model.method.fuses_decoder:
         del ways[untrained]
     found: dict[str, Evaluation] = {}
     for part, (name, (told, numbers)) in enumerate(ways.items()):
@@ -183,7 +179,7 @@ def _costs(tagi: Tagi, tasks: Sequence[Task]) -> dict[str, Cost]:
     from tagi.infer.search import GenerationConfig
 
     fixed = GenerationConfig(max_new_tokens=TIMED_TOKENS, min_new_tokens=TIMED_TOKENS)
-    asking, pairs = prompted(tagi), [(task, task.examples[0].input) for task in tasks][:TIMED]
+    asking, pairs = prompted(tagi), [(task, task.examples[0].input) for task in tasks]
     adapters = [tagi.adapt(task.instruction) for task, _ in pairs]
     ways: dict[str, Callable[[int], object]] = {
         "adapter": lambda i: tagi.generate([pairs[i][1]], adapters[i], generation=fixed),
@@ -191,7 +187,7 @@ def _costs(tagi: Tagi, tasks: Sequence[Task]) -> dict[str, Cost]:
         "prompt": lambda i: asking.solve(pairs[i][0].instruction, [pairs[i][1]], generation=fixed),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in [*range(len(pairs))] * ROUNDS:
+    for i in range(len(pairs)):
         for name, answer in ways.items():
             began = time.perf_counter()
             answer(i)
