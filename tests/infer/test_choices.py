@@ -35,7 +35,10 @@ def alone(tagi: Tagi, instruction: Instruction, text: str, choice: str) -> tuple
     """Log-likelihood of one choice of one input, and its number of tokens."""
     follows = tagi.model.method.fuses_decoder
     ids = torch.tensor([tagi.collator.input(instruction, text, follows=follows)])
-    prepared, labels = tagi.model.prepare(tagi.told(instruction)), torch.tensor([tagi.collator.target(choice)])
+    prepared, labels = (
+        tagi.model.prepare(tagi.model.adapt(*tagi.collator.instructions([instruction]))),
+        torch.tensor([tagi.collator.target(choice)]),
+    )
     mask = torch.ones_like(ids, dtype=torch.bool)
     logits = tagi.model.backbone.score(ids, mask, labels, prepared=prepared, rows=Rows(1, 1))
     return float(logits.log_softmax(-1).gather(-1, labels[..., None]).sum()), labels.shape[1]

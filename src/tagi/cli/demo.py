@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tagi.data.types import Task
     from tagi.eval.evaluate import Evaluation
     from tagi.infer.engine import Tagi
-    from tagi.model.adapter import TaskAdapter
 
 EXAMPLE = "Example: tagi demo --tasks 10"
 SEED = 0
@@ -111,52 +110,36 @@ def _draw(count: int) -> tuple[list[Task], list[int]]:
 def _evaluate(
     tagi: Tagi, tasks: Sequence[Task], partners: Sequence[int], report: Callable[[int, int], None]
 ) -> dict[str, Evaluation]:
-    """Every column, its tasks mixed in one batch.
+    """Every column.
 
     A decoder-only model that attends to what it read of an instruction itself, and has no adapter, is that model with
     the instruction in its prompt: its answers are the same. Not so where the adapted model read the instruction.
     """
-    from tagi.eval.evaluate import evaluate
+    import torch
 
-    adapters, untrained = tagi.adapt_all([task.instruction for task in tasks]), "cached prompt"
-    own, other = [*range(len(tasks))], [*partners]
-    ways = {"adapter": (adapters, own), untrained: (adapters.without_modules(), own), "mismatched": (adapters, other)}
+    from tagi.eval.evaluate import predictions, prompted, score
+    from tagi.infer.search import GenerationConfig
+
+    own = [task.instruction for task in tasks]
+    adapters = tagi.adapt_all(own)
+    asking, untrained = tagi, adapters.without_modules()
     if tagi.model.backbone.has_encoder or tagi.model.reads_again or not tagi.model.method.fuses_decoder:
-        del ways[untrained]
+        asking, untrained = prompted(tagi), own
+    ways = {
+        "adapter": (tagi, adapters, own),
+        "prompt": (asking, untrained, own),
+        "mismatched": (tagi, adapters.select(torch.tensor(partners)), [own[partner] for partner in partners]),
+    }
+    short = GenerationConfig(max_new_tokens=min(LONGEST_ANSWER, tagi.config.prompt.max_target))
     found: dict[str, Evaluation] = {}
-    for part, (name, (told, numbers)) in enumerate(ways.items()):
-        found[name] = _mixed(tagi, tasks, told, numbers, partial(_part, report, part, len(COLUMNS)))
-    prompt = found.pop(untrained) if untrained in found else evaluate(tagi, tasks, instruction="prompt")
-    return {"adapter": found["adapter"], "prompt": prompt, "mismatched": found["mismatched"]}
+    for part, (name, (model, told, shown)) in enumerate(ways.items()):
+        done = partial(_part, report, part, len(ways))
+        found[name] = score(predictions(model, tasks, told, shown, generation=short, progress=done))
+    return found
 
 
 def _part(report: Callable[[int, int], None], part: int, parts: int, done: int, total: int) -> None:
     report(part * total + done, parts * total)
-
-
-def _mixed(
-    tagi: Tagi,
-    tasks: Sequence[Task],
-    told: TaskAdapter,
-    numbers: Sequence[int],
-    progress: Callable[[int, int], None],
-) -> Evaluation:
-    """All tasks' examples in one batch, each task by the adapter of its number."""
-    from tagi.eval.evaluate import score
-    from tagi.eval.report import Prediction
-    from tagi.infer.search import GenerationConfig
-
-    rows = [(number, example) for number, task in enumerate(tasks) for example in task.examples]
-    inputs, owners = [example.input for _, example in rows], [numbers[number] for number, _ in rows]
-    short = GenerationConfig(max_new_tokens=min(LONGEST_ANSWER, tagi.config.prompt.max_target))
-    answers = tagi.answer(told, inputs, tasks=owners, generation=short, progress=progress)
-    pairs = zip(rows, answers, strict=True)
-    return score(
-        [
-            Prediction(tasks[i].name, tasks[i].categories, tasks[numbers[i]].instruction, example, answer.text)
-            for (i, example), answer in pairs
-        ]
-    )
 
 
 def _shown(found: Mapping[str, Evaluation], tasks: Sequence[Task], partners: Sequence[int], number: int) -> Shown:

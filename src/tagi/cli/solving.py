@@ -9,12 +9,9 @@ from tagi.data.types import Instruction
 from tagi.infer.answers import Answer
 from tagi.infer.asked import read_by
 from tagi.infer.engine import Tagi
-from tagi.infer.scheduler import CAPACITY
+from tagi.infer.scheduler import TOGETHER
 from tagi.infer.search import GenerationConfig
 from tagi.model.adapter import TaskAdapter, stack
-
-TOGETHER = 4 * CAPACITY
-"""Inputs whose answers are waited for: enough to fill batches with inputs of like length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class Solver:
         return self.tagi.adapt(instruction) if self.tagi.model.method.adapts else instruction
 
     def answers(self, asked: Sequence[Asked], report: Callable[[int, int], None]) -> Iterator[list[Answer]]:
-        """The answers in order, some at a time; tasks are mixed in one batch where the method writes adapters.
+        """The answers in order, some at a time; tasks are mixed in one batch.
 
         Args:
             report: called with answers done and answers in all.
@@ -91,27 +88,16 @@ class Solver:
         wanted = dict.fromkeys(one.instruction for one in asked)
         self._known = {one: self._known.get(one) or self.told(one) for one in wanted}
         adapted = time.perf_counter()
-        answers = self._mixed([*wanted], asked, progress)
+        adapters = [one for one in self._known.values() if isinstance(one, TaskAdapter)]
+        instructions = [one for one in self._known.values() if isinstance(one, Instruction)]
+        owners = [[*wanted].index(one.instruction) for one in asked]
+        answers = self.tagi.answer(
+            stack(adapters) if adapters else instructions,
+            [one.text for one in asked],
+            tasks=owners,
+            generation=self.generation,
+            progress=progress,
+        )
         self.adapt_seconds += adapted - began
         self.generate_seconds += time.perf_counter() - adapted
         return answers
-
-    def _mixed(
-        self, wanted: Sequence[Instruction | None], asked: Sequence[Asked], progress: Callable[[int, int], None]
-    ) -> list[Answer]:
-        adapters = [one for one in self._known.values() if isinstance(one, TaskAdapter)]
-        texts, owners = [one.text for one in asked], [wanted.index(one.instruction) for one in asked]
-        if adapters and len(wanted) > 1:
-            return self.tagi.answer(stack(adapters), texts, tasks=owners, generation=self.generation, progress=progress)
-        found: dict[int, Answer] = {}
-        for task, one in enumerate(wanted):
-            places = [place for place, owner in enumerate(owners) if owner == task]
-            before = len(found)
-            answers = self.tagi.answer(
-                self._known[one],
-                [texts[place] for place in places],
-                generation=self.generation,
-                progress=lambda done, _, before=before: progress(before + done, len(asked)),
-            )
-            found |= dict(zip(places, answers, strict=True))
-        return [found[place] for place in range(len(asked))]

@@ -1,7 +1,7 @@
 """Predict and score tasks, with the right instruction and under the controls that show what was used of it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -15,6 +15,8 @@ from tagi.errors import ConfigError, InputError
 from tagi.eval.report import Prediction
 from tagi.eval.rouge import exact_match, rouge_l
 from tagi.infer.engine import Tagi
+from tagi.infer.scheduler import TOGETHER
+from tagi.infer.search import GREEDY, GenerationConfig
 from tagi.losses import cross_entropy
 from tagi.model.adapter import TaskAdapter
 from tagi.model.tagi import TagiModel
@@ -55,7 +57,7 @@ def evaluate(
     Args:
         partners: for each task the number of the one whose instruction (shuffled) or LoRA (other_lora) it
             gets; by default another one drawn from another category where there is one.
-        progress: called with tasks done and tasks in all.
+        progress: called with examples done and examples in all.
 
     Raises:
         ConfigError: a control that this method or this number of tasks does not allow.
@@ -66,22 +68,40 @@ def evaluate(
         return evaluate(prompted(tagi), tasks, progress=progress)
     others = partners if partners is not None else draw_partners(tasks, seed)
     shown = instructions(tasks, instruction, others, seed)
-    predictions: list[Prediction] = []
-    for number, task in enumerate(tasks):
-        inputs = [example.input for example in task.examples]
-        own = shown[number]
-        if own is None:
-            texts = tagi.generate(inputs, tagi.neutral())
-        elif adapter == "full":
-            texts = tagi.solve(own, inputs)
-        else:
-            texts = tagi.generate(inputs, _worn(tagi, adapter, own, tasks[others[number]].instruction))
-        told = own or Instruction("")
-        pairs = zip(task.examples, texts, strict=True)
-        predictions += [Prediction(task.name, task.categories, told, example, text) for example, text in pairs]
-        if progress is not None:
-            progress(number + 1, len(tasks))
-    return score(predictions)
+    found: list[Prediction] = []
+    total = sum(len(task.examples) for task in tasks)
+    for group in _groups(tasks):
+        some = [tasks[number] for number in group]
+        told = _told(tagi, adapter, [shown[i] for i in group], [tasks[others[i]].instruction for i in group])
+        before = len(found)
+        report = None if progress is None else lambda done, _, before=before: progress(before + done, total)
+        found += predictions(tagi, some, told, [shown[i] or Instruction("") for i in group], progress=report)
+    return score(found)
+
+
+def predictions(
+    tagi: Tagi,
+    tasks: Sequence[Task],
+    told: Sequence[Instruction] | TaskAdapter,
+    shown: Sequence[Instruction],
+    *,
+    generation: GenerationConfig = GREEDY,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Answers to all examples of some tasks, which share batches.
+
+    Args:
+        told: what the model is told of each task.
+        shown: what the predictions say that it was told.
+        progress: called with answers done and answers in all.
+    """
+    rows = [(number, example) for number, task in enumerate(tasks) for example in task.examples]
+    inputs, owners = [example.input for _, example in rows], [number for number, _ in rows]
+    answers = tagi.answer(told, inputs, tasks=owners, generation=generation, progress=progress)
+    return [
+        Prediction(tasks[i].name, tasks[i].categories, shown[i], example, answer.text)
+        for (i, example), answer in zip(rows, answers, strict=True)
+    ]
 
 
 def prompted(tagi: Tagi) -> Tagi:
@@ -168,13 +188,33 @@ def _majority(task: Task) -> list[str]:
     return [counts.most_common(1)[0][0]] * len(task.examples)
 
 
-def _worn(tagi: Tagi, control: AdapterControl, own: Instruction, other: Instruction) -> TaskAdapter:
-    adapter = tagi.adapt(own)
+def _groups(tasks: Sequence[Task]) -> Iterator[list[int]]:
+    """Tasks, by number, that are answered together: enough to fill batches, and not all, whose adapters take memory."""
+    group: list[int] = []
+    for number in range(len(tasks)):
+        group.append(number)
+        if sum(len(tasks[one].examples) for one in group) >= TOGETHER:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _told(
+    tagi: Tagi, control: AdapterControl, own: Sequence[Instruction | None], other: Sequence[Instruction]
+) -> Sequence[Instruction] | TaskAdapter:
+    """What the model is told of some tasks, under a control of its adapters."""
+    given = [one for one in own if one is not None]
+    if not given:
+        return tagi.neutral(len(own))
+    if control == "full":
+        return given
+    adapter = tagi.adapt_all(given)
     if control == "lora_only":
         return adapter.without_instruction()
     if control == "memory_only":
         return adapter.without_modules()
-    return adapter.with_modules_of(tagi.adapt(other))
+    return adapter.with_modules_of(tagi.adapt_all(other))
 
 
 def check_partners(tasks: Sequence[Task], needed: bool) -> None:

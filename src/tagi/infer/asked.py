@@ -117,13 +117,16 @@ def choices(values: Any, count: int) -> list[list[str]]:
     return each
 
 
-def told(value: Any) -> Instruction | TaskAdapter:
+def told(value: Any) -> list[Instruction] | TaskAdapter:
     """What inputs are to be solved by.
 
     Raises:
-        InputError: neither an instruction nor an adapter.
+        InputError: neither an instruction, nor several, nor an adapter.
     """
-    return instruction(value) if isinstance(value, str | Instruction) else adapter(value)
+    if isinstance(value, str | Instruction):
+        return [instruction(value)]
+    several = isinstance(value, list | tuple) and all(isinstance(one, str | Instruction) for one in value)
+    return instructions(value) if several else adapter(value)
 
 
 def read_by(adapter: TaskAdapter) -> Instruction | None:

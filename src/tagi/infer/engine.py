@@ -40,6 +40,8 @@ from tagi.model.peft_files import is_peft, load_peft
 from tagi.model.tagi import Output, TagiModel, neutral
 
 Pairs = Sequence[tuple[str, str]]
+Told = str | Instruction | Sequence[str | Instruction] | TaskAdapter
+"""What inputs are solved by: an instruction, several, or the adapters that were written from them."""
 MERGED_FROM = 3
 """Inputs of one task from which on merging its LoRA into the weights saves more than it costs."""
 
@@ -144,6 +146,7 @@ class Tagi:
             raise InputError(f"method {self.model.method.name} reads the instruction with every input: no adapter")
         return replace(self._adapt(each), origins=tuple(map(self._origin, each)))
 
+    @torch.inference_mode()
     def _adapt(self, instructions: Sequence[Instruction]) -> TaskAdapter:
         ids, mask = self.collator.instructions(instructions)
         return self.model.adapt(ids.to(self.device), mask.to(self.device))
@@ -174,7 +177,7 @@ class Tagi:
 
     def answer(
         self,
-        told: str | Instruction | TaskAdapter,
+        told: Told,
         inputs: Sequence[str],
         *,
         tasks: Sequence[int] | None = None,
@@ -185,6 +188,7 @@ class Tagi:
         """Like `solve` and `generate`, each answer with why it ended, in the order of the inputs.
 
         Args:
+            tasks: of several instructions or adapters each input's own.
             progress: called with answers done and answers in all.
             keep_errors: give what went wrong with an input in its place, instead of raising the first of it once all
                 other inputs are answered.
@@ -252,14 +256,14 @@ class Tagi:
         """
         inputs = asked.inputs(inputs)
         each = asked.choices(choices, len(inputs))
-        adapter, prompts, _ = self._read(None if told is None else asked.told(told), inputs)
+        adapter, prompts, _ = self._read(self.neutral() if told is None else asked.told(told), inputs)
         answers = [[self.collator.target(choice) for choice in own] for own in each]
         return score(self.model.backbone, self.prepare(adapter, len(inputs)), prompts, answers, norm)
 
     @torch.inference_mode()
     def _requests(
         self,
-        told: str | Instruction | TaskAdapter,
+        told: Told,
         inputs: Sequence[str],
         tasks: Sequence[int] | None,
         generation: GenerationConfig,
@@ -274,25 +278,21 @@ class Tagi:
         ]
 
     def _read(
-        self, told: Instruction | TaskAdapter | None, inputs: Sequence[str], tasks: Sequence[int] | None = None
+        self, told: Sequence[Instruction] | TaskAdapter, inputs: Sequence[str], tasks: Sequence[int] | None = None
     ) -> tuple[TaskAdapter, list[list[list[int]]], list[int]]:
         """The adapters, every input's prompts, and which adapter each has."""
-        instruction, adapter = (None, told) if isinstance(told, TaskAdapter) else (told, self.told(told))
+        adapter = told if isinstance(told, TaskAdapter) else self._adapt(told)
+        shown = [None] * adapter.tasks if isinstance(told, TaskAdapter) else told
         owners = asked.owners(tasks, adapter.tasks, len(inputs))
         attended = adapter.instruction.attended
         follows = [False] * adapter.tasks if attended is None else attended.mask.any(1).tolist()
         pairs = zip(inputs, owners, strict=True)
-        return adapter, [self.prompts(instruction, text, follows=follows[owner]) for text, owner in pairs], owners
+        return adapter, [self.prompts(shown[owner], text, follows=follows[owner]) for text, owner in pairs], owners
 
     def _limits(self, generation: GenerationConfig) -> Limits:
         most = generation.max_new_tokens or self.config.prompt.max_target
         stopped = partial(self._texts.stopped, stop=generation.stop) if generation.stop else None
         return Limits(self.model.backbone.end_ids, most, generation.min_new_tokens, stopped)
-
-    @torch.inference_mode()
-    def told(self, instruction: Instruction | None) -> TaskAdapter:
-        """What is added to the language model for a task; nothing where nothing is told."""
-        return self.neutral() if instruction is None else self._adapt([instruction])
 
     @torch.inference_mode()
     def prepare(self, adapter: TaskAdapter, inputs: int) -> Prepared:
@@ -311,9 +311,9 @@ class Tagi:
             return self.collator.members(instruction, text)
         return [self.collator.input(instruction, text, follows=follows)]
 
-    def neutral(self) -> TaskAdapter:
+    def neutral(self, tasks: int = 1) -> TaskAdapter:
         """The adapter that changes nothing: the bare model."""
-        return neutral(self.model.backbone, 1)
+        return neutral(self.model.backbone, tasks)
 
     def forward(self, batch: Batch) -> Output:
         """Teacher-forced logits of a collated batch, with gradients."""

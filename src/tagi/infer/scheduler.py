@@ -13,6 +13,8 @@ from tagi.infer.tasks import Request
 
 CAPACITY = 64
 """Rows of a running batch, at most, but for a single request that has more."""
+TOGETHER = 4 * CAPACITY
+"""Inputs that are answered together where there are many: enough to fill batches with inputs of like length."""
 FREED = 0.25
 """Share of the capacity that must be free before requests join that nobody waits for one by one."""
 
