@@ -23,7 +23,7 @@ from tagi.config.files import load, parse
 from tagi.config.shapes import named_shape
 from tagi.cost.task import Reading, TaskLengths, reading
 from tagi.errors import ConfigError
-from tagi.infer.engine import prepare
+from tagi.infer.merging import LastMerged
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import Limits
 from tagi.infer.tasks import Request
@@ -163,7 +163,8 @@ def instructions(model: TagiModel, task: TaskLengths, tasks: int = 1) -> Tensor:
 @torch.inference_mode()
 def prepared(model: TagiModel, ids: Tensor, inputs: int, mask: Tensor | None = None) -> Prepared:
     """Tasks ready for so many inputs, as the engine prepares them."""
-    return prepare(model, model.adapt(ids, torch.ones_like(ids) if mask is None else mask), inputs)
+    adapter = model.adapt(ids, torch.ones_like(ids) if mask is None else mask)
+    return LastMerged().prepare(model, adapter, inputs)
 
 
 def answering(model: TagiModel, ready: Prepared, reads: Reading, batch: int, tokens: int) -> Case:

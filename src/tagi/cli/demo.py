@@ -162,24 +162,24 @@ def _costs(tagi: Tagi, tasks: Sequence[Task]) -> dict[str, Cost]:
     from tagi.infer.search import GenerationConfig
 
     fixed = GenerationConfig(max_new_tokens=TIMED_TOKENS, min_new_tokens=TIMED_TOKENS)
-    asking, pairs = prompted(tagi), [(task, task.examples[0].input) for task in tasks]
-    adapters = [tagi.adapt(task.instruction) for task, _ in pairs]
-    ways: dict[str, Callable[[int], object]] = {
-        "adapter": lambda i: tagi.generate([pairs[i][1]], adapters[i], generation=fixed),
-        "cached prompt": lambda i: tagi.generate([pairs[i][1]], adapters[i].without_modules(), generation=fixed),
-        "prompt": lambda i: asking.solve(pairs[i][0].instruction, [pairs[i][1]], generation=fixed),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(len(pairs)):
-        for name, answer in ways.items():
+    asking, ways = prompted(tagi), ("adapter", "cached prompt", "prompt")
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for task in tasks:
+        adapter, texts = tagi.adapt(task.instruction), [example.input for example in task.examples]
+        told = {"adapter": adapter, "cached prompt": adapter.without_modules()}
+        tagi.generate(texts, adapter, generation=fixed)  # a task that is kept, whose LoRA is merged by now
+        for way in ways:
             began = time.perf_counter()
-            answer(i)
-            seconds[name].append(time.perf_counter() - began)
+            if way == "prompt":
+                asking.solve(task.instruction, texts[:1], generation=fixed)
+            else:
+                tagi.generate(texts[:1], told[way], generation=fixed)
+            seconds[way].append(time.perf_counter() - began)
 
     def tokens(way: str) -> float:
         told, follows = (asking, False) if way == "prompt" else (tagi, tagi.model.method.fuses_decoder)
-        lengths = (len(told.prompts(task.instruction, text, follows=follows)[0]) for task, text in pairs)
-        return sum(lengths) / len(pairs)
+        prompts = (told.prompts(task.instruction, task.examples[0].input, follows=follows) for task in tasks)
+        return sum(len(prompt) for (prompt,) in prompts) / len(tasks)
 
     return {name: Cost(tokens(name), 1000 * median(own)) for name, own in seconds.items()}
 

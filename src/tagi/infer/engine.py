@@ -26,6 +26,7 @@ from tagi.infer import asked, notes
 from tagi.infer.answers import Answer, AnswerTexts, raised, seeded
 from tagi.infer.cards import checkpoint_card
 from tagi.infer.choices import score
+from tagi.infer.merging import LastMerged
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GREEDY, GenerationConfig, Limits
@@ -42,8 +43,6 @@ from tagi.model.tagi import Output, TagiModel, neutral
 Pairs = Sequence[tuple[str, str]]
 Told = str | Instruction | Sequence[str | Instruction] | TaskAdapter
 """What inputs are solved by: an instruction, several, or the adapters that were written from them."""
-MERGED_FROM = 3
-"""Inputs of one task from which on merging its LoRA into the weights saves more than it costs."""
 
 
 class Tagi:
@@ -60,6 +59,7 @@ class Tagi:
         self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
         self._texts = AnswerTexts(self.tokenizer)
         self._fingerprint: str | None = None
+        self._merged = LastMerged()
 
     @classmethod
     def from_pretrained(
@@ -296,13 +296,13 @@ class Tagi:
 
     @torch.inference_mode()
     def prepare(self, adapter: TaskAdapter, inputs: int) -> Prepared:
-        """What so many inputs share, see `prepare`.
+        """What so many inputs share, see `LastMerged`.
 
         Raises:
             CheckpointError: another checkpoint wrote the adapter.
         """
         self._check_own(adapter, "the adapter")
-        return prepare(self.model, adapter, inputs)
+        return self._merged.prepare(self.model, adapter, inputs)
 
     def prompts(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> list[list[int]]:
         """Token ids of everything that the language model reads to answer one input: one prompt, or one for each
@@ -373,11 +373,6 @@ class Tagi:
                 raise CheckpointError(
                     f"{name}: another checkpoint wrote it (fingerprint {origin.checkpoint}, not {self.fingerprint()})"
                 )
-
-
-def prepare(model: TagiModel, adapter: TaskAdapter, inputs: int) -> Prepared:
-    """What so many inputs share; the LoRA of a single task is merged into the weights where that pays."""
-    return model.prepare(adapter, merge=adapter.tasks == 1 and inputs >= MERGED_FROM)
 
 
 def teacher_forced(
