@@ -16,8 +16,8 @@ from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig
 from tagi.data.synthetic.microtasks import micro_vocabulary
 from tagi.data.tokenizers import word_level
 from tagi.infer.engine import Tagi
-from tagi.infer.store import AdapterStore
 from tagi.model.checkpoint import BACKBONE, ModelConfig, fingerprint
+from tagi.serve.store import AdapterStore
 
 WORDS = 79
 """Of an instruction."""

@@ -9,8 +9,8 @@ from test_engine import INPUTS, INSTRUCTIONS, make
 from tagi import GenerationConfig, Tagi
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
-from tagi.infer.store import AdapterStore
 from tagi.model import adapter as adapters
+from tagi.serve.store import AdapterStore
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from test_engine import INSTRUCTIONS, make
 
 from tagi import Tagi
 from tagi.errors import InputError
-from tagi.infer.store import AdapterStore, StoreUse, key_of
+from tagi.serve.store import AdapterStore, StoreUse, key_of
 
 KEY = "0123456789abcdef" * 2
 HOSTILE = [

@@ -16,9 +16,9 @@ from tagi import Tagi, files
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
 from tagi.files import DiskError
-from tagi.infer import store as stores
-from tagi.infer.store import AdapterStore, StoreUse, key_of
 from tagi.model.adapter import TaskAdapter
+from tagi.serve import store as stores
+from tagi.serve.store import AdapterStore, StoreUse, key_of
 
 TEXTS = [" ".join("abcdefghijklmnop"[i % 16 : i % 16 + 3]) + f" {'. ' * (i // 16 + 1)}" for i in range(40)]
 
