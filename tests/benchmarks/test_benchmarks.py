@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import adapt, flops, inference, logits, mixed, models, store, training
+from benchmarks import adapt, flops, inference, logits, mixed, models, serve, store, training
 from benchmarks.command import parser, run
 from benchmarks.inference import break_even, requests_to_pay
 from benchmarks.lengths import mean_task, sni_tasks
@@ -221,3 +221,9 @@ def test_memory_is_what_lives_at_once_and_what_stays() -> None:
     work()
     assert adapt.allocated(work) == (2 * size, size)
     assert adapt.allocated(lambda: [x.clone(), x.clone()]) == (2 * size, 2 * size)
+
+
+def test_serve(benchmark: Benchmark) -> None:
+    found = benchmark(serve, *TINY_DECODER[:2], "--tasks", 3, "--requests", 24, "--clients", 4, "--target", 4)
+    rows = {row[""]: row[" "] for row in found["tables"]["over HTTP"]}
+    assert rows["requests"] == 24 and rows["answers that are not the engine's"] == 0

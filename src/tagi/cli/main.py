@@ -15,6 +15,7 @@ from tagi.cli import eval as evaluation
 from tagi.cli import export as export_command
 from tagi.cli import run as run_command
 from tagi.cli import runs as runs_command
+from tagi.cli import serve as serve_command
 from tagi.cli.common import stderr
 from tagi.errors import InputError, TagiError
 
@@ -36,6 +37,8 @@ app = typer.Typer(
 app.command("demo", rich_help_panel="Use", epilog=demo.EXAMPLE)(demo.demo)
 app.command("run", rich_help_panel="Use", epilog=run_command.EXAMPLE)(run_command.run)
 app.command("adapt", rich_help_panel="Use", epilog=adapt.EXAMPLE)(adapt.adapt)
+app.command("serve", rich_help_panel="Use", epilog=serve_command.EXAMPLE)(serve_command.serve)
+app.command("key", rich_help_panel="Use", epilog=serve_command.KEY_EXAMPLE)(serve_command.key)
 app.command("train", rich_help_panel="Train", epilog=train.EXAMPLE)(train.train)
 evaluation.app.command("text", epilog=pretraining.TEXT_EXAMPLE)(pretraining.text)
 evaluation.app.command("probes", epilog=pretraining.PROBES_EXAMPLE)(pretraining.probes)

@@ -54,19 +54,38 @@ def _score(
     norm: RankNorm,
 ) -> list[list[float]]:
     """Scores of one batch: of every input, of every choice, the mean over the input's prompts."""
-    ids, mask = pad([one for each in prompts for one in each])
-    pairs = [(member, answer) for each, its in zip(prompts, answers, strict=True) for member in each for answer in its]
-    counts = torch.tensor([len(its) for each, its in zip(prompts, answers, strict=True) for _ in each])
+    members = [one for each in prompts for one in each]
+    its = [answer for each, own in zip(prompts, answers, strict=True) for _ in each for answer in own]
+    counts = torch.tensor([len(own) for each, own in zip(prompts, answers, strict=True) for _ in each])
     owner = torch.arange(len(counts)).repeat_interleave(counts)
-    target_ids, real = pad([answer for _, answer in pairs])
-    device = backbone.embedding.weight.device
-    ids, mask, target_ids, real, owner = (x.to(device) for x in (ids, mask, target_ids, real, owner))
-    rows = Rows(1, len(ids))
-    logits = backbone.score(ids, mask, target_ids, prepared=prepared, rows=rows, owner=owner)
-    likelihood = logits.float().log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
+    likelihood, real = _likelihoods(backbone, prepared, members, its, owner)
     total, tokens = (likelihood * real).sum(1), real.sum(1)
     values = (total / tokens if norm == "mean" else total).cpu()
-    return _by_input(values, [len(each) for each in prompts], [len(its) for its in answers])
+    return _by_input(values, [len(each) for each in prompts], [len(own) for own in answers])
+
+
+def token_scores(
+    backbone: Backbone, prepared: Prepared, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """Log-likelihood of every token of each prompt's one answer, in nats; all prompts are of one task."""
+    likelihood, real = _likelihoods(backbone, prepared, prompts, answers, torch.arange(len(prompts)))
+    return [row[here].tolist() for row, here in zip(likelihood.cpu(), real.cpu(), strict=True)]
+
+
+def _likelihoods(
+    backbone: Backbone,
+    prepared: Prepared,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    owner: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood (A, O) of the answers' tokens, and which are real; `owner` (A,) names each answer's prompt."""
+    ids, mask = pad(prompts)
+    target_ids, real = pad(answers)
+    device = backbone.embedding.weight.device
+    ids, mask, target_ids, real, owner = (x.to(device) for x in (ids, mask, target_ids, real, owner))
+    logits = backbone.score(ids, mask, target_ids, prepared=prepared, rows=Rows(1, len(ids)), owner=owner)
+    return logits.float().log_softmax(-1).gather(-1, target_ids[..., None])[..., 0], real
 
 
 def _by_input(values: Tensor, members: Sequence[int], choices: Sequence[int]) -> list[list[float]]:

@@ -25,7 +25,7 @@ from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer import asked, notes
 from tagi.infer.answers import Answer, AnswerTexts, raised, seeded
 from tagi.infer.cards import checkpoint_card
-from tagi.infer.choices import score
+from tagi.infer.choices import score, token_scores
 from tagi.infer.merging import LastMerged
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
@@ -57,7 +57,7 @@ class Tagi:
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
-        self._texts = AnswerTexts(self.tokenizer)
+        self.texts = AnswerTexts(self.tokenizer)
         self._fingerprint: str | None = None
         self._merged = LastMerged()
 
@@ -207,7 +207,7 @@ class Tagi:
                 if progress is not None:
                     progress(len(ends), len(requests))
         answers = [
-            self._texts.answer(own, ends[i].finish_reason, generation.stop, ends[i].error)
+            self.texts.answer(own, ends[i].finish_reason, generation.stop, ends[i].error)
             for i, own in enumerate(tokens)
         ]
         return answers if keep_errors else raised(answers)
@@ -229,9 +229,9 @@ class Tagi:
             if step.error is not None:
                 raise step.error
             tokens += step.new
-            settled = self._texts.settled(tokens, stop)
+            settled = self.texts.settled(tokens, stop)
             if step.finish_reason is not None:
-                settled = self._texts.answer(tokens, step.finish_reason, stop).text
+                settled = self.texts.answer(tokens, step.finish_reason, stop).text
             if len(settled) > shown:
                 yield settled[shown:]
                 shown = len(settled)
@@ -261,6 +261,15 @@ class Tagi:
         return score(self.model.backbone, self.prepare(adapter, len(inputs)), prompts, answers, norm)
 
     @torch.inference_mode()
+    def token_scores(
+        self, adapter: TaskAdapter, inputs: Sequence[str], answers: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Log-likelihood of every token of one answer to each input of one task, in nats."""
+        adapter, prompts, _ = self._read(adapter, asked.inputs(inputs))
+        each = [prompt for (prompt,) in prompts]
+        return token_scores(self.model.backbone, self.prepare(adapter, len(inputs)), each, answers)
+
+    @torch.inference_mode()
     def _requests(
         self,
         told: Told,
@@ -270,7 +279,7 @@ class Tagi:
     ) -> list[Request]:
         told, inputs, generation = asked.told(told), asked.inputs(inputs), asked.generation(generation)
         adapter, prompts, owners = self._read(told, inputs, tasks)
-        prepared, limits = self.prepare(adapter, len(prompts)), self._limits(generation)
+        prepared, limits = self.prepare(adapter, len(prompts)), self.limits(generation)
         seeds = seeded(generation.seed, inputs)
         return [
             Request(number, each, prepared, task, seed, limits, generation)
@@ -289,9 +298,10 @@ class Tagi:
         pairs = zip(inputs, owners, strict=True)
         return adapter, [self.prompts(shown[owner], text, follows=follows[owner]) for text, owner in pairs], owners
 
-    def _limits(self, generation: GenerationConfig) -> Limits:
+    def limits(self, generation: GenerationConfig) -> Limits:
+        """Where answers end, besides the model's own positions."""
         most = generation.max_new_tokens or self.config.prompt.max_target
-        stopped = partial(self._texts.stopped, stop=generation.stop) if generation.stop else None
+        stopped = partial(self.texts.stopped, stop=generation.stop) if generation.stop else None
         return Limits(self.model.backbone.end_ids, most, generation.min_new_tokens, stopped)
 
     @torch.inference_mode()

@@ -85,9 +85,9 @@ class AdapterStore:
         self._held_bytes = 0
         self._lock = threading.RLock()
         self._files = self.folder / self.checkpoint
-        with _explained(self.folder):
+        with explained(self.folder):
             self._files.mkdir(parents=True, exist_ok=True)
-            self._instructions = _open(self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True)
+            self._instructions = open_database(self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True)
         self._uses = self._open_uses()
 
     def register(self, instruction: str | Instruction) -> str:
@@ -104,7 +104,7 @@ class AdapterStore:
         told = asked.instructions(instructions)
         keys = [key_of(one) for one in told]
         rows = [(key, _text(one)) for key, one in zip(keys, told, strict=True)]
-        with self._lock, _explained(self.folder / INSTRUCTIONS), self._instructions:
+        with self._lock, explained(self.folder / INSTRUCTIONS), self._instructions:
             self._instructions.executemany("INSERT OR IGNORE INTO instructions VALUES (?, ?)", rows)
         with self._lock, _tolerated(self.folder / USES):
             self._drop()
@@ -117,7 +117,7 @@ class AdapterStore:
             InputError: that is no key, or nothing was registered under it.
         """
         _check_key(key)
-        with self._lock, _explained(self.folder / INSTRUCTIONS):
+        with self._lock, explained(self.folder / INSTRUCTIONS):
             row = self._instructions.execute("SELECT text FROM instructions WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise InputError(f"no instruction is registered under {key!r}")
@@ -125,11 +125,11 @@ class AdapterStore:
 
     def keys(self) -> list[str]:
         """Of everything that is registered."""
-        with self._lock, _explained(self.folder / INSTRUCTIONS):
+        with self._lock, explained(self.folder / INSTRUCTIONS):
             return [row[0] for row in self._instructions.execute("SELECT key FROM instructions ORDER BY key")]
 
     def __len__(self) -> int:
-        with self._lock, _explained(self.folder / INSTRUCTIONS):
+        with self._lock, explained(self.folder / INSTRUCTIONS):
             return int(self._instructions.execute("SELECT COUNT(*) FROM instructions").fetchone()[0])
 
     def get(self, key: str) -> TaskAdapter:
@@ -298,11 +298,11 @@ class AdapterStore:
         path = self.folder / USES
         fresh = not path.exists()
         try:
-            opened = _open(path, _USES, synced=False)
+            opened = open_database(path, _USES, synced=False)
             opened.execute("SELECT COUNT(*) FROM uses").fetchone()
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
-            opened, fresh = _open(path, _USES, synced=False), True
+            opened, fresh = open_database(path, _USES, synced=False), True
         if fresh:
             for file in self.folder.glob("*/*/*-*.safetensors"):
                 path = file.relative_to(self.folder).as_posix()
@@ -343,7 +343,8 @@ _INSTRUCTIONS = "CREATE TABLE IF NOT EXISTS instructions (key TEXT PRIMARY KEY, 
 _USES = "CREATE TABLE IF NOT EXISTS uses (file TEXT PRIMARY KEY, path TEXT, bytes INTEGER, used REAL) WITHOUT ROWID"
 
 
-def _open(path: Path, table: str, *, synced: bool) -> sqlite3.Connection:
+def open_database(path: Path, table: str, *, synced: bool) -> sqlite3.Connection:
+    """A database with one table; `synced` where what is written must survive a loss of power."""
     level = "DEFERRED" if synced else None  # None: every statement stands by itself
     opened = sqlite3.connect(path, timeout=WAIT, check_same_thread=False, isolation_level=level)
     opened.execute(f"PRAGMA journal_mode={'WAL' if synced else 'TRUNCATE'}")  # a log beside it would grow unseen
@@ -353,7 +354,12 @@ def _open(path: Path, table: str, *, synced: bool) -> sqlite3.Connection:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Errors of a database in a person's words.
+
+    Raises:
+        DiskError: it cannot be used.
+    """
     try:
         yield
     except sqlite3.OperationalError as error:

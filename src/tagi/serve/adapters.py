@@ -1,0 +1,39 @@
+"""A task's adapter as a file for other engines."""
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from tagi.backbones.files import locate
+from tagi.infer.engine import Tagi
+from tagi.infer.export import from_adapter, write_gguf, write_peft
+from tagi.model.adapter import TaskAdapter
+
+Form = Literal["peft", "gguf"]
+SUFFIX: dict[Form, str] = {"peft": "zip", "gguf": "gguf"}
+
+
+def packed(tagi: Tagi, adapter: TaskAdapter, base: str, form: Form) -> bytes:
+    """PEFT's folder as a zip file, or llama.cpp's GGUF.
+
+    Args:
+        base: what the files call the language model.
+
+    Raises:
+        TagiError: the adapter holds something that the format cannot.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        saved, written = Path(place) / "adapter", Path(place) / form
+        adapter.save_pretrained(saved)
+        export = from_adapter(tagi, saved, base, locate(saved))
+        if form == "gguf":
+            write_gguf(export, written)
+            return (written / "adapter.gguf").read_bytes()
+        write_peft(export, written)
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for one in sorted(written.iterdir()):
+                archive.write(one, one.name)
+        return file.getvalue()

@@ -1,0 +1,155 @@
+"""What stands between callers and the service: keys, limits of size and time of the body, request ids, counts, logs."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tagi.errors import InputError
+from tagi.serve.metrics import Metrics
+from tagi.serve.openai import error
+
+OPEN = ("/healthz", "/readyz")
+"""What needs no key: whoever asks whether the service runs has none."""
+_ID = re.compile("[A-Za-z0-9._-]{1,64}")
+_HASH = re.compile("[0-9a-f]{64}")
+_LOG = logging.getLogger("tagi.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a request's body may be."""
+
+    bytes: int = 4 << 20
+    seconds: float = 20.0
+    """Until it has come as a whole."""
+
+
+class Guard:
+    """Middleware around the whole application; reads a request's body before anything else sees the request."""
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], limits: BodyLimits, metrics: Metrics) -> None:
+        """
+        Args:
+            keys: SHA-256 of every key that opens the service; none where it is open.
+        """
+        self.app, self.keys, self.limits, self.metrics = app, keys, limits, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, headers = time.perf_counter(), Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        status = 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["path"], headers)
+            body = refusal or await self._body(headers, receive)
+            if isinstance(body, JSONResponse):
+                await body(scope, receive, answer)
+            elif body is not None:
+                await self.app(scope, _replayed(body, receive), answer)
+        finally:
+            seconds = time.perf_counter() - began
+            # of the route, never of the address: names are the callers'
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.seen(scope["method"], route, status, seconds)
+            entry = {"id": request_id, "method": scope["method"], "route": route, "status": status}
+            _LOG.info(json.dumps(entry | {"ms": round(1000 * seconds, 1)}))
+
+    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+        if not self.keys or path in OPEN:
+            return None
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        digest = hashed(given)
+        if any(hmac.compare_digest(digest, one) for one in self.keys):
+            return None
+        said = error("the key is missing or wrong: send it as `Authorization: Bearer KEY`", "authentication_error")
+        return JSONResponse(said, 401, {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | JSONResponse | None:
+        """The whole body; what refuses it; None where the caller has gone."""
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self.limits.bytes:
+            return _too_large(self.limits.bytes)
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    if sum(map(len, parts)) > self.limits.bytes:
+                        return _too_large(self.limits.bytes)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            said = error(f"the body did not come within {self.limits.seconds:g} seconds", "timeout_error")
+            return JSONResponse(said, 408, {"Connection": "close"})
+
+
+def _too_large(most: int) -> JSONResponse:
+    return JSONResponse(error(f"the body is larger than {most:,} bytes"), 413, {"Connection": "close"})
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """`receive` of a request whose body was read already."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def hashed(key: str) -> str:
+    """What is kept of a key. Keys are random and long, so that a plain hash cannot be guessed back."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key() -> str:
+    """A key of 256 random bits."""
+    return f"tagi-{secrets.token_urlsafe(32)}"
+
+
+def read_keys(file: Path) -> list[str]:
+    """The hashes of a file, one a line; a remark may stand behind each.
+
+    Raises:
+        InputError: the file cannot be read, holds none, or holds something else; a key itself is never printed.
+    """
+    try:
+        lines = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{file}: cannot be read as hashes of keys") from problem
+    for number, line in enumerate(lines, 1):
+        if not _HASH.fullmatch(line):
+            raise InputError(f"{file}: line {number} is no SHA-256 of a key; `tagi key -o {file}` adds one")
+    if not lines:
+        raise InputError(f"{file}: holds no hash of a key; `tagi key -o {file}` adds one")
+    return lines

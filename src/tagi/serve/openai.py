@@ -1,0 +1,73 @@
+"""Answers in OpenAI's format."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tagi.infer.search import FinishReason
+from tagi.serve.worker import Finished
+
+Kind = Literal["text_completion", "chat.completion"]
+REASONS: dict[FinishReason | None, str] = {"end": "stop", "stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every object that belongs to one answer begins with."""
+
+    kind: Kind
+    id: str
+    created: int
+    model: str
+
+    def whole(self, choices: Sequence[dict[str, Any]], finished: Sequence[Finished]) -> dict[str, Any]:
+        """The answers to one request, with the tokens that they took."""
+        told, said = sum(one.prompt_tokens for one in finished), sum(len(one.tokens) for one in finished)
+        usage = {"prompt_tokens": told, "completion_tokens": said, "total_tokens": told + said}
+        return {**self._base(self.kind), "choices": [*choices], "usage": usage}
+
+    def chunk(self, text: str, reason: FinishReason | None = None) -> str:
+        """A part of a streamed answer, as an event."""
+        body = {"text": text} if self.kind == "text_completion" else {"delta": {"role": "assistant", "content": text}}
+        choice = {"index": 0, "finish_reason": REASONS.get(reason), "logprobs": None, **body}
+        kind = self.kind if self.kind == "text_completion" else "chat.completion.chunk"
+        return event({**self._base(kind), "choices": [choice]})
+
+    def _base(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def event(body: dict[str, Any] | str) -> str:
+    """A server-sent event."""
+    return f"data: {body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def error(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
+    """The body of a refusal."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def text_logprobs(tokens: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    """Of a completion; the likeliest other tokens are not looked for."""
+    offsets, place = list[int](), 0
+    for token in tokens:
+        offsets.append(place)
+        place += len(token)
+    top = [{token: score} for token, score in zip(tokens, scores, strict=True)]
+    return {"tokens": [*tokens], "token_logprobs": [*scores], "top_logprobs": top, "text_offset": offsets}
+
+
+def chat_logprobs(tokens: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    """Of a message."""
+    content = [
+        {"token": token, "logprob": score, "bytes": [*token.encode()], "top_logprobs": list[Any]()}
+        for token, score in zip(tokens, scores, strict=True)
+    ]
+    return {"content": content}
+
+
+def choice(kind: Kind, index: int, text: str, reason: FinishReason | None, logprobs: Any = None) -> dict[str, Any]:
+    """One answer."""
+    body = {"text": text} if kind == "text_completion" else {"message": {"role": "assistant", "content": text}}
+    return {"index": index, "finish_reason": REASONS[reason], "logprobs": logprobs, **body}

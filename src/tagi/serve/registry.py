@@ -1,0 +1,136 @@
+"""Tasks by name: what a caller names, and what the service knows of it. Kept in a database beside the adapters."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tagi.data.types import Instruction
+from tagi.errors import InputError
+from tagi.infer import asked
+from tagi.serve.store import AdapterStore, explained, key_of, open_database
+
+TASKS = "tasks.sqlite3"
+_TABLE = "CREATE TABLE IF NOT EXISTS tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL) WITHOUT ROWID"
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_WORDS = 4
+"""Words of an instruction that a name is made of where none is given."""
+
+
+class NotFoundError(InputError):
+    """No task has that name."""
+
+
+class ConflictError(InputError):
+    """Another task has that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTask:
+    """A registered task."""
+
+    name: str
+    key: str
+    """Of its adapter in the store."""
+    choices: tuple[str, ...]
+    """The answers that it chooses from; empty where it writes its own."""
+    created: float
+    """Seconds since 1970."""
+
+
+class TaskRegistry:
+    """The names of tasks, for one adapter store; any number of processes may share it.
+
+    What `add` has given back is on disk: neither a killed process nor a lost adapter loses a task.
+    """
+
+    def __init__(self, store: AdapterStore) -> None:
+        """
+        Raises:
+            DiskError: the folder cannot be written, or its database is damaged.
+        """
+        self.store, self._lock = store, threading.Lock()
+        self._path = store.folder / TASKS
+        with explained(self._path):
+            self._database = open_database(self._path, _TABLE, synced=True)
+
+    def add(
+        self, instruction: Instruction, *, name: str | None = None, choices: Sequence[str] = ()
+    ) -> tuple[NamedTask, bool]:
+        """Register a task; gives it, and whether it is new. The same task under the same name may come again.
+
+        Args:
+            name: by default made of the instruction's first words.
+
+        Raises:
+            InputError: no name, instruction or choice that can be used.
+            ConflictError: another task has the name.
+            DiskError: it could not be written; then it is not registered.
+        """
+        wanted = made_name(instruction, choices) if name is None else checked_name(name)
+        chosen = tuple(asked.choices([list(choices)], 1)[0]) if choices else ()
+        task = NamedTask(wanted, self.store.register(instruction), chosen, time.time())
+        row = (task.name, task.key, json.dumps(task.choices, ensure_ascii=False), task.created)
+        with self._lock, explained(self._path), self._database:
+            new = self._database.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?)", row).rowcount == 1
+        found = self.get(wanted)
+        if (found.key, found.choices) != (task.key, task.choices):
+            raise ConflictError(f"name: {wanted} is another task already; delete it first or choose another name")
+        return found, new
+
+    def get(self, name: str) -> NamedTask:
+        """The task of a name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        with self._lock, explained(self._path):
+            row = self._database.execute("SELECT * FROM tasks WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise NotFoundError(f"no task is named {name[:64]!r}; POST /v1/tasks registers one")
+        return _task(row)
+
+    def all(self) -> list[NamedTask]:
+        """Every task, by name."""
+        with self._lock, explained(self._path):
+            return [_task(row) for row in self._database.execute("SELECT * FROM tasks ORDER BY name")]
+
+    def remove(self, name: str) -> None:
+        """Forget a name; others may have the same instruction.
+
+        Raises:
+            NotFoundError: there is no such task.
+        """
+        with self._lock, explained(self._path), self._database:
+            gone = self._database.execute("DELETE FROM tasks WHERE name = ?", (name,)).rowcount
+        if not gone:
+            raise NotFoundError(f"no task is named {name[:64]!r}")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+
+def checked_name(name: str) -> str:
+    """A name that can stand in an address and be that of a file.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError("name: 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit")
+    return name
+
+
+def made_name(instruction: Instruction, choices: Sequence[str] = ()) -> str:
+    """The first words of an instruction, and a part of its hash and its choices', so that no two tasks share it."""
+    words = re.findall("[a-z0-9]+", instruction.definition.lower())[:_WORDS]
+    told = Instruction("\0".join((instruction.definition, *choices)), instruction.demonstrations)
+    return "-".join([*(word[:12] for word in words), key_of(told)[:8]])
+
+
+def _task(row: tuple[str, str, str, float]) -> NamedTask:
+    name, key, choices, created = row
+    return NamedTask(name, key, tuple(json.loads(choices)), created)

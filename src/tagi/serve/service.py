@@ -1,0 +1,185 @@
+"""The model with its named tasks and the one worker that answers, for asynchronous callers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from tagi.errors import InputError, TagiError
+from tagi.infer import asked
+from tagi.infer.answers import seeded
+from tagi.infer.engine import Tagi
+from tagi.infer.search import GenerationConfig
+from tagi.serve.guard import BodyLimits
+from tagi.serve.metrics import Metrics
+from tagi.serve.registry import TaskRegistry
+from tagi.serve.store import AdapterStore
+from tagi.serve.worker import Finished, Job, Piece, Told, Worker
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the service takes on."""
+
+    keys: tuple[str, ...] = ()
+    """SHA-256 of every key; none where whoever reaches the service may use it."""
+    body: BodyLimits = field(default_factory=BodyLimits)
+    most_inputs: int = 256
+    """Of one request."""
+    most_waiting: int = 1024
+    """Inputs that are not answered yet, of all requests."""
+    seconds: float = 120.0
+    """That a request may take."""
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Service:
+    """The model, its tasks, and the one worker that answers; `app` is what a server runs."""
+
+    def __init__(self, tagi: Tagi, folder: Path, settings: Settings, *, base: str) -> None:
+        """
+        Args:
+            folder: where tasks and adapters are kept.
+            base: what the language model is called.
+
+        Raises:
+            TagiError: this method has no adapters, or the folder cannot be used.
+        """
+        self.tagi, self.settings, self.base = tagi, settings, base
+        self.store = AdapterStore(tagi, folder)
+        self.tasks = TaskRegistry(self.store)
+        self.worker = Worker(tagi, self.store, most_waiting=settings.most_waiting)
+        self.metrics = Metrics(self.worker, self.store)
+        self.began = int(time.time())
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    async def finished(
+        self, request: Request, told: Sequence[Told], texts: Sequence[str], generation: GenerationConfig
+    ) -> list[Finished]:
+        """Every input's answer, in their order.
+
+        Raises:
+            TagiError: too much waits, or what went wrong with the first such input.
+            ClientGoneError: the caller has hung up; nothing is left in the batch.
+        """
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Finished]] = [loop.create_future() for _ in texts]
+        deadline, seeds = time.monotonic() + self.settings.seconds, seeded(generation.seed, texts)
+
+        def emit(future: asyncio.Future[Finished]) -> Callable[[Piece | Finished], None]:
+            return lambda one: loop.call_soon_threadsafe(_settle, future, one)
+
+        jobs = [
+            Job(one, text, generation, seed, emit(future), deadline)
+            for one, text, seed, future in zip(told, texts, seeds, futures, strict=True)
+        ]
+        self.worker.submit(jobs)
+        try:
+            found = await _unless_gone(request, asyncio.gather(*futures))
+        finally:
+            self.worker.cancel([job for job, one in zip(jobs, futures, strict=True) if not one.done()])
+        for number, one in enumerate(found, 1):
+            if one.answer.error is not None:
+                error = one.answer.error
+                known = isinstance(error, TagiError) and len(found) > 1
+                raise type(error)(f"input {number}: {error}") if known else error
+            self.metrics.answered(len(one.tokens))
+        return found
+
+    async def pieces(self, told: Told, text: str, generation: GenerationConfig) -> AsyncIterator[Piece | Finished]:
+        """The answer to one input as it grows; whoever stops listening takes it out of the batch."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Finished]()
+        (seed,) = seeded(generation.seed, [text])
+
+        def emit(one: Piece | Finished) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, one)
+
+        job = Job(told, text, generation, seed, emit, time.monotonic() + self.settings.seconds, stream=True)
+        self.worker.submit([job])
+        try:
+            while True:
+                one = await events.get()
+                yield one
+                if isinstance(one, Finished):
+                    self.metrics.answered(len(one.tokens))
+                    return
+        finally:
+            self.worker.cancel([job])
+
+    async def on_model(self, request: Request, function: Callable[[], T]) -> T:
+        """What a function of the model gives, run between two steps of the batch."""
+        return await _unless_gone(request, asyncio.wrap_future(self.worker.call(function)))
+
+    async def scores(
+        self, request: Request, told: Told, texts: Sequence[str], choices: Sequence[str]
+    ) -> list[list[float]]:
+        """Mean log-likelihood a token of every choice of every input."""
+
+        def score() -> list[list[float]]:
+            adapter = self.store.get(told) if isinstance(told, str) else self.tagi.adapt(told)
+            return self.tagi.score_choices(adapter, texts, choices)
+
+        return await self.on_model(request, score)
+
+    # --- what callers name -----------------------------------------------------------------------------------
+
+    def told(self, task: str | None, instruction: str | None, where: str = "") -> tuple[Told, tuple[str, ...]]:
+        """What a request names, and what it chooses from.
+
+        Raises:
+            InputError: it names nothing or two things, or the instruction is empty.
+            NotFoundError: no task has that name.
+        """
+        if (task is None) == (instruction is None):
+            raise InputError(f"{where}give either a task's name or an instruction")
+        if task is not None:
+            found = self.tasks.get(task)
+            return found.key, found.choices
+        return asked.instruction(instruction), ()
+
+    def inputs(self, texts: Sequence[str]) -> list[str]:
+        """Inputs to answer.
+
+        Raises:
+            InputError: one is empty, or there are too many.
+        """
+        if len(texts) > self.settings.most_inputs:
+            raise InputError(f"{len(texts)} inputs are more than the {self.settings.most_inputs} of one request")
+        return asked.inputs(list(texts))
+
+
+def _settle(future: asyncio.Future[Finished], one: Piece | Finished) -> None:
+    if isinstance(one, Finished) and not future.done():
+        future.set_result(one)
+
+
+async def _unless_gone(request: Request, wanted: asyncio.Future[T]) -> T:
+    """What is wanted, unless the caller hangs up before.
+
+    Raises:
+        ClientGoneError: so it was.
+    """
+    gone = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait((wanted, gone), return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done():
+            return wanted.result()
+        raise ClientGoneError
+    finally:
+        gone.cancel()
+        wanted.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,128 @@
+"""`tagi serve` as a program: its page's lines, its end, and what a killed one leaves behind."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import FIRST, registered
+from test_engine import INPUTS, make
+
+from tagi.backbones.gguf import INSTALL, smollm2
+from tagi.cli.main import main
+from tagi.serve.guard import hashed
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+PROGRAM = (sys.executable, "-c", "from tagi.cli.main import run; run()")
+
+
+@contextmanager
+def serving(arguments: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The program, once it says where it listens."""
+    command = [*PROGRAM, "serve", *arguments]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        said = ""
+        while (found := re.search(r"http://\S+?:\d+", said)) is None:
+            line = process.stderr.readline()
+            assert line, f"ended with {process.wait()}: {said}"
+            said += line
+        with httpx.Client(base_url=found[0], timeout=60) as client:
+            for _ in range(600):
+                try:
+                    if client.get("/readyz").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    continue
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "small"
+    make("tagi", family="decoder", max_target=200).save_pretrained(folder)
+    return folder
+
+
+def test_killed_under_load_no_acknowledged_task_is_lost(checkpoint: Path, tmp_path: Path) -> None:
+    known: dict[str, str] = {}
+    for number in range(3):
+        with serving(("--checkpoint", str(checkpoint), "--port", "0"), tmp_path) as (process, address):
+            with httpx.Client(base_url=address, timeout=60) as client:
+                for name, answer in known.items():
+                    body = {"model": name, "prompt": INPUTS[0]}
+                    assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == answer
+                for other in range(4):
+                    name = registered(client, f"{'abcd'[number]} {'efgh'[other]} .")
+                    body = {"model": name, "prompt": INPUTS[0]}
+                    known[name] = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert len(known) == 12 and len(set(known.values())) > 3
+
+
+def test_a_signal_to_stop_lets_open_requests_end(checkpoint: Path, tmp_path: Path) -> None:
+    with serving(("--checkpoint", str(checkpoint), "--port", "0"), tmp_path) as (process, address):
+        with httpx.Client(base_url=address, timeout=60) as client:
+            body = {"instruction": FIRST, "inputs": [*INPUTS] * 40, "max_tokens": 200}
+            expected = client.post("/v1/generate", json=body).json()
+            with ThreadPoolExecutor() as pool:
+                answer = pool.submit(client.post, "/v1/generate", json=body)
+                while "tagi_waiting 0.0" in httpx.get(f"{address}/metrics").text:
+                    assert not answer.done(), "it was answered before it could be interrupted"
+                process.send_signal(signal.SIGTERM)
+                assert answer.result().json() == expected
+        assert process.wait(timeout=60) == 0
+
+
+def test_other_addresses_need_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--host", "0.0.0.0", "--store", str(tmp_path / "store")]) == 2
+    assert "--keys" in capsys.readouterr().err and not (tmp_path / "store").exists()
+
+
+def test_a_key_is_printed_once_and_kept_as_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert main(["key", "-o", str(tmp_path / "keys")]) == 0
+    keys = capsys.readouterr().out.split()
+    assert len(set(keys)) == 2 and (tmp_path / "keys").read_text().split() == [hashed(key) for key in keys]
+
+
+@pytest.mark.skipif(smollm2() is None, reason=f"the default's language model is not here: {INSTALL}")
+def test_every_line_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    start, calls = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    arguments = shlex.split(start)[2:]
+    assert arguments[-2:] == ["--port", "8000"]
+    with serving((*arguments[:-1], "0"), tmp_path) as (_, address):
+        port = address.rpartition(":")[2]
+        for line in calls.strip().splitlines():
+            assert line.startswith("curl ")
+            done = subprocess.run(
+                line.replace("localhost:8000", f"127.0.0.1:{port}"),
+                shell=True,
+                capture_output=True,
+                check=True,
+                text=True,
+            )
+            assert "error" not in done.stdout
+        assert '"text":"Oslo"' in done.stdout.replace('": "', '":"')
+        monkeypatch.chdir(tmp_path)
+        exec(python.replace("localhost:8000", f"127.0.0.1:{port}"), {})
+    assert capsys.readouterr().out.splitlines() == ["['Lyon', 'Lima']", "Bergen"]
+    assert (tmp_path / "tasks").is_dir() and os.listdir(tmp_path / "tasks")
