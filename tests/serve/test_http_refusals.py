@@ -127,8 +127,11 @@ def test_whoever_hangs_up_leaves_no_work_behind(tmp_path: Path, monkeypatch: pyt
         name = registered(client)
         for stream in (False, True):
             body = {"model": name, "prompt": "a", "stream": stream}
-            with pytest.raises(httpx.ReadTimeout), client.stream("POST", "/v1/completions", json=body, timeout=0.1):
-                pytest.fail("no answer can have come")
+            with (
+                contextlib.suppress(httpx.ReadTimeout),
+                client.stream("POST", "/v1/completions", json=body, timeout=0.3),
+            ):
+                pass  # the head of a stream comes at once; no answer can have come
             for _ in range(100):
                 if "tagi_waiting 0.0" in client.get("/metrics").text:
                     break
