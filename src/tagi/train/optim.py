@@ -187,24 +187,19 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return 1.0
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Apply the factor to every group's own base rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-
-
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The optimizer's state as tensors and plain numbers, by parameter number and name."""
+    """The optimizer's state as tensors and plain numbers, by parameter number and name.
+
+    Every process must ask for it where the model is sharded.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
-            key = f"{number}.{name}"
             if isinstance(value, Tensor):
-                whole = value.full_tensor() if isinstance(value, DTensor) else value
-                tensors[key] = whole.detach().cpu().contiguous()
+                tensors[f"{number}.{name}"] = whole(value).detach().cpu().contiguous()
             else:
-                numbers[key] = value
+                numbers[f"{number}.{name}"] = value
     return tensors, numbers
 
 
@@ -214,12 +209,17 @@ def restore_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], 
     state: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *numbers.items()):
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = _laid_out(value, parameters[int(number)])
+        state.setdefault(int(number), {})[name] = laid_out(value, parameters[int(number)])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """A tensor of the optimizer's state, sharded as its parameter is."""
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_out(value: Any, parameter: Tensor) -> Any:
+    """A value of a parameter's, sharded as that is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
