@@ -21,14 +21,13 @@ TIMED = 2
 def can_be_timed(config: RunConfig, plan: Plan) -> bool:
     """Whether data and weights lie here, and fit twice into the machine's memory."""
     teacher = config.objective.teacher
-    folders = [one for one in (config.bank, teacher.checkpoint if teacher is not None else None) if one is not None]
-    here = config.start_from is None or is_checkpoint(config.start_from)
+    folders = [config.bank, teacher.checkpoint if teacher is not None else None]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
         config.stage in ("metatrain", "pretrain", "finetune")
         and plan.tokens_are == "measured"
-        and here
-        and all(Path(one).is_dir() for one in folders)
+        and (config.start_from is None or is_checkpoint(config.start_from))
+        and all(one is None or Path(one).is_dir() for one in folders)
         and 2 * plan.memory.total < memory
     )
 

@@ -85,26 +85,15 @@ def _backbone(
         if config.shape is not None:
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, tokenizers.load(folder, backbone.shape)
-    shape = random_shape(config)
-    tokenizer = tokenizer or random_tokenizer(config, shape, run.data, sources)
-    backbone = build(_for_tokenizer(shape, tokenizer))
-    initialise_backbone(backbone, generator)
-    return backbone, tokenizer
-
-
-def _for_tokenizer(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Shape:
-    """The shape with as many tokens as a tokenizer has; a decoder-only model's answers end as its texts do."""
-    update: dict[str, Any] = {"vocab_size": len(tokenizer)}
-    if not shape.eos_token_ids and tokenizer.eos_token_id is not None:
-        update["eos_token_ids"] = (tokenizer.eos_token_id,)
-    return shape.model_copy(update=update)
-
-
-def random_shape(config: BackboneConfig) -> Shape:
-    """The shape of a language model that starts from random initialisation."""
     shape = config.decoder or config.shape
     assert shape is not None
-    return shape
+    tokenizer = tokenizer or random_tokenizer(config, shape, run.data, sources)
+    update: dict[str, Any] = {"vocab_size": len(tokenizer)}
+    if not shape.eos_token_ids and tokenizer.eos_token_id is not None:
+        update["eos_token_ids"] = (tokenizer.eos_token_id,)  # a decoder-only model's answers end as its texts do
+    backbone = build(shape.model_copy(update=update))
+    initialise_backbone(backbone, generator)
+    return backbone, tokenizer
 
 
 def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
@@ -151,22 +140,16 @@ def _with_parts(
     reference: str | None,
     generator: torch.Generator,
 ) -> Start:
-    _check_positions(config, backbone)
-    model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
-    initialise_parts(model, generator)
-    if config.bank is not None and model.hypernetwork is not None:
-        bank = banks.load(Path(config.bank), backbone)
-        model.hypernetwork.start_from(bank.a0)
-    return Start(model, tokenizer, _settings(config, model, reference))
-
-
-def _check_positions(config: RunConfig, backbone: LanguageModel) -> None:
-    """Refuse texts that a language model with so many positions cannot hold."""
     prompt, most = config.prompt, backbone.max_positions
     longest = prompt.longest_prompt + prompt.max_target
     if most is not None and longest > most:
         asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
         raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
+    model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
+    initialise_parts(model, generator)
+    if config.bank is not None and model.hypernetwork is not None:
+        model.hypernetwork.start_from(banks.load(Path(config.bank), backbone).a0)
+    return Start(model, tokenizer, _settings(config, model, reference))
 
 
 def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:
