@@ -74,10 +74,10 @@ def one_line(text: str) -> str:
     return "".join(one.encode("unicode_escape").decode() if one in LINE_BREAKS else one for one in text)
 
 
-def mark(console: Console, good: bool, times: int = 1) -> Text:
-    """A tick or a cross with its colour; words on a terminal that knows no such characters."""
+def mark(console: Console, good: bool | int) -> Text:
+    """A tick, or as many as counted, or a cross; words on a terminal that knows no such characters."""
     signs = ("ok", "no") if console.options.ascii_only else ("✓", "✗")
-    return Text(signs[0] * times, style="green") if good else Text(signs[1] * times, style="red")
+    return Text(signs[0] * int(good), style="green") if good else Text(signs[1], style="red")
 
 
 def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") -> Table:
@@ -94,34 +94,32 @@ def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") 
 @contextmanager
 def bar(label: str) -> Iterator[Report]:
     """A bar with the time left on stderr, gone when done; where stderr is no terminal, a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-    text = TextColumn("{task.description}", markup=False)
-    columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with _progress(label, columns) as report:
+    with _progress(label, MofNCompleteColumn(), TimeRemainingColumn()) as report:
         yield report
 
 
 @contextmanager
 def waiting(label: str) -> Iterator[None]:
     """A moving bar on stderr for work of unknown length."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeElapsedColumn
 
-    with _progress(label, (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())):
+    with _progress(label, TimeElapsedColumn()):
         yield
 
 
 @contextmanager
-def _progress(label: str, columns: Sequence[ProgressColumn]) -> Iterator[Report]:
-    from rich.progress import Progress
+def _progress(label: str, *columns: ProgressColumn) -> Iterator[Report]:
+    from rich.progress import BarColumn, Progress, TextColumn
 
     console = stderr()
     if not console.is_interactive:
         yield _lines(label)
         return
     # what is printed meanwhile goes above the bar if both are on one terminal, and to where stdout goes if not
-    above = sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
+    text, above = TextColumn("{task.description}", markup=False), sys.stdout.isatty()
+    with Progress(text, BarColumn(), *columns, console=console, transient=True, redirect_stdout=above) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +14,7 @@ from tagi.cli.common import Backbone, Checkpoint, Json, note, open_tagi, print_j
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
-    from tagi.infer.export import Export, Inputs
+    from tagi.infer.export import Export
 
 app = typer.Typer(help="Write adapters and teachers as files that other libraries open.")
 
@@ -37,18 +37,6 @@ InputsFile = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What to export."""
-
-    source: Path
-    teacher: str | None
-    inputs: Path | None
-    checkpoint: str | None
-    backbone: str | None
-    form: Form
-
-
 def _command(form: Form) -> Callable[..., None]:
     def export(
         source: Source,
@@ -59,15 +47,25 @@ def _command(form: Form) -> Callable[..., None]:
         backbone: Backbone = None,
         as_json: Json = False,
     ) -> None:
-        _check_free(output)
-        found = _opened(_Asked(source, teacher, inputs, checkpoint, backbone, form))
+        from tagi.infer.export import Lost, write_gguf, write_merged, write_peft
+        from tagi.model.bank import MANIFEST
+
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InputError(f"{output}: exists; choose another folder")
+        if (source / MANIFEST).exists():
+            found = _teacher(source, teacher, backbone)
+        elif teacher is not None:
+            raise InputError(f"--teacher: {source} is no LoRA bank ({MANIFEST} is missing)")
+        else:
+            found = _adapter(source, inputs, checkpoint, backbone, alone=form == "merged")
         if found.lost is not None:
             note(str(found.lost))
         elif inputs is not None:
             note("nothing is lost, so --inputs were not answered")
-        _write(form, found, output)
+        {"peft": write_peft, "gguf": write_gguf, "merged": write_merged}[form](found, output)
         if as_json:
-            _print_json(found, output)
+            lost = asdict(found.lost) if found.lost is not None else dict.fromkeys(field.name for field in fields(Lost))
+            print_json({"output": str(output), "base": found.base, "sites": len(found.lora)} | lost)
         else:
             relation = "merged into" if form == "merged" else "of"
             typer.echo(f"{output}: LoRA of {len(found.lora)} projections, {relation} {found.base}")
@@ -86,61 +84,26 @@ app.command("merged", help="Write the language model with a LoRA added in, for `
 )
 
 
-def _check_free(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: exists; choose another folder")
-
-
-def _write(form: Form, found: Export, output: Path) -> None:
-    from tagi.infer.export import write_gguf, write_merged, write_peft
-
-    {"peft": write_peft, "gguf": write_gguf, "merged": write_merged}[form](found, output)
-
-
-def _print_json(found: Export, output: Path) -> None:
-    from tagi.infer.export import Lost
-
-    measured = asdict(found.lost) if found.lost is not None else dict.fromkeys(field.name for field in fields(Lost))
-    print_json({"output": str(output), "base": found.base, "sites": len(found.lora)} | measured)
-
-
-def _opened(asked: _Asked) -> Export:
-    from tagi.model.bank import MANIFEST
-
-    if (asked.source / MANIFEST).exists():
-        return _teacher(asked)
-    if asked.teacher is not None:
-        raise InputError(f"--teacher: {asked.source} is no LoRA bank ({MANIFEST} is missing)")
-    return _adapter(asked)
-
-
-def _teacher(asked: _Asked) -> Export:
+def _teacher(source: Path, group: str | None, backbone: str | None) -> Export:
     from tagi.infer.export import from_bank
     from tagi.model.bank import read_manifest
 
-    if asked.teacher is None:
-        groups = ", ".join(one.group for one in read_manifest(asked.source).teachers)
+    if group is None:
+        groups = ", ".join(one.group for one in read_manifest(source).teachers)
         raise InputError(f"--teacher: is missing; the bank has {groups}")
-    return from_bank(asked.source, asked.teacher, asked.backbone)
+    return from_bank(source, group, backbone)
 
 
-def _adapter(asked: _Asked) -> Export:
+def _adapter(source: Path, file: Path | None, checkpoint: str | None, backbone: str | None, *, alone: bool) -> Export:
     from tagi.backbones.files import locate
     from tagi.backbones.language_model import hugging_face
-    from tagi.infer.export import from_adapter
+    from tagi.cli.inputs import read_inputs
+    from tagi.infer.export import Inputs, from_adapter
     from tagi.model.checkpoint import base_source
 
-    chosen = asked.checkpoint or default_checkpoint()
-    inputs = _inputs(asked.inputs)
-    tagi = open_tagi(asked.checkpoint, asked.backbone)
+    chosen = checkpoint or default_checkpoint()
+    inputs = Inputs(read_inputs(file), str(file)) if file is not None else None
+    tagi = open_tagi(checkpoint, backbone)
     with waiting("measuring what is lost"):
-        base = hugging_face(asked.backbone or base_source(chosen))
-        alone = asked.form == "merged"
-        return from_adapter(tagi, asked.source, base, locate(chosen), inputs, alone=alone)
-
-
-def _inputs(file: Path | None) -> Inputs | None:
-    from tagi.cli.inputs import read_inputs
-    from tagi.infer.export import Inputs
-
-    return Inputs(read_inputs(file), str(file)) if file is not None else None
+        base = hugging_face(backbone or base_source(chosen))
+        return from_adapter(tagi, source, base, locate(chosen), inputs, alone=alone)

@@ -14,7 +14,6 @@ from tagi.errors import InputError
 if TYPE_CHECKING:
     from tagi.cli.solving import Asked, Solver
     from tagi.infer.answers import Answer
-    from tagi.infer.search import GenerationConfig
 
 EXAMPLE = 'Example: tagi run "Name the city in the text." --input "We met in Oslo last May."'
 
@@ -94,7 +93,11 @@ def _solve(solver: Solver, asked: Sequence[Asked], *, as_json: bool) -> None:
             if not as_json:
                 for one in some:
                     typer.echo(one_line(one.text))
-    notes = _say([*solver.notes(asked), *_unstopped(answers, solver.generation)])
+    remarks = solver.notes(asked)
+    cut = sum(answer.finish_reason == "length" for answer in answers) if solver.generation.stop else 0
+    if cut:
+        remarks.append(f"{cut} of {len(answers)} answers were cut at their last token before a stop string came")
+    notes = _say(remarks)
     if as_json:
         print_json(
             {
@@ -163,9 +166,3 @@ def _asked(
     if not asked:
         raise InputError("there is no input: give --input TEXT or --inputs FILE")
     return asked
-
-
-def _unstopped(answers: Sequence[Answer], decoding: GenerationConfig) -> list[str]:
-    """A remark where stop strings were given and did not come."""
-    cut = sum(answer.finish_reason == "length" for answer in answers) if decoding.stop else 0
-    return [f"{cut} of {len(answers)} answers were cut at their last token before a stop string came"] if cut else []
