@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     from tagi.methods import Method
 
 EXAMPLE = "Example: tagi methods --json"
-TABLE_1 = {
-    "pretrained": "Pre-Train",
-    "fuses_instruction": "Instr. Fus.",
-    "low_inference_cost": "Low Infer. Cost",
-    "distilled": "Instr. Learning",
-    "unseen_tasks": "Unseen Task",
-}
 TABLE_8 = {
     "meta_trained": "Meta-Train",
     "pretrained": "Pre-Train",
@@ -30,6 +23,10 @@ TABLE_8 = {
     "low_inference_cost": "Low Infer. Cost",
     "distilled": "Instr. Learning",
     "unseen_tasks": "Unseen Task",
+}
+TABLE_1 = {
+    name: TABLE_8[name]
+    for name in ("pretrained", "fuses_instruction", "low_inference_cost", "distilled", "unseen_tasks")
 }
 DESIGN = {
     "prompt": "prompt",

@@ -1,5 +1,6 @@
 """From a run's config to a stage that the trainer can run."""
 
+from collections.abc import Set
 from pathlib import Path
 
 from tagi import methods
@@ -9,7 +10,7 @@ from tagi.data.sources import Sources
 from tagi.errors import ConfigError
 from tagi.train import optim
 from tagi.train.batches import batches
-from tagi.train.checks import check_stage, check_taught
+from tagi.train.checks import check_stage
 from tagi.train.distributed.team import launched
 from tagi.train.encodings import encodings
 from tagi.train.objectives.objective import build_objective
@@ -20,9 +21,6 @@ from tagi.train.start import start
 
 def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage:
     """Everything that a run's config describes, ready for the trainer.
-
-    Args:
-        sources: that others read as well.
 
     Raises:
         TagiError: whatever in the config, the data or the checkpoint does not fit.
@@ -35,7 +33,7 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
         raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
     objective = build_objective(config, model, tokenizer)
     if objective.taught is not None:
-        check_taught(config, objective.taught, sources)
+        _check_taught(config, objective.taught, sources)
     distils, joined = config.objective.lambda_kl > 0, not model.backbone.has_encoder
     collator = Collator(tokenizer, config.prompt, model.method, joined, prompts=distils, shots=config.objective.shots)
     record = Record.of(config, launched(), sources)
@@ -57,3 +55,12 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
         encode=encodings(model, config.training),
         checkpointing=config.training.activation_checkpointing,
     )
+
+
+def _check_taught(config: RunConfig, taught: Set[str], sources: Sources) -> None:
+    """Refuse a bank that has no LoRA for any training task: every term that reads it would be 0 without a word."""
+    if config.stage == "pretrain":
+        raise ConfigError("objective.lambda_ins: plain text has no tasks that a bank could have LoRAs for")
+    each = sources.train(config.data, config.demonstrations, config.training.seed).sources
+    if not any(one.task(number, 0).name in taught for one in each for number in range(len(one))):
+        raise ConfigError(f"bank: {config.bank} has no LoRA for any of this run's training tasks")

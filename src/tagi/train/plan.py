@@ -99,7 +99,6 @@ def plan(
         earlier: the stages of the same run before this one, whose output may not be there yet.
         draw: whether rows and tokens are measured from the data, where data and tokenizer are at hand.
         report: told how many batches were drawn, and of how many.
-        sources: that others read as well.
 
     Raises:
         TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
@@ -199,10 +198,8 @@ def _work(config: RunConfig, parts: Model, method: Method, lengths: Lengths, tra
     """A batch of the run; the rows that tasks have in the mean are rounded up."""
     rows = -(-lengths.rows // lengths.tasks) * lengths.tasks
     return Work(
-        shape=parts.shape,
+        **parts._asdict(),
         method=method,
-        hypernetwork=parts.hypernetwork,
-        fusion=parts.fusion,
         lengths=replace(lengths, rows=rows),
         trainable=trained,
         dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,

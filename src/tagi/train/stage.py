@@ -71,17 +71,13 @@ class Term:
     count: Callable[[Batch], Tensor]
 
 
-def label_loss(output: Output, batch: Batch) -> Loss:
-    """L_pred of Eqs. 3 and 6: cross-entropy of the target tokens."""
-    return cross_entropy(output.logits, batch.labels)
-
-
 def target_tokens(batch: Batch) -> Tensor:
     """Number of target tokens."""
     return valid_positions(batch.labels).sum()
 
 
-LABELS = (Term("ce", 1.0, label_loss, target_tokens),)
+LABELS = (Term("ce", 1.0, lambda output, batch: cross_entropy(output.logits, batch.labels), target_tokens),)
+"""L_pred of Eqs. 3 and 6."""
 
 
 @dataclass(frozen=True)

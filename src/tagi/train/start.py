@@ -56,7 +56,6 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
 
     Args:
         tokenizer: of random initialisation, where it is made already.
-        sources: that others read as well.
 
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
