@@ -35,11 +35,6 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     settings: ModelConfig
 
-    @property
-    def outside(self) -> str | None:
-        """Where a backbone lies that a checkpoint holds by reference."""
-        return None if self.settings.backbone == BACKBONE else self.settings.backbone
-
     def write(self, folder: Path) -> None:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
         checkpoint.write(self.model, self.settings, folder)
@@ -47,8 +42,8 @@ class Start:
 
     def read(self, folder: Path) -> None:
         """Put a checkpoint's tensors into the model."""
-        found = checkpoint.load(folder, backbone=self.outside).model.state_dict()
-        load_tensors(self.model, found, folder)
+        outside = None if self.settings.backbone == BACKBONE else self.settings.backbone  # held by reference
+        load_tensors(self.model, checkpoint.load(folder, backbone=outside).model.state_dict(), folder)
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, sources: Sources | None = None) -> Start:
@@ -60,15 +55,30 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
     """
-    if config.start_from is not None:
-        return _go_on(config, Path(config.start_from))
-    assert config.backbone is not None
     generator = torch.Generator().manual_seed(config.training.seed)
-    kept = newest(Path(config.output))
-    if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
-        tokenizer = tokenizers.load(kept)  # trained again on the same text it might be another, see tokenizers.unigram
-    backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)
-    return _with_parts(config, backbone, found, config.backbone.path, generator)
+    if config.start_from is not None:
+        folder = Path(config.start_from)
+        loaded = checkpoint.load(folder)
+        backbone, found = loaded.model.backbone, tokenizers.load(folder, loaded.model.backbone.shape)
+        inside = loaded.config.backbone == BACKBONE
+        reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
+        if config.method == loaded.config.method:
+            kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
+            return Start(loaded.model, found, _settings(config.model_copy(update=kept), loaded.model, reference))
+    else:  # another method keeps an earlier stage's backbone and begins the other parts anew, as this does
+        assert config.backbone is not None
+        backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)
+        reference = config.backbone.path
+    prompt, most = config.prompt, backbone.max_positions
+    longest = prompt.longest_prompt + prompt.max_target
+    if most is not None and longest > most:
+        asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
+        raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
+    model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
+    initialise_parts(model, generator)
+    if config.bank is not None and model.hypernetwork is not None:
+        model.hypernetwork.start_from(banks.load(Path(config.bank), backbone).a0)
+    return Start(model, found, _settings(config, model, reference))
 
 
 def _backbone(
@@ -84,8 +94,10 @@ def _backbone(
         if config.shape is not None:
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, tokenizers.load(folder, backbone.shape)
-    shape = config.decoder or config.shape
+    shape, kept = config.decoder or config.shape, newest(Path(run.output))
     assert shape is not None
+    if tokenizer is None and config.tokenizer == "unigram" and kept is not None:
+        tokenizer = tokenizers.load(kept)  # trained again on the same text it might be another, see tokenizers.unigram
     tokenizer = tokenizer or random_tokenizer(config, shape, run.data, sources)
     update: dict[str, Any] = {"vocab_size": len(tokenizer)}
     if not shape.eos_token_ids and tokenizer.eos_token_id is not None:
@@ -116,39 +128,6 @@ def random_tokenizer(
     if config.tokenizer != "unigram":
         return tokenizers.load(Path(str(config.tokenizer)))
     return tokenizers.unigram((sources or Sources()).texts(data), shape.vocab_size)
-
-
-def _go_on(config: RunConfig, folder: Path) -> Start:
-    """The model of an earlier stage; another method keeps its backbone and begins the other parts anew."""
-    loaded = checkpoint.load(folder)
-    inside = loaded.config.backbone == BACKBONE
-    reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
-    tokenizer = tokenizers.load(folder, loaded.model.backbone.shape)
-    if config.method != loaded.config.method:
-        generator = torch.Generator().manual_seed(config.training.seed)
-        return _with_parts(config, loaded.model.backbone, tokenizer, reference, generator)
-    kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
-    settings = _settings(config, loaded.model, reference).model_copy(update=kept)
-    return Start(loaded.model, tokenizer, settings)
-
-
-def _with_parts(
-    config: RunConfig,
-    backbone: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    reference: str | None,
-    generator: torch.Generator,
-) -> Start:
-    prompt, most = config.prompt, backbone.max_positions
-    longest = prompt.longest_prompt + prompt.max_target
-    if most is not None and longest > most:
-        asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
-        raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
-    model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
-    initialise_parts(model, generator)
-    if config.bank is not None and model.hypernetwork is not None:
-        model.hypernetwork.start_from(banks.load(Path(config.bank), backbone).a0)
-    return Start(model, tokenizer, _settings(config, model, reference))
 
 
 def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:

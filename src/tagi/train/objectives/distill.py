@@ -108,7 +108,7 @@ def build_teacher(
     """
     settings = config.objective.teacher
     assert settings is not None
-    model = load_reader(settings.checkpoint, config.prompt, settings.kind)
+    model = _load_reader(settings.checkpoint, config.prompt, settings.kind)
     if model.method.apart != (settings.kind == "fid"):
         raise ConfigError(
             f"objective.teacher.kind: {settings.checkpoint} was trained as {model.method.name}; "
@@ -147,16 +147,11 @@ def own_lora(bank: Bank) -> TaskIdentity:
     return lambda task: fingerprints[groups[task]] if task in groups else ""
 
 
-def load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiModel:
+def _load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiModel:
     """A model that reads (a; b): a checkpoint of metatraining or of FiD-ICL, or a Hugging Face T5, which does not say
     how it was trained and is taken as what the config says it is.
 
-    Args:
-        kind: of the teacher; `lora` takes the backbone of whatever checkpoint it is.
-
-    Raises:
-        ConfigError: a checkpoint whose method does not read the instruction in the prompt, or in another style.
-        CheckpointError: it cannot be loaded.
+    A teacher of kind `lora` takes the backbone of whatever checkpoint it is.
     """
     folder = locate(source)
     if kind == "lora" or not (folder / checkpoint.CONFIG).exists():
@@ -171,11 +166,7 @@ def load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiMod
 
 
 def load_base(source: str) -> LanguageModel:
-    """The language model of a checkpoint of ours, or a Hugging Face folder.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-    """
+    """The language model of a checkpoint of ours, or of a Hugging Face folder."""
     folder = locate(source)
     ours = (folder / checkpoint.CONFIG).exists()
     return checkpoint.load(folder).model.backbone if ours else load_language_model(folder)
