@@ -39,8 +39,7 @@ def adapt(
     seconds = time.perf_counter() - began
     adapter.save_pretrained(output)
     notes = tagi.notes(told, [])
-    for text in notes:
-        note(text)
+    note(*notes)
     size = sum(file.stat().st_size for file in output.iterdir())
     if as_json:
         print_json({"adapter": str(output), "bytes": size, "adapt_seconds": seconds, "notes": notes})

@@ -59,9 +59,10 @@ def stderr() -> Console:
     return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
-def note(text: str) -> None:
-    """A remark that a person should see beside the results."""
-    stderr().print(Text.assemble(("note:", "yellow"), f" {text}"), soft_wrap=True)
+def note(*texts: str) -> None:
+    """Remarks that a person should see beside the results."""
+    for text in texts:
+        stderr().print(Text.assemble(("note:", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def print_json(values: Mapping[str, Any]) -> None:

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Write adapters and teachers as files that other libraries open.")
 
-PEFT_EXAMPLE = "Example: tagi export peft animals -o animals-peft"
-MERGED_EXAMPLE = "Example: tagi export merged animals -o animals-t5"
-
-GGUF_EXAMPLE = "Example: tagi export gguf animals -o animals-gguf"
-
 Form = Literal["peft", "gguf", "merged"]
 Source = Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, PEFT's files, or a LoRA bank.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")]
@@ -73,15 +68,14 @@ def _command(form: Form) -> Callable[..., None]:
     return export
 
 
-app.command("peft", help="Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`.", epilog=PEFT_EXAMPLE)(
-    _command("peft")
+FORMS: tuple[tuple[Form, str, str], ...] = (
+    ("peft", "Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`.", "animals-peft"),
+    ("gguf", "Write a LoRA in llama.cpp's format, for `llama-server --lora`.", "animals-gguf"),
+    ("merged", "Write the language model with a LoRA added in, for `transformers`.", "animals-t5"),
 )
-app.command("gguf", help="Write a LoRA in llama.cpp's format, for `llama-server --lora`.", epilog=GGUF_EXAMPLE)(
-    _command("gguf")
-)
-app.command("merged", help="Write the language model with a LoRA added in, for `transformers`.", epilog=MERGED_EXAMPLE)(
-    _command("merged")
-)
+for _form, _help, _folder in FORMS:
+    _example = f"Example: tagi export {_form} animals -o {_folder}"
+    app.command(_form, help=_help, epilog=_example)(_command(_form))
 
 
 def _teacher(source: Path, group: str | None, backbone: str | None) -> Export:

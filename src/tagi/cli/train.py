@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -104,16 +105,15 @@ def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool, sources: Sour
     before = list(run.values())[: list(run).index(stage)]
     with bar("drawing batches") as report:
         made = plan(run[stage], before, draw=draw, report=report, sources=sources)
-    for text in made.notes:
-        note(text)
+    note(*made.notes)
     return made
 
 
 def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
     if stage != ALL:
-        return plans[stage].as_json()
+        return asdict(plans[stage])
     return {
-        "stages": {key: plan.as_json() for key, plan in plans.items()},
+        "stages": {key: asdict(plan) for key, plan in plans.items()},
         "flops": sum(plan.flops for plan in plans.values()),
         "memory": max(plan.memory.total for plan in plans.values()),
     }
@@ -135,8 +135,7 @@ def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, sources: Sou
         finished = final.exists()
     else:
         checkpoints.check_output(output, resume=go_on)
-        for remark in resume.check(config, launched(), output, sources):
-            note(remark)
+        note(*resume.check(config, launched(), output, sources))
         finished = checkpoints.finished(output, config.training.steps)
     if skip and finished:
         note(f"{key}: {final} is there already")

@@ -240,40 +240,22 @@ def sni_24gb(output: str) -> Run:
     """
     data = DataConfig(source="sni", path=SNI, valid_tasks=20)
     alone, bank = PromptConfig(max_instruction=512, max_input=512), BankConfig(group="category", parallel=4)
-    run: dict[str, RunConfig] = {}
-    run["metatrain"] = _altered(
-        metatraining("base", alone, data, f"{output}/metatrain"),
-        "training.steps=10000",
-        "training.tasks_per_batch=4",
-        "training.accumulation=4",
-        "training.checkpoint_every=1000",
-    )
-    run["teachers"] = _altered(
-        teacher_loras("no_instruction", alone, data, bank, f"{output}/teachers", {"backbone": language_model("base")}),
-        "training.steps=1000",
-        "training.accumulation=1",
-        "training.checkpoint_every=500",
-    )
-    run["pretrain"] = _altered(
-        pretraining("base", _bank(run), f"{output}/pretrain", language_model("base")),
-        "training.steps=20000",
-        "training.precision=bf16",
-        "training.activation_checkpointing=true",
-        "data.max_documents=160000",
-    )
     teacher = TeacherConfig(kind="instruct", checkpoint=f"{output}/metatrain/final")
-    run["finetune"] = _altered(
-        finetuning("base", Batches(1e-4, 4, 4), alone, data, teacher, _bank(run), output),
-        "training.steps=20000",
-        "training.rows_per_task=2",
-        "training.instruction_cache_mb=1024",
+    base = language_model("base")
+    run: dict[str, RunConfig] = {}
+    run["metatrain"] = metatraining("base", alone, data, f"{output}/metatrain")
+    run["teachers"] = teacher_loras("no_instruction", alone, data, bank, f"{output}/teachers", {"backbone": base})
+    run["pretrain"] = pretraining("base", _bank(run), f"{output}/pretrain", base)
+    run["finetune"] = finetuning("base", Batches(1e-4, 4, 4), alone, data, teacher, _bank(run), output)
+    every = {
+        "metatrain": "training.steps=10000 training.tasks_per_batch=4 training.accumulation=4 "
         "training.checkpoint_every=1000",
-    )
-    return run
-
-
-def _altered(config: RunConfig, *changes: str) -> RunConfig:
-    return override(config, changes, source=config.output)
+        "teachers": "training.steps=1000 training.accumulation=1 training.checkpoint_every=500",
+        "pretrain": "training.steps=20000 training.precision=bf16 training.activation_checkpointing=true "
+        "data.max_documents=160000",
+        "finetune": "training.rows_per_task=2 training.instruction_cache_mb=1024 training.checkpoint_every=1000",
+    }
+    return {key: override(config, every[key].split(), source=config.output) for key, config in run.items()}
 
 
 RUNS: dict[str, Callable[[str], Run]] = {

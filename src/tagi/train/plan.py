@@ -6,9 +6,9 @@ the `config.json` of a hub model whose shape the config leaves out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -53,11 +53,7 @@ class Memory:
     optimizer: int
     """State, and fp32 masters of weights that compute in fewer bits."""
     activations: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +75,6 @@ class Plan:
     memory: Memory
     notes: list[str]
     output: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, the memory with its total."""
-        return asdict(self) | {"memory": asdict(self.memory) | {"total": self.memory.total}}
 
 
 def plan(
@@ -230,6 +222,7 @@ def _plan(
     trained = sum(parameter.numel() for parameters in trainable.values() for parameter in parameters)
     masters = 0 if work.dtype == torch.float32 else torch.float32.itemsize * trained
     state = optimizer_bytes(optim.build(trainable, config.training)) + masters
+    memory = size * weights, size * trained, state, cost.activations
     return Plan(
         stage=config.stage,
         method=config.method,
@@ -242,7 +235,7 @@ def _plan(
         tokens_are="measured" if found.from_data else "upper bound",
         flops_per_step=cost.flops * config.training.accumulation,
         flops=cost.flops * config.training.accumulation * steps,
-        memory=Memory(size * weights, size * trained, state, cost.activations),
+        memory=Memory(*memory, sum(memory)),
         notes=notes,
         output=config.output,
     )
