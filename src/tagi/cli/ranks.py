@@ -91,12 +91,6 @@ def collect(ranking: Ranking, tasks: Sequence[Task]) -> dict[str, Any]:
     }
 
 
-def markdown(scores: Mapping[str, Any], title: str) -> str:
-    """The scores for a document."""
-    said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
-    return as_document(title, HEADER, _shown(scores), said)
-
-
 def _shown(scores: Mapping[str, Any]) -> Shown:
     tasks: list[list[str]] = []
     for task, value in scores["by_task"].items():
@@ -112,5 +106,6 @@ def _shown(scores: Mapping[str, Any]) -> Shown:
 def _write(folder: Path, ranking: Ranking, scores: Mapping[str, Any], title: str) -> None:
     write_predictions(folder / "predictions.jsonl", ranking.predictions)
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
-    write_text(folder / "scores.md", markdown(scores, title))
+    said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
+    write_text(folder / "scores.md", as_document(title, HEADER, _shown(scores), said))
     stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)

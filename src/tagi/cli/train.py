@@ -52,7 +52,7 @@ def train(
     """
     from tagi.cli.pretraining import every_source
     from tagi.train.interrupt import Interrupted
-    from tagi.train.pace import can_be_timed, seconds_per_step
+    from tagi.train.plan import can_be_timed, seconds_per_step
 
     run, sources = _configs(stage, config_name, overrides or ()), every_source()
     chosen = list(run) if stage == ALL else [stage]

@@ -10,7 +10,7 @@ instruction and of the input where they are read apart, of both together where t
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from tagi.config import (
     BackboneConfig,
@@ -45,15 +45,11 @@ class Batches(NamedTuple):
     accumulation: int
 
 
-SNI_BATCHES: dict[SniSize, Batches] = {
-    "base": Batches(1e-4, 8, 2),
-    "xl": Batches(5e-5, 2, 4),
-    "xxl": Batches(5e-5, 1, 2),
-}
-P3_BATCHES: dict[P3Size, Batches] = {
+BATCHES = {
     "base": Batches(1e-4, 8, 2),
     "large": Batches(1e-4, 4, 4),
     "xl": Batches(5e-5, 2, 4),
+    "xxl": Batches(5e-5, 1, 2),
 }
 TK_INSTRUCT: dict[tuple[SniSize, Setting], str] = {
     ("base", "def2pos"): "allenai/tk-instruct-base-def-pos",
@@ -101,7 +97,7 @@ def sni(size: SniSize, setting: Setting, output: str) -> Run:
     run["pretrain"] = pretraining(size, bank, f"{output}/pretrain", language_model(size))
     prompt = PromptConfig(demonstrations=demonstrations, max_prompt=1024)
     teacher = TeacherConfig(kind="instruct", checkpoint=taught)
-    run["finetune"] = finetuning(size, SNI_BATCHES[size], prompt, data, teacher, bank, output)
+    run["finetune"] = finetuning(size, BATCHES[size], prompt, data, teacher, bank, output)
     return run
 
 
@@ -121,7 +117,7 @@ def p3(size: P3Size, family: Family, output: str) -> Run:
     run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", backbone)
     prompt = PromptConfig(style="t0", max_instruction=512, max_input=512, max_prompt=512, max_target=64)
     teacher = TeacherConfig(kind="fid", checkpoint=fid_icl(size, family))
-    run["finetune"] = finetuning(size, P3_BATCHES[size], prompt, data, teacher, _bank(run), output)
+    run["finetune"] = finetuning(size, BATCHES[size], prompt, data, teacher, _bank(run), output)
     return run
 
 
@@ -259,8 +255,12 @@ def sni_24gb(output: str) -> Run:
 
 
 RUNS: dict[str, Callable[[str], Run]] = {
-    **{f"sni-{size}-{setting}": partial(sni, size, setting) for size in SNI_BATCHES for setting in ("def", "def2pos")},
-    **{f"p3-{size}-{family}": partial(p3, size, family) for size in P3_BATCHES for family in ("t5lm", "t0")},
+    **{
+        f"sni-{size}-{setting}": partial(sni, size, setting)
+        for size in get_args(SniSize)
+        for setting in ("def", "def2pos")
+    },
+    **{f"p3-{size}-{family}": partial(p3, size, family) for size in T0 for family in ("t5lm", "t0")},
     "sni-base-24gb": sni_24gb,
 }
 """Name -> the run, given the folder of its outputs."""

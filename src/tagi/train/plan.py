@@ -2,12 +2,15 @@
 
 The model is built on torch's meta device from its shape alone, so that an 11B run is planned in seconds on a laptop.
 A folder that an earlier stage of the same run will write need not be there yet. Nothing is written or downloaded but
-the `config.json` of a hub model whose shape the config leaves out.
+the `config.json` of a hub model whose shape the config leaves out. What a step takes here, a few steps tell.
 """
 
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -23,6 +26,7 @@ from tagi.model import checkpoint
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import measure, optim
+from tagi.train.build import build_stage
 from tagi.train.checkpoints import FINAL
 from tagi.train.checks import check_stage
 from tagi.train.measure import Measured
@@ -33,6 +37,8 @@ LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a remark."""
 GROUPS = {("sni", "category"): 60, ("sni", "task"): 757, ("p3", "category"): 36}
 """Per-task LoRAs of a whole benchmark (the paper's A.3; Wang et al., 2022), where the config does not name them."""
+TIMED = 2
+"""Steps that are timed, after one that warms up."""
 Report = Callable[[int, int], None]
 
 
@@ -239,3 +245,39 @@ def _plan(
         notes=notes,
         output=config.output,
     )
+
+
+def can_be_timed(config: RunConfig, plan: Plan) -> bool:
+    """Whether data and weights lie here, and fit twice into the machine's memory."""
+    teacher = config.objective.teacher
+    folders = [config.bank, teacher.checkpoint if teacher is not None else None]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (
+        config.stage in ("metatrain", "pretrain", "finetune")
+        and plan.tokens_are == "measured"
+        and (config.start_from is None or measure.is_checkpoint(config.start_from))
+        and all(one is None or Path(one).is_dir() for one in folders)
+        and 2 * plan.memory.total < memory
+    )
+
+
+def seconds_per_step(config: RunConfig, sources: Sources) -> float:
+    """Of forward and backward passes of the run's first batches in one process, without the optimizer.
+
+    Raises:
+        TagiError: whatever does not fit, see `build_stage`.
+    """
+    stage = build_stage(config, sources)
+    torch.manual_seed(config.training.seed)
+    optim.freeze(stage.model, stage.parts)
+    if config.training.precision == "bf16":
+        stage.model.to(torch.bfloat16)
+    stage.model.train()
+    each, seconds = config.training.accumulation, list[float]()
+    for step in range(1 + TIMED):
+        began = time.perf_counter()
+        for number in range(step * each, (step + 1) * each):
+            terms = stage.loss(stage.model, stage.batch(number))
+            torch.stack([stage.weights[name] * term.total for name, term in terms.items()]).sum().backward()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[1:])
