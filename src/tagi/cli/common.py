@@ -24,13 +24,8 @@ if TYPE_CHECKING:
 
 LINE_EVERY = 10.0
 """Seconds between lines that say how far the work is, where stderr is no terminal and so can show no bar."""
-
-LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-"""Where `str.splitlines` begins a line."""
-
 Report = Callable[[int, int], None]
 """Told how much is done, and of how much."""
-
 Checkpoint = Annotated[
     str | None,
     typer.Option(
@@ -72,7 +67,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 def one_line(text: str) -> str:
     r"""A text with its line breaks written out (`\n`), so that it takes one line whatever reads the lines."""
-    return "".join(one.encode("unicode_escape").decode() if one in LINE_BREAKS else one for one in text)
+    return "".join(one if one.splitlines() == [one] else one.encode("unicode_escape").decode() for one in text)
 
 
 def mark(console: Console, good: bool | int) -> Text:

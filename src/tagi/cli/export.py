@@ -42,13 +42,16 @@ def _command(form: Form) -> Callable[..., None]:
         backbone: Backbone = None,
         as_json: Json = False,
     ) -> None:
-        from tagi.infer.export import Lost, write_gguf, write_merged, write_peft
-        from tagi.model.bank import MANIFEST
+        from tagi.infer.export import Lost, from_bank, write_gguf, write_merged, write_peft
+        from tagi.model.bank import MANIFEST, read_manifest
 
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise InputError(f"{output}: exists; choose another folder")
         if (source / MANIFEST).exists():
-            found = _teacher(source, teacher, backbone)
+            if teacher is None:
+                groups = ", ".join(one.group for one in read_manifest(source).teachers)
+                raise InputError(f"--teacher: is missing; the bank has {groups}")
+            found = from_bank(source, teacher, backbone)
         elif teacher is not None:
             raise InputError(f"--teacher: {source} is no LoRA bank ({MANIFEST} is missing)")
         else:
@@ -76,16 +79,6 @@ FORMS: tuple[tuple[Form, str, str], ...] = (
 for _form, _help, _folder in FORMS:
     _example = f"Example: tagi export {_form} animals -o {_folder}"
     app.command(_form, help=_help, epilog=_example)(_command(_form))
-
-
-def _teacher(source: Path, group: str | None, backbone: str | None) -> Export:
-    from tagi.infer.export import from_bank
-    from tagi.model.bank import read_manifest
-
-    if group is None:
-        groups = ", ".join(one.group for one in read_manifest(source).teachers)
-        raise InputError(f"--teacher: is missing; the bank has {groups}")
-    return from_bank(source, group, backbone)
 
 
 def _adapter(source: Path, file: Path | None, checkpoint: str | None, backbone: str | None, *, alone: bool) -> Export:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from tagi.methods import Method
-
 EXAMPLE = "Example: tagi methods --json"
 TABLE_8 = {
     "meta_trained": "Meta-Train",
@@ -41,7 +39,13 @@ def methods(as_json: Json = False) -> None:
     """Show the systems that a config can name: Tables 1 and 8 of the paper, and what each is made of."""
     from tagi.methods import METHODS
 
-    described = [_describe(method) for method in METHODS]
+    asked = {**TABLE_8, **DESIGN}
+    described: list[dict[str, Any]] = [
+        {"name": one.name, "title": one.title}
+        | {name: getattr(one, name) for name in asked}
+        | {"writes": list(one.writes), "demonstrations": one.demonstrations, "trainable": list(one.trainable)}
+        for one in METHODS
+    ]
     if as_json:
         print_json({"methods": described})
         return
@@ -58,12 +62,6 @@ def methods(as_json: Json = False) -> None:
         for method in described
     ]
     console.print(_table(console, "Design space", parts, ("name", "writes", "demos", "trained"), DESIGN))
-
-
-def _describe(method: Method) -> dict[str, Any]:
-    answers = {name: getattr(method, name) for name in {**TABLE_1, **TABLE_8, **DESIGN}}
-    made_of = {"writes": list(method.writes), "demonstrations": method.demonstrations}
-    return {"name": method.name, "title": method.title, **answers, **made_of, "trainable": list(method.trainable)}
 
 
 def _table(

@@ -142,11 +142,7 @@ def teacher_loras(
     output: str,
     base: Mapping[str, Any],
 ) -> RunConfig:
-    """Table 6, "LoRA tuning": 10,000 steps of 8 rows, accumulated twice, for every teacher.
-
-    Args:
-        base: `backbone` or `start_from`.
-    """
+    """Table 6, "LoRA tuning": 10,000 steps of 8 rows, accumulated twice, for every teacher; on a backbone or a start."""
     return RunConfig(
         stage="teachers",
         method=method,

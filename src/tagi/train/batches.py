@@ -18,8 +18,7 @@ def batches(
 ) -> Callable[[int], Batch]:
     """Batch number i of a run's data, a pure function of the run's seed, the number of batches of a step, and i.
 
-    Args:
-        processes: how many share the batches of a step.
+    So many processes share the batches of a step.
 
     Raises:
         TagiError: the data cannot be used, or holds no task.

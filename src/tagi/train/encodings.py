@@ -15,8 +15,6 @@ from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.model.tagi import TagiModel, neutral
 
-MEBIBYTE = 2**20
-
 
 class Encodings:
     """Reads a batch's instructions, keeping the ones used last within `limit` bytes."""
@@ -58,4 +56,4 @@ def encodings(model: TagiModel, config: TrainingConfig) -> Encodings | None:
     constant = "backbone" not in config.trainable and model.instruction_encoder is None
     if not (constant and model.method.reads_instruction_once):
         return None
-    return Encodings(model, config.instruction_cache_mb * MEBIBYTE)
+    return Encodings(model, config.instruction_cache_mb * 2**20)

@@ -83,7 +83,7 @@ class Record:
         moved = sorted((begun.files.keys() | files.keys()) - changed.keys() - same)
         changed |= dict.fromkeys(moved, "holds other files than it did")
         free = FREE | same
-        # so many processes with so much accumulation see the same batches in a step (`trainer._draw`)
+        # so many processes with so much accumulation see the same batches in a step (`trainer._step`)
         if self.config.training.accumulation * self.begun.processes == before.training.accumulation * begun.processes:
             free |= {"training.accumulation"}
         elif begun.processes != self.begun.processes:

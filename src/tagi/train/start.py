@@ -47,10 +47,7 @@ class Start:
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, sources: Sources | None = None) -> Start:
-    """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
-
-    Args:
-        tokenizer: of random initialisation, where it is made already.
+    """A fresh model on the config's backbone, with a tokenizer that is made already, or an earlier stage's checkpoint.
 
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.

@@ -21,7 +21,6 @@ from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture, TaskSource
 from tagi.data.sources import Sources
-from tagi.data.types import Task
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import group_cross_entropy, group_tokens
 from tagi.model import bank as banks
@@ -184,15 +183,6 @@ def _group_batches(plan: Plan, chunk: Sequence[str]) -> Callable[[int], Batch]:
     return batch
 
 
-def data_fingerprint(tasks: Sequence[Task]) -> str:
-    """Hash of the names, definitions and first examples of a group's tasks."""
-    digest = sha256()
-    for task in tasks:
-        digest.update(repr((task.name, task.instruction, len(task.examples))).encode())
-        digest.update(repr(list(task.examples[:FINGERPRINTED_EXAMPLES])).encode())
-    return digest.hexdigest()[:16]
-
-
 def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | None:
     final = Path(config.output) / FINAL
     if not final.exists():
@@ -247,23 +237,23 @@ def _gathered(plan: Plan) -> Bank:
 def _entry(plan: Plan, group: str, loss: float) -> TeacherEntry:
     """What the manifest says of a teacher."""
     tasks = [plan.sources[group].task(i, 0) for i in range(len(plan.sources[group]))]
+    digest = sha256()  # of names, definitions and first examples
+    for task in tasks:
+        digest.update(repr((task.name, task.instruction, len(task.examples))).encode())
+        digest.update(repr(list(task.examples[:FINGERPRINTED_EXAMPLES])).encode())
     return TeacherEntry(
         group=group,
         tasks=tuple(task.name for task in tasks),
         steps=plan.config.training.steps,
         loss=loss,
-        data_fingerprint=data_fingerprint(tasks),
+        data_fingerprint=digest.hexdigest()[:16],
         file=banks.file_name(group),
     )
 
 
 @torch.no_grad()
 def lane_losses(stage: BankStage, bits: str, device: torch.device) -> torch.Tensor:
-    """Nats per target token of each teacher over its first batches, (N,), computed where and as it was trained.
-
-    Args:
-        bits: the precision that the language model and the LoRAs were rounded to in training, and are here.
-    """
+    """Nats per target token of each teacher over its first batches, (N,), where and in the precision of its training."""
     precision.lower(stage.model, bits)
     stage.model.to(device).eval()
     losses = [stage.loss(stage.model, stage.batch(i).to(device))["ce"] for i in range(LOSS_BATCHES)]

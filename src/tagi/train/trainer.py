@@ -173,8 +173,9 @@ def _step(run: Run, step: int) -> tuple[dict[str, float], int, float, bool]:
     Gives what it did in all processes together: losses (nats per target token), tokens, the gradient's norm, and
     whether some process was told to stop.
     """
-    stage, team = run.stage, run.team
-    batches = _draw(run, step)
+    stage, team, each = run.stage, run.team, run.config.accumulation
+    numbers = range(step * each * team.size + team.rank, (step + 1) * each * team.size, team.size)  # every size-th
+    batches = [(number, stage.batch(number).to(team.device)) for number in numbers]
     counts = team.total(_summed([stage.counts(batch) for _, batch in batches]))
     metrics = [_backward(run, one, counts, last=one is batches[-1]) for one in batches]
     losses = _mean(team, metrics)
@@ -184,14 +185,6 @@ def _step(run: Run, step: int) -> tuple[dict[str, float], int, float, bool]:
     told = {"tokens": sum(batch.tokens for _, batch in batches), "stop": int(run.told_to_stop())}
     found = team.total({name: torch.tensor(value, device=team.device) for name, value in told.items()})
     return losses, int(found["tokens"]), norm, bool(found["stop"])
-
-
-def _draw(run: Run, step: int) -> list[Numbered]:
-    """This process's batches of a step: every `size`-th of them."""
-    size, each = run.team.size, run.config.accumulation
-    first = step * each * size + run.team.rank
-    numbers = [first + i * size for i in range(each)]
-    return [(number, run.stage.batch(number).to(run.team.device)) for number in numbers]
 
 
 def _backward(run: Run, numbered: Numbered, counts: Mapping[str, Tensor], *, last: bool) -> Metrics:

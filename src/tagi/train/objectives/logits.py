@@ -46,10 +46,7 @@ class LogitCache:
     def __init__(
         self, folder: Path, identity: CacheIdentity, teacher: Teacher, of_task: TaskIdentity = same_for_all
     ) -> None:
-        """Open or begin a cache.
-
-        Args:
-            of_task: what a task's rows depend on besides their text.
+        """Open or begin a cache; `of_task` gives what a task's rows depend on besides their text.
 
         Raises:
             CheckpointError: the folder holds another teacher's logits, or is damaged.
@@ -58,7 +55,15 @@ class LogitCache:
         self.folder, self.identity, self.teacher, self.of_task = folder, identity, teacher, of_task
         self._kept: dict[bytes, tuple[dict[str, Tensor], slice]] = {}  # a row's shard, and its tokens there
         self._new: dict[bytes, TokenDistribution] = {}  # a row's (O, K), (O, K) or None, (O,) or None
-        _check_or_begin(folder, identity)
+        path = folder / MANIFEST
+        if not path.exists():
+            write_text(path, identity.model_dump_json(indent=2))
+        there = read_json(CacheIdentity, path, "cache of logits")
+        for name, asked in identity:
+            if (found := getattr(there, name)) != asked:
+                raise CheckpointError(
+                    f"{path}: {name}: is {found}, but this run needs {asked}; name another cache folder"
+                )
         for file in sorted(folder.glob("*.safetensors")):
             self._open(file)
 
@@ -136,17 +141,6 @@ def keys(batch: Batch, of_task: TaskIdentity) -> list[bytes]:
         content = lengths.encode() + read.numpy().tobytes() + predicted.numpy().tobytes()
         found.append(blake2b(content, digest_size=16).digest())
     return found
-
-
-def _check_or_begin(folder: Path, identity: CacheIdentity) -> None:
-    path = folder / MANIFEST
-    if not path.exists():
-        write_text(path, identity.model_dump_json(indent=2))
-        return
-    found = read_json(CacheIdentity, path, "cache of logits")
-    for name in CacheIdentity.model_fields:
-        if (there := getattr(found, name)) != (asked := getattr(identity, name)):
-            raise CheckpointError(f"{path}: {name}: is {there}, but this run needs {asked}; name another cache folder")
 
 
 def _padded(rows: list[TokenDistribution], length: int) -> TokenDistribution:
