@@ -142,7 +142,7 @@ def teacher_loras(
     output: str,
     base: Mapping[str, Any],
 ) -> RunConfig:
-    """Table 6, "LoRA tuning": 10,000 steps of 8 rows, accumulated twice, for every teacher; on a backbone or a start."""
+    """Table 6, "LoRA tuning": 10,000 steps of 8 rows, accumulated twice, for every teacher, on `base`."""
     return RunConfig(
         stage="teachers",
         method=method,

@@ -98,8 +98,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) 
 
 def finished(folder: Path, steps: int) -> bool:
     """Whether the run has done all of `steps` already."""
-    final = folder / FINAL
-    return final.exists() and read_state(final).step >= steps
+    return (folder / FINAL).exists() and read_state(folder / FINAL).step >= steps
 
 
 def clear(folder: Path) -> None:

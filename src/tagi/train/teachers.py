@@ -36,7 +36,6 @@ from tagi.train.start import start
 from tagi.train.trainer import train
 
 CHUNKS, CHUNK_FILE = "chunks", "chunk.safetensors"
-FINGERPRINTED_EXAMPLES = 8
 LOSS_BATCHES = 4
 """Batches over which the loss in the manifest is taken."""
 
@@ -237,10 +236,10 @@ def _gathered(plan: Plan) -> Bank:
 def _entry(plan: Plan, group: str, loss: float) -> TeacherEntry:
     """What the manifest says of a teacher."""
     tasks = [plan.sources[group].task(i, 0) for i in range(len(plan.sources[group]))]
-    digest = sha256()  # of names, definitions and first examples
+    digest = sha256()  # of names, definitions and the first 8 examples
     for task in tasks:
         digest.update(repr((task.name, task.instruction, len(task.examples))).encode())
-        digest.update(repr(list(task.examples[:FINGERPRINTED_EXAMPLES])).encode())
+        digest.update(repr(list(task.examples[:8])).encode())
     return TeacherEntry(
         group=group,
         tasks=tuple(task.name for task in tasks),
@@ -253,7 +252,7 @@ def _entry(plan: Plan, group: str, loss: float) -> TeacherEntry:
 
 @torch.no_grad()
 def lane_losses(stage: BankStage, bits: str, device: torch.device) -> torch.Tensor:
-    """Nats per target token of each teacher over its first batches, (N,), where and in the precision of its training."""
+    """Nats per target token of each teacher over its first batches, (N,), where and as it was trained."""
     precision.lower(stage.model, bits)
     stage.model.to(device).eval()
     losses = [stage.loss(stage.model, stage.batch(i).to(device))["ce"] for i in range(LOSS_BATCHES)]
