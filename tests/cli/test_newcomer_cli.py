@@ -287,7 +287,7 @@ def test_newcomer_presses_ctrl_c(tagi: Run, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tagi.cli.methods._describe", interrupt)
+    monkeypatch.setattr("tagi.cli.methods._table", interrupt)
     assert tagi("methods") == (130, "", "interrupted\n")
 
 
