@@ -49,6 +49,7 @@ def against_kept(config: RunConfig, batches: int) -> Rows:
         return float(sum(term.total for term in terms) / sum(term.count for term in terms))
 
     exact, rows = loss(built.teacher), list[dict[str, float]]()
+    targets = sum(batch.targets for batch in drawn)
     for k in [*(k for k in KEPT if k < vocabulary), vocabulary]:
         kept = CacheIdentity(teacher=built.identity, temperature=temperature, top_k=k, vocabulary=vocabulary)
         with tempfile.TemporaryDirectory() as folder:
@@ -56,8 +57,8 @@ def against_kept(config: RunConfig, batches: int) -> Rows:
             loss(cache)
             cache.flush()
             value = loss(LogitCache(Path(folder), kept, built.teacher, built.of_task))  # read back from disk
-            size = cache.bytes_on_disk / sum(batch.targets for batch in drawn)
-        rows.append({"tokens kept": k, "loss": value, "error": value - exact, "bytes a target token": size})
+            size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+        rows.append({"tokens kept": k, "loss": value, "error": value - exact, "bytes a target token": size / targets})
     return rows
 
 

@@ -57,7 +57,9 @@ def bank_against_peft(setup: Setup, lengths: Lengths, loras: int) -> Comparison:
     """A step of per-task LoRAs in lock-step against a step each of as many `peft` models, one after another."""
     batch = random_batch(setup, replace(lengths, instruction=0, tasks=loras, rows=BANK_ROWS))
     (base,) = setup.models("no_instruction")
-    bank = BankStage(BankModel(base, random_bank(base, loras)), lambda _: batch, loras, _nothing, _nothing)
+    model = BankModel(base, random_bank(base, loras))
+    parts = {"teachers": list(model.bank.parameters())}
+    bank = BankStage(model, parts, lambda _: batch, _nothing, _nothing, groups=loras)
     own = [batch.task_index == number for number in range(loras)]
     separate = [their_step(setup.peft(), rows_of(batch, base, rows), LORA_LR) for rows in own]
     cases = {
@@ -128,7 +130,7 @@ def _title(what: str, one: Lengths) -> str:
 def stage_of(model: TagiModel, batch: Batch, parts: tuple[Part, ...], terms: Sequence[Term] = LABELS) -> ModelStage:
     """A stage that trains parts of a model on one batch again and again."""
     trained = optim.trainable(model, TrainingConfig(steps=1, trainable=parts))
-    return ModelStage(model, trained, lambda _: batch, _nothing, _nothing, terms)
+    return ModelStage(model, trained, lambda _: batch, _nothing, _nothing, terms=terms)
 
 
 def our_step(stage: Stage, lr: float = LR) -> Case:

@@ -90,7 +90,7 @@ def work(folder: Path, hang: Hang | None, pause: float) -> None:
 
 def _watch_files(reach: Callable[[str], None]) -> None:
     """Stop before and after renames, after a log line, and inside the removal of an old checkpoint."""
-    from tagi.train import report
+    from tagi.train import trainer
 
     rename, append, remove = os.replace, files.append_line, checkpoints.shutil.rmtree
 
@@ -110,7 +110,7 @@ def _watch_files(reach: Callable[[str], None]) -> None:
         remove(path, **options)
 
     files.os.replace = watched_rename  # type: ignore[assignment]
-    report.append_line = watched_append
+    trainer.append_line = watched_append
     checkpoints.shutil.rmtree = watched_remove  # type: ignore[assignment]
 
 

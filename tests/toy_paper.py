@@ -17,7 +17,7 @@ from tagi.config import T5Shape
 from tagi.data import tokenizers
 from tagi.data.synthetic.microtasks import write_sni
 from tagi.data.types import Demonstration, Example, Instruction, Task
-from tagi.repro.runs import C4, P3, P3_BATCHES, SNI, T0, TK_INSTRUCT, fid_icl, language_model
+from tagi.repro.runs import C4, P3, SNI, T0, TK_INSTRUCT, fid_icl, language_model
 
 _WORDS = """
 rain snow sun wind cloud storm river sea hill tree stone road house wolf dog plum
@@ -40,7 +40,7 @@ DATA_SETS = ("imdb", "ag_news", "rotten_tomatoes", "samsum", "xsum")
 def write_paper(folder: Path) -> None:
     """Everything that the named runs read, under a folder."""
     published = [language_model(size).path for size in ("base", "large", "xl", "xxl")]
-    published += [*T0.values(), *(fid_icl(size, family) for size in P3_BATCHES for family in ("t5lm", "t0"))]
+    published += [*T0.values(), *(fid_icl(size, family) for size in T0 for family in ("t5lm", "t0"))]
     for seed, name in enumerate(published):
         _write_t5(folder / str(name), seed, SHAPE["vocab_size"])
     for seed, name in enumerate(TK_INSTRUCT.values(), len(published)):

@@ -279,7 +279,7 @@ def test_newcomer_is_told_what_the_system_refused(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("tagi.cli.methods._describe", fail)
+    monkeypatch.setattr("tagi.cli.methods._table", fail)
     assert tagi("methods") == (2, "", sentence)
 
 
@@ -287,7 +287,7 @@ def test_newcomer_presses_ctrl_c(tagi: Run, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tagi.cli.methods._describe", interrupt)
+    monkeypatch.setattr("tagi.cli.methods._table", interrupt)
     assert tagi("methods") == (130, "", "interrupted\n")
 
 

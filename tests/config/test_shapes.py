@@ -47,4 +47,6 @@ def test_a_checkpoint_of_another_shape_is_refused() -> None:
 
 
 def test_dropout_is_the_checkpoint_s_to_say() -> None:
-    check_shape(small_shape(dropout_rate=0.1), small_shape(dropout_rate=0.0), "some/where")
+    found, expected = small_shape(dropout_rate=0.1, tied=False), small_shape(dropout_rate=0.0, tied=True)
+    with pytest.raises(ConfigError, match=r"backbone\.shape\.tied: "):  # the first that differs, but for the dropout
+        check_shape(found, expected, "some/where")

@@ -14,8 +14,7 @@ from tagi.backbones.language_model import LanguageModel
 from tagi.backbones.rows import Rows
 from tagi.config import BankConfig, FusionConfig, HypernetworkConfig, Part, T5Shape, TrainingConfig
 from tagi.cost import step
-from tagi.cost.depth import by_depth
-from tagi.cost.step import Lengths, Work, batch_cost, count_flops, count_memory, optimizer_bytes
+from tagi.cost.step import Lengths, Work, batch_cost, by_depth, count_flops, count_memory, optimizer_bytes
 from tagi.losses import cross_entropy
 from tagi.model.tagi import TagiModel
 from tagi.train import optim

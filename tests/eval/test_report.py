@@ -17,14 +17,11 @@ from tagi.data.types import Demonstration, Example, Instruction
 from tagi.errors import DataError
 from tagi.eval.report import (
     Interval,
-    Mean,
     Prediction,
-    ScoredExample,
     bootstrap,
     markdown_table,
     paired_bootstrap,
     read_predictions,
-    summarise,
     verdict,
     write_predictions,
 )
@@ -148,27 +145,6 @@ def test_bytes_that_are_no_prediction_are_refused(line: bytes, tmp_path_factory:
     assert said.startswith(f"{path}: ") or (read, said) == ([], ""), "blank lines hold nothing"
 
 
-# --- means ------------------------------------------------------------------------------------------------
-
-
-def test_means_weigh_examples_not_tasks() -> None:
-    scored = [
-        ScoredExample("b", ("QA", "Ignored"), 1.0),
-        ScoredExample("a", ("QA",), 0.0),
-        ScoredExample("a", ("QA",), 0.5),
-        ScoredExample("c", (), 0.25),
-    ]
-    summary = summarise(scored)
-    assert summary.overall == Mean(0.4375, 4)
-    assert list(summary.by_task.items()) == [("a", Mean(0.25, 2)), ("b", Mean(1.0, 1)), ("c", Mean(0.25, 1))]
-    assert summary.by_category == {"QA": Mean(0.5, 3)}
-
-
-def test_nothing_has_no_mean() -> None:
-    with pytest.raises(ValueError, match="nothing was scored"):
-        summarise([])
-
-
 # --- intervals --------------------------------------------------------------------------------------------
 
 VALUES = [1.0, 0.0, 0.5, 0.25, 0.25, 0.75, 1.0, 1.0, 0.0]
@@ -280,8 +256,3 @@ def test_markdown_table() -> None:
     assert table == (
         "| category | ROUGE-L | n |\n| --- | ---: | ---: |\n| a\\|b | 25.7 | 100 |\n| two lines | 9.5 | 7 |\n"
     )
-
-
-def test_a_ragged_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="a row has 1 cells, the header 2"):
-        markdown_table(["a", "b"], [["1"]])

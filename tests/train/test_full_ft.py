@@ -14,7 +14,6 @@ from tagi.data.sources import Sources
 from tagi.data.sources.base import Later
 from tagi.data.sources.micro import Micro
 from tagi.errors import ConfigError
-from tagi.train.batches import task_source
 from tagi.train.build import build_stage
 from tagi.train.start import start
 
@@ -37,7 +36,10 @@ def test_training_rows_are_the_target_s_and_none_is_scored(tmp_path: Path) -> No
     made = config(tmp_path, only=[name])
     stage, tokenizer = build_stage(made), start(made).tokenizer
     examples = split.test[3].task(demonstrations=1).examples
-    (source,), scored = task_source(made, Sources()).sources, {one.input for one in examples[:KEPT]}
+    (source,), scored = (
+        Sources().train(made.data, made.demonstrations, made.training.seed).sources,
+        {one.input for one in examples[:KEPT]},
+    )
     trained_on = source.task(0, 0).examples
     # of a million rows a batch meets the scored ones too seldom to prove anything by itself
     assert (len(trained_on), trained_on[0]) == (len(examples) - KEPT, examples[KEPT])

@@ -7,6 +7,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import killed
 from killed import Hang
@@ -60,7 +61,7 @@ def check_newest(folder: Path) -> None:
     """What is complete can be opened: the newest checkpoint with its optimizer, the best, the final one."""
     for found in checkpoints.checkpoints(folder)[-1:]:
         checkpoint.load(found)
-        assert checkpoints.read_optimizer(found) and checkpoints.read_state(found).step > 0
+        assert load_file(found / checkpoints.OPTIMIZER) and checkpoints.read_state(found).step > 0
     for name in (checkpoints.BEST, checkpoints.FINAL):
         if (folder / name).exists():
             checkpoint.load(folder / name)

@@ -27,17 +27,19 @@ def adapt(
 ) -> None:
     """Write a task adapter from an instruction: LoRA and the encoded instruction, ready for any input."""
     from tagi.cli.inputs import read_instruction
+    from tagi.model.adapter import KIND, WEIGHTS
 
     told = read_instruction(instruction, demonstrations)
-    _check_free(output, force)
+    check_replaceable(output, WEIGHTS, KIND)
+    if (output / WEIGHTS).exists() and not force:
+        raise InputError(f"{output}: already holds an adapter; add --force to replace it")
     tagi = open_tagi(checkpoint, backbone, demonstrations)
     began = time.perf_counter()
     adapter = tagi.adapt(told)
     seconds = time.perf_counter() - began
     adapter.save_pretrained(output)
     notes = tagi.notes(told, [])
-    for text in notes:
-        note(text)
+    note(*notes)
     size = sum(file.stat().st_size for file in output.iterdir())
     if as_json:
         print_json({"adapter": str(output), "bytes": size, "adapt_seconds": seconds, "notes": notes})
@@ -45,16 +47,3 @@ def adapt(
     typer.echo(f"{output}: {size / 1e3:,.0f} kB, written from {adapter.instruction.mask.shape[1]} tokens")
     model = f" --checkpoint {shlex.quote(checkpoint)}" if checkpoint else ""
     typer.echo(f'use it: tagi run --adapter {shlex.quote(str(output))}{model} --input "..."')
-
-
-def _check_free(output: Path, force: bool) -> None:
-    """Refuse to write over anything but an adapter, and over an adapter unless told to.
-
-    Raises:
-        TagiError: something is there.
-    """
-    from tagi.model.adapter import KIND, WEIGHTS
-
-    check_replaceable(output, WEIGHTS, KIND)
-    if (output / WEIGHTS).exists() and not force:
-        raise InputError(f"{output}: already holds an adapter; add --force to replace it")

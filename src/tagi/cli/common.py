@@ -24,13 +24,8 @@ if TYPE_CHECKING:
 
 LINE_EVERY = 10.0
 """Seconds between lines that say how far the work is, where stderr is no terminal and so can show no bar."""
-
-LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-"""Where `str.splitlines` begins a line."""
-
 Report = Callable[[int, int], None]
 """Told how much is done, and of how much."""
-
 Checkpoint = Annotated[
     str | None,
     typer.Option(
@@ -59,9 +54,10 @@ def stderr() -> Console:
     return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
-def note(text: str) -> None:
-    """A remark that a person should see beside the results."""
-    stderr().print(Text.assemble(("note:", "yellow"), f" {text}"), soft_wrap=True)
+def note(*texts: str) -> None:
+    """Remarks that a person should see beside the results."""
+    for text in texts:
+        stderr().print(Text.assemble(("note:", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -71,13 +67,13 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 def one_line(text: str) -> str:
     r"""A text with its line breaks written out (`\n`), so that it takes one line whatever reads the lines."""
-    return "".join(one.encode("unicode_escape").decode() if one in LINE_BREAKS else one for one in text)
+    return "".join(one if one.splitlines() == [one] else one.encode("unicode_escape").decode() for one in text)
 
 
-def mark(console: Console, good: bool, times: int = 1) -> Text:
-    """A tick or a cross with its colour; words on a terminal that knows no such characters."""
+def mark(console: Console, good: bool | int) -> Text:
+    """A tick, or as many as counted, or a cross; words on a terminal that knows no such characters."""
     signs = ("ok", "no") if console.options.ascii_only else ("✓", "✗")
-    return Text(signs[0] * times, style="green") if good else Text(signs[1] * times, style="red")
+    return Text(signs[0] * int(good), style="green") if good else Text(signs[1], style="red")
 
 
 def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") -> Table:
@@ -94,34 +90,32 @@ def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") 
 @contextmanager
 def bar(label: str) -> Iterator[Report]:
     """A bar with the time left on stderr, gone when done; where stderr is no terminal, a line now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-    text = TextColumn("{task.description}", markup=False)
-    columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with _progress(label, columns) as report:
+    with _progress(label, MofNCompleteColumn(), TimeRemainingColumn()) as report:
         yield report
 
 
 @contextmanager
 def waiting(label: str) -> Iterator[None]:
     """A moving bar on stderr for work of unknown length."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeElapsedColumn
 
-    with _progress(label, (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())):
+    with _progress(label, TimeElapsedColumn()):
         yield
 
 
 @contextmanager
-def _progress(label: str, columns: Sequence[ProgressColumn]) -> Iterator[Report]:
-    from rich.progress import Progress
+def _progress(label: str, *columns: ProgressColumn) -> Iterator[Report]:
+    from rich.progress import BarColumn, Progress, TextColumn
 
     console = stderr()
     if not console.is_interactive:
         yield _lines(label)
         return
     # what is printed meanwhile goes above the bar if both are on one terminal, and to where stdout goes if not
-    above = sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
+    text, above = TextColumn("{task.description}", markup=False), sys.stdout.isatty()
+    with Progress(text, BarColumn(), *columns, console=console, transient=True, redirect_stdout=above) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +27,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two systems example by example: difference, 95 % interval over tasks, verdict."""
+    from tagi.cli.scores import percent, with_interval
     from tagi.eval.report import paired_bootstrap, verdict
 
     if len(ours) != len(theirs):
@@ -50,7 +50,15 @@ def compare(
         "n": len(a),
         "tasks": len(set(tasks)),
     }
-    print_json(result) if as_json else stdout().print(_table(result, ours))
+    if as_json:
+        print_json(result)
+        return
+    shown = table(f"{metric}, {result['tasks']} tasks, {len(a):,} pairs", ("", "ours", "theirs"))
+    for name, scores in zip(ours, result["by_pair"], strict=True):
+        shown.add_row(str(name), *map(percent, scores))
+    shown.add_row("all", percent(result["ours"]), percent(result["theirs"]), style="bold")
+    shown.add_row("difference", with_interval(result["difference"], result["interval"]), result["verdict"])
+    stdout().print(shown)
 
 
 def _pair(ours: Path, theirs: Path) -> tuple[Evaluation, Evaluation]:
@@ -68,14 +76,3 @@ def _pair(ours: Path, theirs: Path) -> tuple[Evaluation, Evaluation]:
     if [(p.task, p.example) for p in one] != [(p.task, p.example) for p in other]:
         raise InputError(f"{ours} and {theirs} do not hold the same examples in the same order")
     return score(one), score(other)
-
-
-def _table(result: dict[str, Any], names: Sequence[Path]) -> Any:
-    from tagi.cli.scores import percent, with_interval
-
-    shown = table(f"{result['metric']}, {result['tasks']} tasks, {result['n']:,} pairs", ("", "ours", "theirs"))
-    for name, (one, other) in zip(names, result["by_pair"], strict=True):
-        shown.add_row(str(name), percent(one), percent(other))
-    shown.add_row("all", percent(result["ours"]), percent(result["theirs"]), style="bold")
-    shown.add_row("difference", with_interval(result["difference"], result["interval"]), result["verdict"])
-    return shown

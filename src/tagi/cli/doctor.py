@@ -16,16 +16,7 @@ from tagi.cli.common import Json, mark, print_json, stdout
 from tagi.errors import CheckpointError, TagiError
 
 EXAMPLE = "Example: tagi doctor"
-PACKAGES = (
-    "tagi",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "accelerate",
-    "datasets",
-    "rouge-score",
-)
+PACKAGES = ("tagi", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "datasets", "rouge-score")
 LEAST_DISK = 1e9
 
 
@@ -40,71 +31,46 @@ class Check:
 
 def doctor(as_json: Json = False) -> None:
     """Check versions, processor, devices, disk and the bundled checkpoint; no network is touched."""
-    checks = list(_checks())
+    from rich.table import Table
+    from rich.text import Text
+
+    checks, console, table = list(_checks()), stdout(), Table.grid(padding=(0, 2))
     broken = [check for check in checks if check.mend is not None]
     if as_json:
         print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
     else:
-        _show(checks)
+        for check in checks:
+            table.add_row(mark(console, check.mend is None), check.name, check.value)
+            if check.mend is not None:
+                table.add_row("", "", Text(check.mend, style="bold"))
+        console.print(table)
     if broken:
         raise typer.Exit(1)
 
 
-def _show(checks: list[Check]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = stdout()
-    table = Table.grid(padding=(0, 2))
-    for check in checks:
-        table.add_row(mark(console, check.mend is None), check.name, check.value)
-        if check.mend is not None:
-            table.add_row("", "", Text(check.mend, style="bold"))
-    console.print(table)
-
-
 def _checks() -> Iterator[Check]:
-    yield Check("python", platform.python_version())
-    for package in PACKAGES:
-        yield _version(package)
-    yield from _hardware()
-    yield _disk()
-    yield _language_model()
-    yield _bundled()
-
-
-def _version(package: str) -> Check:
     from importlib import metadata
 
-    try:
-        return Check(package, metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return Check(package, "is not installed", f"pip install {package}")
-
-
-def _hardware() -> Iterator[Check]:
     import torch
 
+    yield Check("python", platform.python_version())
+    for package in PACKAGES:
+        try:
+            yield Check(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            yield Check(package, "is not installed", f"pip install {package}")
     yield Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
-    yield Check("processor", _processor())
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield Check("devices", ", ".join(["cpu", *names]))
-
-
-def _processor() -> str:
-    """The widest vector instructions, and whether bf16 is quick or only small."""
-    import torch
-
     found = torch.cpu.get_capabilities()
     fast = [name for name in ("amx_bf16", "avx512_bf16") if found.get(name)]
     hint = f"bf16 is quick ({fast[0]})" if fast else "bf16 saves memory, but no time"
-    return f"{torch.backends.cpu.get_cpu_capability()}, {hint}"
-
-
-def _disk() -> Check:
+    yield Check("processor", f"{torch.backends.cpu.get_cpu_capability()}, {hint}")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield Check("devices", ", ".join(["cpu", *names]))
     free = shutil.disk_usage(Path.cwd()).free
     mend = "free some space, or work in another folder" if free < LEAST_DISK else None
-    return Check("disk", f"{free / 1e9:,.1f} GB free here", mend)
+    yield Check("disk", f"{free / 1e9:,.1f} GB free here", mend)
+    yield _language_model()
+    yield _bundled()
 
 
 def _language_model() -> Check:

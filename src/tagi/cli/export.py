@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,14 +14,9 @@ from tagi.cli.common import Backbone, Checkpoint, Json, note, open_tagi, print_j
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
-    from tagi.infer.export import Export, Inputs
+    from tagi.infer.export import Export
 
 app = typer.Typer(help="Write adapters and teachers as files that other libraries open.")
-
-PEFT_EXAMPLE = "Example: tagi export peft animals -o animals-peft"
-MERGED_EXAMPLE = "Example: tagi export merged animals -o animals-t5"
-
-GGUF_EXAMPLE = "Example: tagi export gguf animals -o animals-gguf"
 
 Form = Literal["peft", "gguf", "merged"]
 Source = Annotated[Path, typer.Argument(help="An adapter of `tagi adapt`, PEFT's files, or a LoRA bank.")]
@@ -37,18 +32,6 @@ InputsFile = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What to export."""
-
-    source: Path
-    teacher: str | None
-    inputs: Path | None
-    checkpoint: str | None
-    backbone: str | None
-    form: Form
-
-
 def _command(form: Form) -> Callable[..., None]:
     def export(
         source: Source,
@@ -59,15 +42,28 @@ def _command(form: Form) -> Callable[..., None]:
         backbone: Backbone = None,
         as_json: Json = False,
     ) -> None:
-        _check_free(output)
-        found = _opened(_Asked(source, teacher, inputs, checkpoint, backbone, form))
+        from tagi.infer.export import Lost, from_bank, write_gguf, write_merged, write_peft
+        from tagi.model.bank import MANIFEST, read_manifest
+
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InputError(f"{output}: exists; choose another folder")
+        if (source / MANIFEST).exists():
+            if teacher is None:
+                groups = ", ".join(one.group for one in read_manifest(source).teachers)
+                raise InputError(f"--teacher: is missing; the bank has {groups}")
+            found = from_bank(source, teacher, backbone)
+        elif teacher is not None:
+            raise InputError(f"--teacher: {source} is no LoRA bank ({MANIFEST} is missing)")
+        else:
+            found = _adapter(source, inputs, checkpoint, backbone, alone=form == "merged")
         if found.lost is not None:
             note(str(found.lost))
         elif inputs is not None:
             note("nothing is lost, so --inputs were not answered")
-        _write(form, found, output)
+        {"peft": write_peft, "gguf": write_gguf, "merged": write_merged}[form](found, output)
         if as_json:
-            _print_json(found, output)
+            lost = asdict(found.lost) if found.lost is not None else dict.fromkeys(field.name for field in fields(Lost))
+            print_json({"output": str(output), "base": found.base, "sites": len(found.lora)} | lost)
         else:
             relation = "merged into" if form == "merged" else "of"
             typer.echo(f"{output}: LoRA of {len(found.lora)} projections, {relation} {found.base}")
@@ -75,72 +71,26 @@ def _command(form: Form) -> Callable[..., None]:
     return export
 
 
-app.command("peft", help="Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`.", epilog=PEFT_EXAMPLE)(
-    _command("peft")
+FORMS: tuple[tuple[Form, str, str], ...] = (
+    ("peft", "Write a LoRA in PEFT's layout, for `PeftModel.from_pretrained`.", "animals-peft"),
+    ("gguf", "Write a LoRA in llama.cpp's format, for `llama-server --lora`.", "animals-gguf"),
+    ("merged", "Write the language model with a LoRA added in, for `transformers`.", "animals-t5"),
 )
-app.command("gguf", help="Write a LoRA in llama.cpp's format, for `llama-server --lora`.", epilog=GGUF_EXAMPLE)(
-    _command("gguf")
-)
-app.command("merged", help="Write the language model with a LoRA added in, for `transformers`.", epilog=MERGED_EXAMPLE)(
-    _command("merged")
-)
+for _form, _help, _folder in FORMS:
+    _example = f"Example: tagi export {_form} animals -o {_folder}"
+    app.command(_form, help=_help, epilog=_example)(_command(_form))
 
 
-def _check_free(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: exists; choose another folder")
-
-
-def _write(form: Form, found: Export, output: Path) -> None:
-    from tagi.infer.export import write_gguf, write_merged, write_peft
-
-    {"peft": write_peft, "gguf": write_gguf, "merged": write_merged}[form](found, output)
-
-
-def _print_json(found: Export, output: Path) -> None:
-    from tagi.infer.export import Lost
-
-    measured = asdict(found.lost) if found.lost is not None else dict.fromkeys(field.name for field in fields(Lost))
-    print_json({"output": str(output), "base": found.base, "sites": len(found.lora)} | measured)
-
-
-def _opened(asked: _Asked) -> Export:
-    from tagi.model.bank import MANIFEST
-
-    if (asked.source / MANIFEST).exists():
-        return _teacher(asked)
-    if asked.teacher is not None:
-        raise InputError(f"--teacher: {asked.source} is no LoRA bank ({MANIFEST} is missing)")
-    return _adapter(asked)
-
-
-def _teacher(asked: _Asked) -> Export:
-    from tagi.infer.export import from_bank
-    from tagi.model.bank import read_manifest
-
-    if asked.teacher is None:
-        groups = ", ".join(one.group for one in read_manifest(asked.source).teachers)
-        raise InputError(f"--teacher: is missing; the bank has {groups}")
-    return from_bank(asked.source, asked.teacher, asked.backbone)
-
-
-def _adapter(asked: _Asked) -> Export:
+def _adapter(source: Path, file: Path | None, checkpoint: str | None, backbone: str | None, *, alone: bool) -> Export:
     from tagi.backbones.files import locate
     from tagi.backbones.language_model import hugging_face
-    from tagi.infer.export import from_adapter
+    from tagi.cli.inputs import read_inputs
+    from tagi.infer.export import Inputs, from_adapter
     from tagi.model.checkpoint import base_source
 
-    chosen = asked.checkpoint or default_checkpoint()
-    inputs = _inputs(asked.inputs)
-    tagi = open_tagi(asked.checkpoint, asked.backbone)
+    chosen = checkpoint or default_checkpoint()
+    inputs = Inputs(read_inputs(file), str(file)) if file is not None else None
+    tagi = open_tagi(checkpoint, backbone)
     with waiting("measuring what is lost"):
-        base = hugging_face(asked.backbone or base_source(chosen))
-        alone = asked.form == "merged"
-        return from_adapter(tagi, asked.source, base, locate(chosen), inputs, alone=alone)
-
-
-def _inputs(file: Path | None) -> Inputs | None:
-    from tagi.cli.inputs import read_inputs
-    from tagi.infer.export import Inputs
-
-    return Inputs(read_inputs(file), str(file)) if file is not None else None
+        base = hugging_face(backbone or base_source(chosen))
+        return from_adapter(tagi, source, base, locate(chosen), inputs, alone=alone)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from tagi.data.records import Record, parse_json
+from tagi.data.records import Record, parse_json, written
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import DataError, InputError
 from tagi.reading import read_lines, read_text
@@ -25,7 +25,13 @@ def read_instruction(definition: str, demonstrations: Sequence[str] | None) -> I
     """
     if not definition.strip():
         raise InputError("the instruction is empty")
-    return Instruction(definition, tuple(_demonstration(text) for text in demonstrations or ()))
+    shown: list[Demonstration] = []
+    for text in demonstrations or ():
+        source, _, target = (part.strip() for part in text.partition("=>"))
+        if not (source and target):
+            raise InputError(f'--example {text!r}: must be written "input => output", with both sides filled')
+        shown.append(Demonstration(source, target))
+    return Instruction(definition, tuple(shown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +81,6 @@ def _table(path: Path) -> Iterator[tuple[int, str]]:
         yield rows.line_num, json.dumps({"input": row["input"] or "", "instruction": row.get("instruction") or None})
 
 
-def _is_written(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty")
-    return text
-
-
 class _Line(Record):
-    input: Annotated[str, AfterValidator(_is_written)]
-    instruction: Annotated[str, AfterValidator(_is_written)] | None = None
-
-
-def _demonstration(text: str) -> Demonstration:
-    source, _, target = (part.strip() for part in text.partition("=>"))
-    if not (source and target):
-        raise InputError(f'--example {text!r}: must be written "input => output", with both sides filled')
-    return Demonstration(source, target)
+    input: Annotated[str, AfterValidator(written)]
+    instruction: Annotated[str, AfterValidator(written)] | None = None

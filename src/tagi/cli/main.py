@@ -93,11 +93,15 @@ def main(arguments: Sequence[str]) -> int:
         _check_places(arguments)
         code = app(list(arguments), prog_name="tagi", standalone_mode=False)
     except typer.TyperException as error:
-        return _mistake(_usage(error))
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        context: typer.Context | None = getattr(error, "ctx", None)
+        where = "" if context is None or message.endswith("?") else f"; see {context.command_path} --help"
+        return _mistake(message + where)
     except TagiError as error:
         return _mistake(str(error))
     except OSError as error:
-        return _mistake(_of_the_system(error))
+        reason, name = error.strerror or str(error) or type(error).__name__, error.filename
+        return _mistake(f"{os.fsdecode(name)}: {reason}" if isinstance(name, str | bytes) else reason)
     except MemoryError:
         return _mistake("the memory of this machine does not suffice")
     except KeyboardInterrupt:
@@ -107,15 +111,6 @@ def main(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         stderr().print("interrupted")
     return code if isinstance(code, int) else 0
-
-
-def _usage(error: typer.TyperException) -> str:
-    """What is wrong with the command line, and where its help is."""
-    context: typer.Context | None = getattr(error, "ctx", None)
-    message = error.format_message().replace("Value error, ", "").rstrip(".")
-    if context is None or message.endswith("?"):
-        return message
-    return f"{message}; see {context.command_path} --help"
 
 
 def _check_encoding(arguments: Sequence[str]) -> None:
@@ -145,12 +140,6 @@ def _check_places(arguments: Sequence[str]) -> None:
         name, value = (one.removesuffix("="), "") if one.startswith("--") and one.endswith("=") else (before, one)
         if name.startswith("-") and name not in _TEXTS and not value.strip():
             raise InputError(f"{name}: is empty")
-
-
-def _of_the_system(error: OSError) -> str:
-    """What the system refused, in one sentence."""
-    reason = error.strerror or str(error) or type(error).__name__
-    return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
 
 
 def _mistake(message: str) -> int:

@@ -10,18 +10,8 @@ from tagi.cli.common import Json, mark, print_json, stdout, table
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
-
-    from tagi.methods import Method
 
 EXAMPLE = "Example: tagi methods --json"
-TABLE_1 = {
-    "pretrained": "Pre-Train",
-    "fuses_instruction": "Instr. Fus.",
-    "low_inference_cost": "Low Infer. Cost",
-    "distilled": "Instr. Learning",
-    "unseen_tasks": "Unseen Task",
-}
 TABLE_8 = {
     "meta_trained": "Meta-Train",
     "pretrained": "Pre-Train",
@@ -31,6 +21,10 @@ TABLE_8 = {
     "low_inference_cost": "Low Infer. Cost",
     "distilled": "Instr. Learning",
     "unseen_tasks": "Unseen Task",
+}
+TABLE_1 = {
+    name: TABLE_8[name]
+    for name in ("pretrained", "fuses_instruction", "low_inference_cost", "distilled", "unseen_tasks")
 }
 DESIGN = {
     "prompt": "prompt",
@@ -45,29 +39,29 @@ def methods(as_json: Json = False) -> None:
     """Show the systems that a config can name: Tables 1 and 8 of the paper, and what each is made of."""
     from tagi.methods import METHODS
 
-    described = [_describe(method) for method in METHODS]
+    asked = {**TABLE_8, **DESIGN}
+    described: list[dict[str, Any]] = [
+        {"name": one.name, "title": one.title}
+        | {name: getattr(one, name) for name in asked}
+        | {"writes": list(one.writes), "demonstrations": one.demonstrations, "trainable": list(one.trainable)}
+        for one in METHODS
+    ]
     if as_json:
         print_json({"methods": described})
         return
     console = stdout()
     console.print(_table(console, "Table 1", described, ("name", "title"), TABLE_1))
     console.print(_table(console, "Table 8", described, ("name",), TABLE_8))
-    parts = [method | _in_words(method) for method in described]
+    parts = [
+        method
+        | {
+            "writes": ", ".join(method["writes"]) or "nothing",
+            "demos": method["demonstrations"] or "if given",
+            "trained": ", ".join(method["trainable"]) or "nothing",
+        }
+        for method in described
+    ]
     console.print(_table(console, "Design space", parts, ("name", "writes", "demos", "trained"), DESIGN))
-
-
-def _describe(method: Method) -> dict[str, Any]:
-    answers = {name: getattr(method, name) for name in {**TABLE_1, **TABLE_8, **DESIGN}}
-    made_of = {"writes": list(method.writes), "demonstrations": method.demonstrations}
-    return {"name": method.name, "title": method.title, **answers, **made_of, "trainable": list(method.trainable)}
-
-
-def _in_words(method: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "writes": ", ".join(method["writes"]) or "nothing",
-        "demos": method["demonstrations"] or "if given",
-        "trained": ", ".join(method["trainable"]) or "nothing",
-    }
 
 
 def _table(
@@ -84,10 +78,5 @@ def _table(
     for column in made.columns[len(texts) :]:
         column.max_width = SIGN_WIDTH
     for method in described:
-        made.add_row(*(method[name] for name in texts), *(_sign(console, method[name]) for name in answers))
+        made.add_row(*(method[name] for name in texts), *(mark(console, method[name]) for name in answers))
     return made
-
-
-def _sign(console: Console, answer: bool | int) -> Text:
-    """A tick or a cross; of a count, as many ticks."""
-    return mark(console, good=bool(answer), times=int(answer) or 1)

@@ -8,23 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from tagi.cli.common import bar, print_json, stderr, stdout, table
-from tagi.cli.scores import made_by, percent, with_interval
+from tagi.cli.common import bar, print_json, stderr, stdout
+from tagi.cli.scores import Shown, as_document, as_table, made_by, percent, with_interval
 from tagi.config import P3Instruction, RankNorm
 from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
-from tagi.eval.rank import Accuracy, Ranking, accuracy, chance, majority, rank
-from tagi.eval.report import markdown_table, write_predictions
+from tagi.eval.rank import Ranking, accuracy, chance, majority, rank
+from tagi.eval.report import write_predictions
 from tagi.files import write_text
 
 if TYPE_CHECKING:
     from tagi.infer.engine import Tagi
 
 HEADER = ("", "prompts", "accuracy", "worst prompt", "best prompt")
-NOT_REDISTRIBUTABLE = "story_cloze"
+REFERENCES = {"chance": "choosing at random", "majority": "the place that is right most often"}
+STORY_CLOZE = "is not scored: StoryCloze may not be redistributed; `tagi data fetch p3 --help` says how to obtain it"
 
 
 def held_out(
@@ -36,17 +35,20 @@ def held_out(
     instances: int | None,
     shots: int,
 ) -> tuple[list[Task], dict[str, str]]:
-    """The held-out tasks under their prompts, and what is not here with the reason; see `P3Dataset.eval_tasks`.
+    """The held-out tasks under their first prompts, and what is not here with the reason; see `P3Dataset.eval_tasks`.
 
     Raises:
         TagiError: an unknown task, data that is missing or damaged, or too few rows for the demonstrations.
     """
-    dataset = P3Dataset(data, instruction=reads)
+    dataset, tasks = P3Dataset(data, instruction=reads), list[Task]()
     here = list(dict.fromkeys(names)) if names else dataset.eval_names()
-    found = (dataset.eval_tasks(name, limit=instances, shots=shots) for name in here)
-    tasks = [task for each in found for task in _first_prompts(each, prompts)]
+    for name in here:
+        found = dataset.eval_tasks(name, limit=instances, shots=shots)
+        first = list(dict.fromkeys(task.name for task in found))[:prompts]
+        tasks += [task for task in found if task.name in first]  # where every row is a task, they share a prompt's name
     absent = [] if names else [name for name in EVALUATION if name not in here]
-    return tasks, {name: _why(name, data) for name in absent}
+    missing = {name: f"is not scored: there is no {data / 'eval' / name}.jsonl" for name in absent}
+    return tasks, missing | {name: STORY_CLOZE for name in absent if name == "story_cloze"}
 
 
 def score(
@@ -60,24 +62,22 @@ def score(
     as_json: bool,
 ) -> None:
     """Rank, print and write."""
-
     began = time.perf_counter()
     with bar("ranking") as report:
         ranking = rank(tagi, tasks, instruction=instruction, norm=norm, progress=report)
     seconds = time.perf_counter() - began
     scores = collect(ranking, tasks)
-    made = made_by(tagi)
     scores["control"] = {"instruction": instruction}
-    scores["command"] = {**asked, "solve_seconds": seconds, **made}
+    scores["command"] = {**asked, "solve_seconds": seconds, **made_by(tagi)}
     title = f"p3, {len(scores['by_task'])} held-out tasks, {tagi.config.method} (instruction {instruction})"
     if output is not None:
         _write(output, ranking, scores, title)
-    print_json(scores) if as_json else stdout().print(score_table(scores, title))
+    print_json(scores) if as_json else stdout().print(as_table(title, HEADER, _shown(scores)))
 
 
 def collect(ranking: Ranking, tasks: Sequence[Task]) -> dict[str, Any]:
     """Every figure of a rank classification, as fractions; the interval is 95 % bootstrap over held-out tasks."""
-    found: Accuracy = accuracy(ranking)
+    found = accuracy(ranking)
     interval = found.interval
     return {
         "accuracy": found.mtest11,
@@ -91,57 +91,21 @@ def collect(ranking: Ranking, tasks: Sequence[Task]) -> dict[str, Any]:
     }
 
 
-def score_table(scores: Mapping[str, Any], title: str) -> Table:
-    """The scores for a terminal."""
-    shown = table(title, HEADER)
-    for group, style in ((_task_rows(scores), None), (_averages(scores), "bold"), (_references(scores), "dim")):
-        for row in group:
-            shown.add_row(*row, style=style)
-        shown.add_section()
-    return shown
-
-
-def markdown(scores: Mapping[str, Any], title: str) -> str:
-    """The scores for a document."""
-    rows = [*_task_rows(scores), *_averages(scores), *_references(scores)]
-    said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
-    return f"# {title}\n\n{markdown_table(HEADER, rows)}\n{said}\n"
-
-
-def _first_prompts(tasks: Sequence[Task], count: int | None) -> list[Task]:
-    """The tasks of the first prompts; where every row is a task, they share their prompt's name."""
-    names = list(dict.fromkeys(task.name for task in tasks))[:count]
-    return [task for task in tasks if task.name in names]
-
-
-def _why(name: str, data: Path) -> str:
-    if name == NOT_REDISTRIBUTABLE:
-        return "is not scored: StoryCloze may not be redistributed; `tagi data fetch p3 --help` says how to obtain it"
-    return f"is not scored: there is no {data / 'eval' / name}.jsonl"
-
-
-def _task_rows(scores: Mapping[str, Any]) -> list[list[str]]:
-    rows: list[list[str]] = []
+def _shown(scores: Mapping[str, Any]) -> Shown:
+    tasks: list[list[str]] = []
     for task, value in scores["by_task"].items():
         each = [one for prompt, one in scores["by_prompt"].items() if prompt.startswith(f"{task}/")]
-        rows.append([task, f"{len(each)}", percent(value), percent(min(each)), percent(max(each))])
-    return rows
-
-
-def _averages(scores: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["MTest11 average", "", with_interval(scores["mtest11"], scores["interval"]["accuracy"]), "", ""]]
+        tasks.append([task, f"{len(each)}", percent(value), percent(min(each)), percent(max(each))])
+    means = [["MTest11 average", "", with_interval(scores["mtest11"], scores["interval"]["accuracy"]), "", ""]]
     if scores["hypert5"] is not None:
-        rows.append(["HyperT5 average", "", percent(scores["hypert5"]), "", ""])
-    return rows
-
-
-def _references(scores: Mapping[str, Any]) -> list[list[str]]:
-    names = {"chance": "choosing at random", "majority": "the place that is right most often"}
-    return [[names[name], "", percent(value), "", ""] for name, value in scores["reference"].items()]
+        means.append(["HyperT5 average", "", percent(scores["hypert5"]), "", ""])
+    reference = [[REFERENCES[name], "", percent(value), "", ""] for name, value in scores["reference"].items()]
+    return [(None, tasks), ("bold", means), ("dim", reference)]
 
 
 def _write(folder: Path, ranking: Ranking, scores: Mapping[str, Any], title: str) -> None:
     write_predictions(folder / "predictions.jsonl", ranking.predictions)
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
-    write_text(folder / "scores.md", markdown(scores, title))
+    said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
+    write_text(folder / "scores.md", as_document(title, HEADER, _shown(scores), said))
     stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)

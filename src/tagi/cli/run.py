@@ -14,7 +14,6 @@ from tagi.errors import InputError
 if TYPE_CHECKING:
     from tagi.cli.solving import Asked, Solver
     from tagi.infer.answers import Answer
-    from tagi.infer.search import GenerationConfig
 
 EXAMPLE = 'Example: tagi run "Name the city in the text." --input "We met in Oslo last May."'
 
@@ -80,7 +79,7 @@ def run(
         for piece in tagi.stream(solver.told(asked[0].instruction), asked[0].text, generation=decoding):
             typer.echo(one_line(piece), nl=False)
         typer.echo()
-        _say(solver.notes(asked))
+        note(*solver.notes(asked))
     else:
         _solve(solver, asked, as_json=as_json)
 
@@ -94,7 +93,11 @@ def _solve(solver: Solver, asked: Sequence[Asked], *, as_json: bool) -> None:
             if not as_json:
                 for one in some:
                     typer.echo(one_line(one.text))
-    notes = _say([*solver.notes(asked), *_unstopped(answers, solver.generation)])
+    notes = solver.notes(asked)
+    cut = sum(answer.finish_reason == "length" for answer in answers) if solver.generation.stop else 0
+    if cut:
+        notes.append(f"{cut} of {len(answers)} answers were cut at their last token before a stop string came")
+    note(*notes)
     if as_json:
         print_json(
             {
@@ -114,18 +117,13 @@ def _choose(solver: Solver, asked: Sequence[Asked], choices: Sequence[str], *, a
     """The likeliest choice of every input, by mean log-likelihood of its tokens."""
     scores = solver.scores(asked, [choices] * len(asked))
     answers = [choices[max(range(len(each)), key=each.__getitem__)] for each in scores]
-    notes = _say(solver.notes(asked))
+    notes = solver.notes(asked)
+    note(*notes)
     if as_json:
         print_json({"answers": answers, "scores": scores, "choices": [*choices], "n": len(answers), "notes": notes})
         return
     for text in answers:
         typer.echo(one_line(text))
-
-
-def _say(notes: list[str]) -> list[str]:
-    for text in notes:
-        note(text)
-    return notes
 
 
 def _asked(
@@ -163,9 +161,3 @@ def _asked(
     if not asked:
         raise InputError("there is no input: give --input TEXT or --inputs FILE")
     return asked
-
-
-def _unstopped(answers: Sequence[Answer], decoding: GenerationConfig) -> list[str]:
-    """A remark where stop strings were given and did not come."""
-    cut = sum(answer.finish_reason == "length" for answer in answers) if decoding.stop else 0
-    return [f"{cut} of {len(answers)} answers were cut at their last token before a stop string came"] if cut else []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -52,12 +51,17 @@ def train(
     Stage `all` skips what is finished and goes on with what is half done. `tagi runs` lists the named runs.
     """
     from tagi.cli.pretraining import every_source
+    from tagi.train.interrupt import Interrupted
+    from tagi.train.plan import can_be_timed, seconds_per_step
 
     run, sources = _configs(stage, config_name, overrides or ()), every_source()
     chosen = list(run) if stage == ALL else [stage]
     if dry_run:
         plans = {key: _plan(run, key, draw=True, sources=sources) for key in chosen}
-        seconds = None if stage == ALL else _seconds(run[stage], plans[stage], sources)
+        seconds = None
+        if stage != ALL and can_be_timed(run[stage], plans[stage]):
+            with waiting("timing steps"):
+                seconds = seconds_per_step(run[stage], sources)
         if as_json:
             print_json({"dry_run": True, "seconds_per_step": seconds, **_as_json(plans, stage)})
             return
@@ -67,24 +71,16 @@ def train(
             whole = seconds * run[stage].training.steps / 60
             note(f"a step takes {seconds:.2g} s on this machine, all of them about {whole:,.0f} minutes")
         return
-    with _saying_what_was_kept():
-        done = {key: _run_stage(run, key, resume or stage == ALL, sources, skip=stage == ALL) for key in chosen}
-    if as_json:
-        plans = {key: _plan(run, key, draw=False) for key in chosen}
-        print_json({"checkpoint": str(done[chosen[-1]]), **_as_json(plans, stage)})
-    else:
-        typer.echo(done[chosen[-1]])
-
-
-@contextlib.contextmanager
-def _saying_what_was_kept() -> Iterator[None]:
-    from tagi.train.interrupt import Interrupted
-
     try:
-        yield
+        done = [_run_stage(run, key, resume or stage == ALL, sources, skip=stage == ALL) for key in chosen]
     except Interrupted as stopped:
         note(str(stopped))
         raise
+    if as_json:
+        plans = {key: _plan(run, key, draw=False) for key in chosen}
+        print_json({"checkpoint": str(done[-1]), **_as_json(plans, stage)})
+    else:
+        typer.echo(done[-1])
 
 
 def _configs(stage: str, name: str, overrides: Sequence[str]) -> Mapping[str, RunConfig]:
@@ -109,26 +105,15 @@ def _plan(run: Mapping[str, RunConfig], stage: str, *, draw: bool, sources: Sour
     before = list(run.values())[: list(run).index(stage)]
     with bar("drawing batches") as report:
         made = plan(run[stage], before, draw=draw, report=report, sources=sources)
-    for text in made.notes:
-        note(text)
+    note(*made.notes)
     return made
-
-
-def _seconds(config: RunConfig, plan: Plan, sources: Sources) -> float | None:
-    """What a step takes here; None where data or weights do not lie here or would not fit."""
-    from tagi.train.pace import can_be_timed, seconds_per_step
-
-    if not can_be_timed(config, plan):
-        return None
-    with waiting("timing steps"):
-        return seconds_per_step(config, sources)
 
 
 def _as_json(plans: Mapping[str, Plan], stage: str) -> dict[str, object]:
     if stage != ALL:
-        return plans[stage].as_json()
+        return asdict(plans[stage])
     return {
-        "stages": {key: plan.as_json() for key, plan in plans.items()},
+        "stages": {key: asdict(plan) for key, plan in plans.items()},
         "flops": sum(plan.flops for plan in plans.values()),
         "memory": max(plan.memory.total for plan in plans.values()),
     }
@@ -139,26 +124,35 @@ def _run_stage(run: Mapping[str, RunConfig], key: str, go_on: bool, sources: Sou
     from tagi.files import check_folder
     from tagi.train import checkpoints, resume
     from tagi.train.distributed.team import launched
+    from tagi.train.trainer import train as run_stage
 
     config = run[key]
     output = Path(config.output)
     final = output / checkpoints.FINAL
     bank = config.stage == "teachers"
-    if bank and skip and final.exists():
+    if bank:
+        check_folder(output)
+        finished = final.exists()
+    else:
+        checkpoints.check_output(output, resume=go_on)
+        note(*resume.check(config, launched(), output, sources))
+        finished = checkpoints.finished(output, config.training.steps)
+    if skip and finished:
         note(f"{key}: {final} is there already")
         return final
     if bank:
-        check_folder(output)
         return _train_bank(config, go_on, sources)
-    checkpoints.check_output(output, resume=go_on)
-    for remark in resume.check(config, launched(), output, sources):
-        note(remark)
-    if skip and checkpoints.finished(output, config.training.steps):
-        note(f"{key}: {final} is there already")
-        return final
-    built = _build(config, sources)
+    with waiting("preparing model and data"):
+        if config.stage == "backbone":
+            from tagi.pretraining import stage as pretraining
+
+            built: TrainingStage = pretraining.build_stage(config)
+        else:
+            from tagi.train.build import build_stage
+
+            built = build_stage(config, sources)
     stderr().print(_table(_plan(run, key, draw=False)))
-    return _train(built, config, go_on, sources)
+    return run_stage(built, config.training, output, resume=go_on, evaluate=_validator(config, sources))
 
 
 def _train_bank(config: RunConfig, resume: bool, sources: Sources) -> Path:
@@ -173,28 +167,6 @@ def _train_bank(config: RunConfig, resume: bool, sources: Sources) -> Path:
     return train_teachers(plan, resume=resume)
 
 
-def _build(config: RunConfig, sources: Sources) -> TrainingStage:
-    with waiting("preparing model and data"), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        if config.stage == "backbone":
-            from tagi.pretraining import stage as pretraining
-
-            built: TrainingStage = pretraining.build_stage(config)
-        else:
-            from tagi.train.build import build_stage
-
-            built = build_stage(config, sources)
-    for warning in caught:
-        note(str(warning.message))
-    return built
-
-
-def _train(stage: TrainingStage, config: RunConfig, resume: bool, sources: Sources) -> Path:
-    from tagi.train.trainer import train as run_stage
-
-    return run_stage(stage, config.training, Path(config.output), resume=resume, evaluate=_validator(config, sources))
-
-
 def _validator(config: RunConfig, sources: Sources) -> Callable[[Path], dict[str, float]] | None:
     """Scores of a checkpoint on the validation tasks or, of stage `backbone`, on text; None where none is held out."""
     from tagi import methods
@@ -202,9 +174,7 @@ def _validator(config: RunConfig, sources: Sources) -> Callable[[Path], dict[str
 
     if config.data.corpus is not None:
         return _text_validator(config.data.corpus)
-    tasks = sources.valid(config.data, config.prompt.demonstrations)
-
-    method = methods.get(config.method)
+    tasks, method = sources.valid(config.data, config.prompt.demonstrations), methods.get(config.method)
     told: dict[str, InstructionControl] = {"": "aligned"}
     if method.reads_instruction_once or method.prompt:
         told["_mismatched"] = "shuffled"
@@ -258,11 +228,6 @@ def _table(plan: Plan) -> Table:
     made.add_row("FLOPs per step", f"{plan.flops_per_step:.2e}", plan.tokens_are)
     made.add_row("FLOPs in all", f"{plan.flops:.2e}", plan.tokens_are)
     made.add_section()
-    memory = plan.memory
     for name in ("weights", "gradients", "optimizer", "activations", "total"):
-        made.add_row(f"memory: {name}", _gigabytes(getattr(memory, name)), "estimate")
+        made.add_row(f"memory: {name}", f"{getattr(plan.memory, name) / 1e9:,.2f} GB", "estimate")
     return made
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB"

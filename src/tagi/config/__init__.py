@@ -8,36 +8,17 @@ from tagi.config.base import (
     ModuleKind,
     P3Instruction,
     Part,
-    Place,
     Positive,
     PromptStyle,
     RankNorm,
-    Rate,
-    Seed,
     Target,
     TeacherKind,
 )
-from tagi.config.data import (
-    CorpusConfig,
-    DataConfig,
-    DataPart,
-)
-from tagi.config.model import (
-    BackboneConfig,
-    FusionConfig,
-    HypernetworkConfig,
-    PromptConfig,
-)
-from tagi.config.run import (
-    RunConfig,
-)
-from tagi.config.shapes import DecoderShape, Learned, NamedShape, Rotary, Shape, T5Shape
-from tagi.config.training import (
-    BankConfig,
-    ObjectiveConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from tagi.config.data import CorpusConfig, DataConfig, DataPart
+from tagi.config.model import BackboneConfig, FusionConfig, HypernetworkConfig, PromptConfig
+from tagi.config.run import RunConfig
+from tagi.config.shapes import DecoderShape, Learned, Rotary, Shape, T5Shape
+from tagi.config.training import BankConfig, ObjectiveConfig, TeacherConfig, TrainingConfig
 
 __all__ = [
     "BackboneConfig",
@@ -51,19 +32,15 @@ __all__ = [
     "HypernetworkConfig",
     "Learned",
     "ModuleKind",
-    "NamedShape",
     "ObjectiveConfig",
     "P3Instruction",
     "Part",
-    "Place",
     "Positive",
     "PromptConfig",
     "PromptStyle",
     "RankNorm",
-    "Rate",
     "Rotary",
     "RunConfig",
-    "Seed",
     "Shape",
     "T5Shape",
     "Target",

@@ -125,11 +125,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
 
 
 def _read_yaml(text: str, source: str) -> Any:
-    """Plain values of a YAML text.
-
-    Raises:
-        ConfigError: it is no YAML, or its aliases make more of it than any config is.
-    """
+    """Plain values of a YAML text; one whose aliases make more of it than any config is, is refused too."""
     try:
         return yaml_value(text, _Loader)
     except yaml.YAMLError as error:
@@ -141,26 +137,10 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a typo explains the rest
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(kind), n=1)
+        schema = kind.model_json_schema()
+        sections = (schema, *schema.get("$defs", {}).values())
+        known = {name for section in sections for name in section.get("properties", ())}
+        near = difflib.get_close_matches(str(first["loc"][-1]), sorted(known), n=1)
         return f"{where}: unknown key" + (f", did you mean {near[0]}?" if near else "")
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
-
-
-def _all_keys(kind: type[BaseModel]) -> set[str]:
-    return {name for section in _sections(kind, set()) for name in section.model_fields}
-
-
-def _sections(kind: type[BaseModel], found: set[type[BaseModel]]) -> set[type[BaseModel]]:
-    """A config and every config inside it, added to those that were `found` already."""
-    found.add(kind)
-    for field in kind.model_fields.values():
-        for nested in _members(field.annotation):
-            if isinstance(nested, type) and issubclass(nested, BaseModel) and nested not in found:
-                _sections(nested, found)
-    return found
-
-
-def _members(annotation: Any) -> list[Any]:
-    """An annotation and everything inside its unions."""
-    return [annotation, *(one for inside in getattr(annotation, "__args__", ()) for one in _members(inside))]

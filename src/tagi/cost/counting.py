@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -45,26 +45,20 @@ class Memory(Meta):
     def begin(self, part: int) -> None:
         """From here on it is another part of the work."""
         self._part = part
-        self._change(0)
+        self.peaks[part] = max(self.peaks[part], self.live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._sizes:
-                self._add(tensor.untyped_storage())
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._sizes:
+                size = self._sizes[storage] = [0]
+                self._resize(size, storage.nbytes())
+                weakref.finalize(storage, self._resize, size, 0)
         if func is _DROPOUT:  # a byte a value is what accelerators keep of its mask
             self._resize(self._sizes[args[0].untyped_storage()], args[0].numel())
         return made
 
-    def _add(self, storage: UntypedStorage) -> None:
-        size = self._sizes[storage] = [0]
-        self._resize(size, storage.nbytes())
-        weakref.finalize(storage, self._resize, size, 0)
-
     def _resize(self, size: list[int], to: int) -> None:
-        self._change(to - size[0])
-        size[0] = to
-
-    def _change(self, by: int) -> None:
-        self.live += by
+        self.live += to - size[0]
         self.peaks[self._part] = max(self.peaks[self._part], self.live)
+        size[0] = to

@@ -15,7 +15,6 @@ from tagi.backbones.language_model import build
 from tagi.backbones.rows import Rows
 from tagi.config import BankConfig, FusionConfig, HypernetworkConfig, Part, Shape
 from tagi.cost.counting import Memory, Meta, flops
-from tagi.cost.depth import by_depth
 from tagi.losses import cross_entropy, distillation, soften
 from tagi.methods import Method
 from tagi.model.bank import BankModel, LoraBank
@@ -74,6 +73,22 @@ def batch_cost(work: Work) -> BatchCost:
     operations, *_ = by_depth(work.shape, partial(count_flops, work, device=meta), 1, unit)
     peaks = by_depth(work.shape, partial(count_memory, work, device=meta), STEADY, unit)
     return BatchCost(operations, max(peaks))
+
+
+def by_depth(shape: Shape, count: Callable[[Shape], tuple[int, ...]], first: int = 1, unit: int = 1) -> tuple[int, ...]:
+    """What `count` gives for a shape, each number linear in the blocks that all stacks have more.
+
+    Args:
+        first: blocks of the shallowest stack from which on that is so.
+        unit: blocks after which they repeat.
+    """
+    spare = (min(shape.depths) - first) // unit
+    if spare < 2:
+        return count(shape)
+    less, more = (
+        count(shape.with_depths([depth - left_out * unit for depth in shape.depths])) for left_out in (spare, spare - 1)
+    )
+    return tuple(one + spare * (two - one) for one, two in zip(less, more, strict=True))
 
 
 def count_flops(work: Work, shape: Shape, device: torch.device) -> tuple[int]:
@@ -160,12 +175,9 @@ def _loss(student: TagiModel, teachers: Sequence[TagiModel], work: Work, device:
 
 def _bank_loss(model: BankModel, work: Work, device: torch.device) -> Tensor:
     """L_pred of every LoRA's own rows."""
-    sizes = work.lengths
-    targets = _tokens(device, sizes.rows, sizes.target)
-    inputs = _text(device, sizes.rows, sizes.input)
-    return cross_entropy(
-        model(*inputs, targets, Rows(sizes.tasks, sizes.rows), work.checkpointing).logits, targets
-    ).total
+    sizes, rows = work.lengths, Rows(work.lengths.tasks, work.lengths.rows)
+    inputs, targets = _text(device, sizes.rows, sizes.input), _tokens(device, sizes.rows, sizes.target)
+    return cross_entropy(model(*inputs, targets, rows, work.checkpointing).logits, targets).total
 
 
 def _text(device: torch.device, *shape: int) -> tuple[Tensor, Tensor]:

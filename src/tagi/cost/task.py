@@ -10,11 +10,8 @@ from typing import NamedTuple, cast
 import torch
 
 from tagi.backbones.base import Backbone
-from tagi.backbones.language_model import build
 from tagi.backbones.rows import Rows
-from tagi.config import FusionConfig, HypernetworkConfig, Shape
 from tagi.cost.counting import flops
-from tagi.cost.depth import by_depth
 from tagi.methods import Method
 from tagi.model.tagi import TagiModel
 
@@ -43,11 +40,6 @@ class TaskFlops(NamedTuple):
     answering: int
     """All examples."""
 
-    @property
-    def total(self) -> int:
-        """Of the task."""
-        return self.adaptation + self.answering
-
 
 class Reading(NamedTuple):
     """How long the texts are that a method reads, in tokens."""
@@ -75,25 +67,9 @@ def reading(method: Method, task: TaskLengths) -> Reading:
     return Reading(0, 1, alone + shown, 1)
 
 
-def task_flops(
-    shape: Shape, method: Method, generator: HypernetworkConfig, fused: FusionConfig, task: TaskLengths
-) -> TaskFlops:
-    """What a method spends on a task (Table 2: 100 examples).
-
-    Raises:
-        ConfigError: a method that a language model of this shape cannot have.
-    """
-
-    def count(shape: Shape) -> TaskFlops:
-        with torch.device("meta"):
-            return count_task(TagiModel(build(shape), method, generator, fused).eval(), task)
-
-    return TaskFlops(*by_depth(shape, count, unit=fused.every))
-
-
 @torch.inference_mode()
 def count_task(model: TagiModel, task: TaskLengths) -> TaskFlops:
-    """What a model spends on a task, every answer of full length."""
+    """What a model spends on a task, every answer of full length (Table 2: 100 examples); it may be a meta model."""
     reads = reading(model.method, task)
     backbone = cast(Backbone, model.backbone)
     rows, device = Rows(1, task.examples * reads.prompts), backbone.embedding.weight.device

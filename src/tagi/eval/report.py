@@ -1,22 +1,19 @@
 """What an evaluation leaves behind: predictions on disk, means by group, intervals, tables."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import Field
 
 from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Example, Instruction
 from tagi.files import write_text
 from tagi.reading import read_lines
-
-# --- predictions.jsonl ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,19 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     Raises:
         DataError: the file cannot be read, or a line is no JSON object or lacks a field; names both.
     """
-    return [_from_line(parse_json(_Line, line, Path(path), f"line {n}")) for n, line in read_lines(Path(path))]
+    read = (parse_json(_Line, line, Path(path), f"line {number}") for number, line in read_lines(Path(path)))
+    return [
+        Prediction(
+            task=line.task,
+            categories=line.categories,
+            instruction=Instruction(
+                line.definition[0], tuple(Demonstration(one.input, one.output) for one in line.demonstrations)
+            ),
+            example=Example(line.instance.id, line.instance.input, tuple(line.instance.output)),
+            text=line.prediction,
+        )
+        for line in read
+    ]
 
 
 class _Positive(Record):
@@ -83,79 +92,6 @@ def _to_json(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _from_line(line: _Line) -> Prediction:
-    demonstrations = tuple(Demonstration(positive.input, positive.output) for positive in line.demonstrations)
-    return Prediction(
-        task=line.task,
-        categories=line.categories,
-        instruction=Instruction(line.definition[0], demonstrations),
-        example=Example(line.instance.id, line.instance.input, tuple(line.instance.output)),
-        text=line.prediction,
-    )
-
-
-# --- means ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredExample:
-    """One example's score, a fraction, and the groups it counts in."""
-
-    task: str
-    categories: tuple[str, ...]
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean over `n` examples."""
-
-    value: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Means over examples: of all, of each task, of each category (names in alphabetical order)."""
-
-    overall: Mean
-    by_task: dict[str, Mean]
-    by_category: dict[str, Mean]
-
-
-def summarise(scored: Sequence[ScoredExample]) -> Summary:
-    """Average as the benchmark does: every example weighs the same, a task counts in its first category.
-
-    An example without a category is in no entry of `by_category`.
-
-    Raises:
-        ValueError: `scored` is empty.
-    """
-    if not scored:
-        raise ValueError("nothing was scored")
-    return Summary(
-        overall=_mean([example.score for example in scored]),
-        by_task=_group_means((example.task, example.score) for example in scored),
-        by_category=_group_means(
-            (category, example.score) for example in scored for category in example.categories[:1]
-        ),
-    )
-
-
-def _group_means(pairs: Iterable[tuple[str, float]]) -> dict[str, Mean]:
-    groups: defaultdict[str, list[float]] = defaultdict(list)
-    for name, score in pairs:
-        groups[name].append(score)
-    return {name: _mean(groups[name]) for name in sorted(groups)}
-
-
-def _mean(scores: Sequence[float]) -> Mean:
-    return Mean(float(np.mean(scores)), len(scores))
-
-
-# --- intervals --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A mean, or a difference of means, over examples, with its 95 % bootstrap percentile interval."""
@@ -181,7 +117,13 @@ def bootstrap(values: ArrayLike, clusters: Sequence[str], *, samples: int = 10_0
     Raises:
         ValueError: the lengths differ, or there are fewer than two clusters.
     """
-    sums, counts = _cluster_totals(np.asarray(values, dtype=np.float64), clusters)
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != (len(clusters),):
+        raise ValueError(f"one value for each example: values {values.shape}, clusters ({len(clusters)},)")
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"an interval needs at least two clusters, not {len(names)}")
+    sums, counts = np.bincount(index, values), np.bincount(index)
     drawn = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
@@ -209,40 +151,10 @@ def verdict(difference: Interval) -> Literal["better", "worse", "unresolved"]:
     return "worse" if difference.high < 0 else "unresolved"
 
 
-def _cluster_totals(
-    values: NDArray[np.float64], clusters: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    if values.shape != (len(clusters),):
-        raise ValueError(f"one value for each example: values {values.shape}, clusters ({len(clusters)},)")
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"an interval needs at least two clusters, not {len(names)}")
-    sums = np.zeros(len(names))
-    np.add.at(sums, index, values)
-    return sums, np.bincount(index)
-
-
-# --- tables -----------------------------------------------------------------------------------------------
-
-
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A GitHub markdown table that ends in a newline; first column left-aligned, the others right-aligned.
-
-    Raises:
-        ValueError: a row is not as long as the header.
-    """
-    ruler = ["---", *["---:"] * (len(header) - 1)]
-    lines = [_table_row(header), _table_row(ruler)]
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}")
-        lines.append(_table_row(row))
-    return "\n".join(lines) + "\n"
-
-
-def _table_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_escape_cell(cell) for cell in cells)} |"
-
-
-def _escape_cell(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
+    """A GitHub markdown table that ends in a newline; first column left-aligned, the others right-aligned."""
+    lines: list[str] = []
+    for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows):
+        cells = (" ".join(cell.split()).replace("|", "\\|") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)

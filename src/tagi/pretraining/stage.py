@@ -1,7 +1,5 @@
 """Stage `backbone`: a language model learns from packed rows of plain text, without any instruction."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +20,7 @@ from tagi.train import optim
 from tagi.train.checks import check_stage
 from tagi.train.distributed.team import launched
 from tagi.train.resume import Record
-from tagi.train.stage import Metrics, Parts, target_tokens
+from tagi.train.stage import Metrics, Stage
 from tagi.train.start import start
 
 
@@ -44,27 +42,8 @@ class PackedT5(nn.Module):
         return self.backbone.decode(shifted, inputs, alone, rows, seen=_same(target_owner, target_owner))[0]
 
 
-@dataclass(frozen=True)
-class PackedStage:
+class PackedStage(Stage):
     """Cross-entropy of all target tokens; `write` and `read` keep checkpoints as every other stage does."""
-
-    model: PackedT5
-    parts: Parts
-    batches: Callable[[int], PackedBatch]
-    write: Callable[[Path], None]
-    read: Callable[[Path], None]
-    check: Callable[[Path], object] = lambda folder: None
-    groups: None = None
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        return {"ce": 1.0}
-
-    def batch(self, index: int) -> PackedBatch:
-        return self.batches(index)
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": target_tokens(batch)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Metrics:
         assert isinstance(batch, PackedBatch)

@@ -2,13 +2,11 @@
 
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tagi.config import RunConfig
-from tagi.repro.runs import RUNS, Run, named
-from tagi.train.plan import Plan, chunked, plan
+from tagi.repro.runs import RUNS, named
+from tagi.train.plan import chunked, plan
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 HEADERS = ("name", "stages", "backbone", "steps", "FLOPs", "memory")
@@ -33,51 +31,25 @@ class Row:
         shown = self.name, ", ".join(self.stages), self.backbone, steps
         if self.flops is None or self.memory is None:
             return shown
-        return *shown, f"{self.flops:.1e}", gigabytes(self.memory)
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as text."""
-    return f"{size / 1e9:,.1f} GB"
-
-
-def plans(run: Run, *, draw: bool = False) -> dict[str, Plan]:
-    """Every stage's plan, each knowing those before it."""
-    earlier: list[RunConfig] = []
-    found: dict[str, Plan] = {}
-    for stage, config in run.items():
-        found[stage] = plan(config, earlier, draw=draw)
-        earlier.append(config)
-    return found
+        return *shown, f"{self.flops:.1e}", f"{self.memory / 1e9:,.1f} GB"
 
 
 def row(name: str, *, costs: bool = True) -> Row:
     """One named run in numbers; to count its costs takes seconds."""
     run = named(name)
-    backbone = run["pretrain"].backbone
-    found = Row(
-        name=name,
-        stages=tuple(run),
-        backbone=str(backbone.path if backbone else ""),
-        steps=tuple(
-            config.training.steps * (chunked(config)[2] if config.stage == "teachers" else 1) for config in run.values()
-        ),
-    )
+    configs, backbone = list(run.values()), run["pretrain"].backbone
+    steps = [one.training.steps * (chunked(one)[2] if one.stage == "teachers" else 1) for one in configs]
+    found = Row(name, tuple(run), str(backbone.path if backbone else ""), tuple(steps))
     if not costs:
         return found
-    counted = plans(run).values()
+    counted = [plan(config, configs[:number], draw=False) for number, config in enumerate(configs)]
     return replace(found, flops=sum(one.flops for one in counted), memory=max(one.memory.total for one in counted))
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """The table of docs/runs.md."""
-    lines = [HEADERS, tuple("---" for _ in HEADERS), *(one.cells() for one in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def refreshed(text: str) -> str:
     """A document with its table of runs made anew."""
-    table = f"{BEGIN}\n{markdown([row(name) for name in RUNS])}\n{END}"
+    lines = [HEADERS, tuple("---" for _ in HEADERS), *(row(name).cells() for name in RUNS)]
+    table = "\n".join([BEGIN, *(f"| {' | '.join(line)} |" for line in lines), END])
     return re.sub(f"{BEGIN}.*{END}", lambda _: table, text, flags=re.DOTALL)
 
 

@@ -10,7 +10,7 @@ instruction and of the input where they are read apart, of both together where t
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from tagi.config import (
     BackboneConfig,
@@ -45,22 +45,11 @@ class Batches(NamedTuple):
     accumulation: int
 
 
-class TrainedBank(NamedTuple):
-    """A bank that an earlier stage writes, and what it was trained on where that is not the student's own backbone."""
-
-    folder: str
-    base: str | None
-
-
-SNI_BATCHES: dict[SniSize, Batches] = {
-    "base": Batches(1e-4, 8, 2),
-    "xl": Batches(5e-5, 2, 4),
-    "xxl": Batches(5e-5, 1, 2),
-}
-P3_BATCHES: dict[P3Size, Batches] = {
+BATCHES = {
     "base": Batches(1e-4, 8, 2),
     "large": Batches(1e-4, 4, 4),
     "xl": Batches(5e-5, 2, 4),
+    "xxl": Batches(5e-5, 1, 2),
 }
 TK_INSTRUCT: dict[tuple[SniSize, Setting], str] = {
     ("base", "def2pos"): "allenai/tk-instruct-base-def-pos",
@@ -96,32 +85,19 @@ def sni(size: SniSize, setting: Setting, output: str) -> Run:
     data = DataConfig(source="sni", path=SNI)
     both = PromptConfig(demonstrations=demonstrations, max_instruction=512, max_input=512)
     instruct = TK_INSTRUCT.get((size, setting))
+    taught = instruct or f"{output}/metatrain/final"
     run: dict[str, RunConfig] = {}
     if instruct is None:
         run["metatrain"] = metatraining(size, both, data, f"{output}/metatrain")
     if size != "xxl":
         bank = BankConfig(group="category", parallel=4 if size == "base" else 1)
-        run["teachers"] = teacher_loras(
-            "metatrain",
-            both,
-            data,
-            bank,
-            f"{output}/teachers",
-            backbone=_published(instruct, size) if instruct else None,
-            start_from=None if instruct else f"{output}/metatrain/final",
-        )
-    taught = instruct or f"{output}/metatrain/final"
+        base = {"backbone": _published(instruct, size)} if instruct else {"start_from": taught}
+        run["teachers"] = teacher_loras("metatrain", both, data, bank, f"{output}/teachers", base)
     bank = _bank(run, taught)
     run["pretrain"] = pretraining(size, bank, f"{output}/pretrain", language_model(size))
-    run["finetune"] = finetuning(
-        size,
-        SNI_BATCHES[size],
-        PromptConfig(demonstrations=demonstrations, max_prompt=1024),
-        data,
-        TeacherConfig(kind="instruct", checkpoint=taught),
-        bank,
-        output,
-    )
+    prompt = PromptConfig(demonstrations=demonstrations, max_prompt=1024)
+    teacher = TeacherConfig(kind="instruct", checkpoint=taught)
+    run["finetune"] = finetuning(size, BATCHES[size], prompt, data, teacher, bank, output)
     return run
 
 
@@ -136,17 +112,12 @@ def p3(size: P3Size, family: Family, output: str) -> Run:
     whole = PromptConfig(style="t0", max_input=1024)
     bank = BankConfig(group="category", parallel=4 if size == "base" else 1)
     run: dict[str, RunConfig] = {}
-    run["teachers"] = teacher_loras("no_instruction", whole, data, bank, f"{output}/teachers", backbone=backbone)
+    base = {"backbone": backbone}
+    run["teachers"] = teacher_loras("no_instruction", whole, data, bank, f"{output}/teachers", base)
     run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", backbone)
-    run["finetune"] = finetuning(
-        size,
-        P3_BATCHES[size],
-        PromptConfig(style="t0", max_instruction=512, max_input=512, max_prompt=512, max_target=64),
-        data,
-        TeacherConfig(kind="fid", checkpoint=fid_icl(size, family)),
-        _bank(run),
-        output,
-    )
+    prompt = PromptConfig(style="t0", max_instruction=512, max_input=512, max_prompt=512, max_target=64)
+    teacher = TeacherConfig(kind="fid", checkpoint=fid_icl(size, family))
+    run["finetune"] = finetuning(size, BATCHES[size], prompt, data, teacher, _bank(run), output)
     return run
 
 
@@ -158,16 +129,7 @@ def metatraining(size: str, prompt: PromptConfig, data: DataConfig, output: str)
         backbone=language_model(size),
         prompt=prompt,
         data=data,
-        training=TrainingConfig(
-            steps=20_000,
-            tasks_per_batch=8,
-            rows_per_task=1,
-            accumulation=2,
-            lr=1e-4,
-            precision="bf16",
-            trainable=("backbone",),
-            checkpoint_every=2000,
-        ),
+        training=_training(Batches(1e-4, 8, 2), trainable=("backbone",)),
         output=output,
     )
 
@@ -178,35 +140,22 @@ def teacher_loras(
     data: DataConfig,
     bank: BankConfig,
     output: str,
-    *,
-    backbone: BackboneConfig | None = None,
-    start_from: str | None = None,
+    base: Mapping[str, Any],
 ) -> RunConfig:
-    """Table 6, "LoRA tuning": 10,000 steps of 8 rows, accumulated twice, for every teacher."""
+    """Table 6, "LoRA tuning": 10,000 steps of 8 rows, accumulated twice, for every teacher, on `base`."""
     return RunConfig(
         stage="teachers",
         method=method,
-        backbone=backbone,
-        start_from=start_from,
         prompt=prompt,
         data=data,
         teachers=bank,
-        training=TrainingConfig(
-            steps=10_000,
-            tasks_per_batch=8,
-            rows_per_task=1,
-            accumulation=2,
-            lr=1e-4,
-            warmup=0.0,
-            precision="bf16",
-            activation_checkpointing=True,
-            checkpoint_every=2000,
-        ),
+        training=_training(Batches(1e-4, 8, 2), steps=10_000, warmup=0.0, activation_checkpointing=True),
         output=output,
+        **base,
     )
 
 
-def pretraining(size: str, bank: TrainedBank | None, output: str, backbone: BackboneConfig) -> RunConfig:
+def pretraining(size: str, bank: Mapping[str, Any], output: str, backbone: BackboneConfig) -> RunConfig:
     """Table 6, "pretraining": 50,000 steps of 8 documents of 1,024 tokens, Adafactor at 1e-3, fp32."""
     return RunConfig(
         stage="pretrain",
@@ -214,20 +163,18 @@ def pretraining(size: str, bank: TrainedBank | None, output: str, backbone: Back
         backbone=backbone,
         hypernetwork=HypernetworkConfig(rank=32, hidden=GENERATOR_HIDDEN[size]),
         data=DataConfig(source="c4", path=C4, max_documents=400_000),
-        bank=bank.folder if bank else None,
-        bank_base=bank.base if bank else None,
-        training=TrainingConfig(
+        training=_training(
+            Batches(1e-3, 8, 1),
             steps=50_000,
-            tasks_per_batch=8,
-            rows_per_task=1,
             optimizer="adafactor",
-            lr=1e-3,
             warmup=0.0,
             schedule="constant",
+            precision="fp32",
             activation_checkpointing=size != "base",
             checkpoint_every=5000,
         ),
         output=output,
+        **bank,
     )
 
 
@@ -237,7 +184,7 @@ def finetuning(
     prompt: PromptConfig,
     data: DataConfig,
     teacher: TeacherConfig,
-    bank: TrainedBank | None,
+    bank: Mapping[str, Any],
     output: str,
 ) -> RunConfig:
     """Table 6, "finetuning": 20,000 steps with Eq. 6; without a bank, without its last term."""
@@ -248,21 +195,18 @@ def finetuning(
         hypernetwork=HypernetworkConfig(rank=32, hidden=GENERATOR_HIDDEN[size]),
         prompt=prompt,
         data=data,
-        bank=bank.folder if bank else None,
-        bank_base=bank.base if bank else None,
         objective=ObjectiveConfig(lambda_kl=5.0, temperature=3.0, teacher=teacher, lambda_ins=1.0 if bank else 0.0),
-        training=TrainingConfig(
-            steps=20_000,
-            tasks_per_batch=batches.size,
-            rows_per_task=1,
-            accumulation=batches.accumulation,
-            lr=batches.lr,
-            warmup=0.02,
-            precision="bf16",
-            activation_checkpointing=size in ("xl", "xxl"),
-            checkpoint_every=2000,
-        ),
+        training=_training(batches, activation_checkpointing=size in ("xl", "xxl")),
         output=f"{output}/finetune",
+        **bank,
+    )
+
+
+def _training(batches: Batches, **changes: Any) -> TrainingConfig:
+    """Rows of different tasks, bf16 and 20,000 steps, but for changes."""
+    values: dict[str, Any] = {"steps": 20_000, "precision": "bf16", "checkpoint_every": 2000} | changes
+    return TrainingConfig(
+        lr=batches.lr, tasks_per_batch=batches.size, rows_per_task=1, accumulation=batches.accumulation, **values
     )
 
 
@@ -270,9 +214,9 @@ def _published(path: str, size: str) -> BackboneConfig:
     return parse(BackboneConfig, {"path": path, "shape": f"t5-v1_1-{size}"}, source=path)
 
 
-def _bank(run: Run, base: str | None = None) -> TrainedBank | None:
-    """The bank of a run that trains one; `base` where it is not trained on the student's own language model."""
-    return TrainedBank(f"{run['teachers'].output}/final", base) if "teachers" in run else None
+def _bank(run: Run, base: str | None = None) -> dict[str, Any]:
+    """The fields that name a run's bank, if it trains one; `base` where that is not on the student's own backbone."""
+    return {"bank": f"{run['teachers'].output}/final", "bank_base": base} if "teachers" in run else {}
 
 
 def sni_24gb(output: str) -> Run:
@@ -287,53 +231,32 @@ def sni_24gb(output: str) -> Run:
     than the limits, and a frozen backbone's instructions come from the cache. Estimated, not measured on such a card.
     """
     data = DataConfig(source="sni", path=SNI, valid_tasks=20)
-    alone = PromptConfig(max_instruction=512, max_input=512)
-    run: dict[str, RunConfig] = {}
-    run["metatrain"] = _altered(
-        metatraining("base", alone, data, f"{output}/metatrain"),
-        "training.steps=10000",
-        "training.tasks_per_batch=4",
-        "training.accumulation=4",
-        "training.checkpoint_every=1000",
-    )
-    run["teachers"] = _altered(
-        teacher_loras(
-            "no_instruction",
-            alone,
-            data,
-            BankConfig(group="category", parallel=4),
-            f"{output}/teachers",
-            backbone=language_model("base"),
-        ),
-        "training.steps=1000",
-        "training.accumulation=1",
-        "training.checkpoint_every=500",
-    )
-    run["pretrain"] = _altered(
-        pretraining("base", _bank(run), f"{output}/pretrain", language_model("base")),
-        "training.steps=20000",
-        "training.precision=bf16",
-        "training.activation_checkpointing=true",
-        "data.max_documents=160000",
-    )
+    alone, bank = PromptConfig(max_instruction=512, max_input=512), BankConfig(group="category", parallel=4)
     teacher = TeacherConfig(kind="instruct", checkpoint=f"{output}/metatrain/final")
-    run["finetune"] = _altered(
-        finetuning("base", Batches(1e-4, 4, 4), alone, data, teacher, _bank(run), output),
-        "training.steps=20000",
-        "training.rows_per_task=2",
-        "training.instruction_cache_mb=1024",
+    base = language_model("base")
+    run: dict[str, RunConfig] = {}
+    run["metatrain"] = metatraining("base", alone, data, f"{output}/metatrain")
+    run["teachers"] = teacher_loras("no_instruction", alone, data, bank, f"{output}/teachers", {"backbone": base})
+    run["pretrain"] = pretraining("base", _bank(run), f"{output}/pretrain", base)
+    run["finetune"] = finetuning("base", Batches(1e-4, 4, 4), alone, data, teacher, _bank(run), output)
+    every = {
+        "metatrain": "training.steps=10000 training.tasks_per_batch=4 training.accumulation=4 "
         "training.checkpoint_every=1000",
-    )
-    return run
-
-
-def _altered(config: RunConfig, *changes: str) -> RunConfig:
-    return override(config, changes, source=config.output)
+        "teachers": "training.steps=1000 training.accumulation=1 training.checkpoint_every=500",
+        "pretrain": "training.steps=20000 training.precision=bf16 training.activation_checkpointing=true "
+        "data.max_documents=160000",
+        "finetune": "training.rows_per_task=2 training.instruction_cache_mb=1024 training.checkpoint_every=1000",
+    }
+    return {key: override(config, every[key].split(), source=config.output) for key, config in run.items()}
 
 
 RUNS: dict[str, Callable[[str], Run]] = {
-    **{f"sni-{size}-{setting}": partial(sni, size, setting) for size in SNI_BATCHES for setting in ("def", "def2pos")},
-    **{f"p3-{size}-{family}": partial(p3, size, family) for size in P3_BATCHES for family in ("t5lm", "t0")},
+    **{
+        f"sni-{size}-{setting}": partial(sni, size, setting)
+        for size in get_args(SniSize)
+        for setting in ("def", "def2pos")
+    },
+    **{f"p3-{size}-{family}": partial(p3, size, family) for size in T0 for family in ("t5lm", "t0")},
     "sni-base-24gb": sni_24gb,
 }
 """Name -> the run, given the folder of its outputs."""
@@ -356,30 +279,15 @@ def named(name: str, overrides: Sequence[str] = (), *, stage: str | None = None)
     run = RUNS[name](moved[-1] if moved else f"runs/{name}")
     if stage is not None and stage not in run:
         raise ConfigError(f"{name}: has no stage {stage}; it has {', '.join(run)}")
-    rest = [one for one in overrides if not one.startswith("output=")]
-    chosen = {key: [_for_stage(one, key, run, stage) for one in rest] for key in run}
-    if stage is None:
-        _check_shared(name, run, rest)
-    return {key: override(run[key], [one for one in chosen[key] if one], source=f"{name}: {key}") for key in run}
-
-
-def _for_stage(one: str, key: str, run: Run, only: str | None) -> str | None:
-    """What an override is for one stage: without its prefix, or None where it is another stage's."""
-    prefix = _prefix(one, run)
-    if prefix is None:
-        return one if only in (None, key) else None
-    return one.removeprefix(f"{prefix}.") if prefix == key else None
-
-
-def _prefix(one: str, run: Run) -> str | None:
-    """The stage that an override names; `teachers.rank=8` is the section of that name, not the stage."""
-    first, _, rest = one.partition("=")[0].partition(".")
-    return first if first in run and rest.partition(".")[0] in RunConfig.model_fields else None
-
-
-def _check_shared(name: str, run: Run, overrides: Sequence[str]) -> None:
-    """Stages that read different data cannot share its folder."""
-    several = len({config.data.source for config in run.values()}) > 1
+    several = stage is None and len({config.data.source for config in run.values()}) > 1
+    chosen: dict[str, list[str]] = {key: [] for key in run}
     for one in overrides:
-        if several and _prefix(one, run) is None and one.startswith("data.path="):
+        first, _, field = one.partition("=")[0].partition(".")
+        if first in run and field.partition(".")[0] in RunConfig.model_fields:
+            chosen[first].append(one.removeprefix(f"{first}."))  # `teachers.rank=8` is the section, not the stage
+        elif several and one.startswith("data.path="):
             raise ConfigError(f"{name}: {one}: the stages read different data; write pretrain.{one}")
+        elif not one.startswith("output="):
+            for key in run if stage is None else [stage]:
+                chosen[key].append(one)
+    return {key: override(run[key], chosen[key], source=f"{name}: {key}") for key in run}

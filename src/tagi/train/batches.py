@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator, assemble
-from tagi.data.mixture import Mixture, WeightedSources
+from tagi.data.mixture import Mixture
 from tagi.data.segments import MAX_LENGTH, SEGMENTS, Cut, TokenStore, pretraining_segments
 from tagi.data.sources import Sources
 from tagi.errors import DataError
@@ -18,8 +18,7 @@ def batches(
 ) -> Callable[[int], Batch]:
     """Batch number i of a run's data, a pure function of the run's seed, the number of batches of a step, and i.
 
-    Args:
-        processes: how many share the batches of a step.
+    So many processes share the batches of a step.
 
     Raises:
         TagiError: the data cannot be used, or holds no task.
@@ -30,7 +29,7 @@ def batches(
     training, shown = config.training, config.demonstrations
     by_prompt = training.bucket == "prompt"
     mixture = Mixture(
-        task_source(config, sources),
+        sources.train(config.data, config.demonstrations, config.training.seed),
         tasks=training.tasks_per_batch,
         rows=training.rows_per_task,
         seed=training.seed,
@@ -38,11 +37,6 @@ def batches(
         batches_per_step=training.accumulation * processes,
     )
     return lambda index: collator(mixture.batch(index))
-
-
-def task_source(config: RunConfig, sources: Sources) -> WeightedSources:
-    """The training tasks of a run as they take turns; see `Sources.train`."""
-    return sources.train(config.data, config.demonstrations, config.training.seed)
 
 
 def text_batches(config: RunConfig, tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Callable[[int], Batch]:

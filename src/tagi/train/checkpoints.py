@@ -16,7 +16,6 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tagi.backbones.files import read_safetensors
 from tagi.config import Frozen
 from tagi.config.files import read_json
 from tagi.errors import CheckpointError
@@ -61,38 +60,16 @@ def newest(folder: Path) -> Path | None:
     return final if final.exists() else next(reversed(checkpoints(folder)), None)
 
 
-def steps_done(folder: Path) -> int:
-    """Steps of a run up to its last checkpoint.
-
-    Raises:
-        CheckpointError: see `read_state`.
-    """
-    last = newest(folder)
-    return read_state(last).step if last is not None else 0
-
-
 def place(folder: Path, step: int, steps: int) -> Path:
     """Where the checkpoint after `step` of `steps` belongs."""
     return folder / (FINAL if step == steps else f"{_STEP}{step:08d}")
 
 
-def write_state(draft: Path, state: State) -> None:
-    """Complete a checkpoint's draft with what it says of itself."""
+def complete(draft: Path, state: State, tensors: dict[str, Tensor] | None = None) -> None:
+    """Add what a checkpoint says of itself to its draft, and the optimizer's tensors if it can be continued."""
+    if tensors is not None:
+        save_file(tensors, draft / OPTIMIZER)
     (draft / STATE).write_text(state.model_dump_json(), encoding="utf-8")
-
-
-def write_optimizer(draft: Path, tensors: dict[str, Tensor]) -> None:
-    """The optimizer's tensors, into a checkpoint's draft."""
-    save_file(tensors, draft / OPTIMIZER)
-
-
-def read_optimizer(folder: Path) -> dict[str, Tensor]:
-    """The optimizer's tensors of a checkpoint.
-
-    Raises:
-        CheckpointError: they are missing or damaged.
-    """
-    return read_safetensors(folder / OPTIMIZER)
 
 
 def read_state(folder: Path) -> State:
@@ -121,8 +98,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) 
 
 def finished(folder: Path, steps: int) -> bool:
     """Whether the run has done all of `steps` already."""
-    final = folder / FINAL
-    return final.exists() and read_state(final).step >= steps
+    return (folder / FINAL).exists() and read_state(folder / FINAL).step >= steps
 
 
 def clear(folder: Path) -> None:
@@ -132,11 +108,9 @@ def clear(folder: Path) -> None:
 
 def tidy(folder: Path, keep: int) -> None:
     """Do what a killed run left undone: keep its best, remove its oldest checkpoints."""
-    present = checkpoints(folder)
-    if (folder / FINAL).exists():
-        present.append(folder / FINAL)
-    for found in present:
-        keep_best(found)
+    for found in (*checkpoints(folder), folder / FINAL):
+        if found.exists():
+            keep_best(found)
     prune(folder, keep)
 
 
@@ -154,7 +128,7 @@ def keep_best(newest: Path) -> None:
     with atomic_folder(best) as draft:
         ignored = shutil.ignore_patterns(OPTIMIZER, STATE)
         shutil.copytree(newest, draft, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
-        write_state(draft, State(step=state.step, scores=state.scores, numbers={}))
+        complete(draft, State(step=state.step, scores=state.scores, numbers={}))
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -170,14 +144,14 @@ def cut_log(folder: Path, step: int) -> None:
     path = folder / LOG
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(path, "".join(line for line in lines if _logged(line) <= step))
+        write_text(path, "".join(line for line in lines if line.endswith("\n") and _logged(line) <= step))
 
 
 def _logged(line: str) -> float:
-    """The step of a log line; infinite for a line that is not whole."""
+    """The step of a log line; infinite for one that is damaged."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
-    return float("inf")
+        return json.loads(line)["step"]
+    return math.inf
 
 
 def _link(source: str, target: str) -> None:

@@ -1,28 +1,8 @@
-"""Which method and which bank a stage can have."""
-
-from collections.abc import Set
+"""Which method a stage can have."""
 
 from tagi.config import RunConfig
-from tagi.data.sources import Sources
 from tagi.errors import ConfigError
 from tagi.methods import Method
-from tagi.train.batches import task_source
-
-
-def check_taught(config: RunConfig, taught: Set[str], sources: Sources) -> None:
-    """Refuse a bank that has no LoRA for any training task: every term that reads it would be 0 without a word.
-
-    Args:
-        taught: names of the tasks that the bank's LoRAs were trained on.
-
-    Raises:
-        ConfigError: no training task is among them.
-    """
-    if config.stage == "pretrain":
-        raise ConfigError("objective.lambda_ins: plain text has no tasks that a bank could have LoRAs for")
-    each = task_source(config, sources).sources
-    if not any(one.task(number, 0).name in taught for one in each for number in range(len(one))):
-        raise ConfigError(f"bank: {config.bank} has no LoRA for any of this run's training tasks")
 
 
 def check_stage(config: RunConfig, method: Method) -> None:

@@ -15,8 +15,6 @@ from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.model.tagi import TagiModel, neutral
 
-MEBIBYTE = 2**20
-
 
 class Encodings:
     """Reads a batch's instructions, keeping the ones used last within `limit` bytes."""
@@ -28,20 +26,24 @@ class Encodings:
 
     def __call__(self, batch: Batch) -> EncodedInstruction | None:
         """The instructions of every task, padded; None where the model's shards meet only in its own forward."""
-        if isinstance(self.model, FSDPModule):
-            return None
         masks = batch.instruction_mask.bool()
-        if masks.dim() == 3:
+        if isinstance(self.model, FSDPModule) or masks.dim() == 3:
             return None
         each = [self._one(ids[mask]) for ids, mask in zip(batch.instruction_ids, masks, strict=True)]
         return stack_encoded(each)
 
+    @torch.no_grad()
     def _one(self, ids_S: Tensor) -> EncodedInstruction:
+        """One instruction (T = 1), read without dropout; one without tokens is empty."""
         key = tuple(ids_S.tolist())
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key]
-        encoded = read_alone(self.model, ids_S)
+        model, training = self.model, self.model.training
+        model.eval()
+        mask = torch.ones_like(ids_S, dtype=torch.bool)[None]
+        encoded = model.read(ids_S[None], mask) if len(ids_S) else neutral(model.backbone, 1).instruction
+        model.train(training)
         self.kept[key] = encoded
         self.bytes += encoded.nbytes
         while self.bytes > self.limit:
@@ -49,21 +51,9 @@ class Encodings:
         return encoded
 
 
-@torch.no_grad()
-def read_alone(model: TagiModel, ids_S: Tensor) -> EncodedInstruction:
-    """One instruction (T = 1), read without dropout; one without tokens is empty."""
-    if not len(ids_S):
-        return neutral(model.backbone, 1).instruction
-    training = model.training
-    model.eval()
-    encoded = model.read(ids_S[None], torch.ones_like(ids_S, dtype=torch.bool)[None])
-    model.train(training)
-    return encoded
-
-
 def encodings(model: TagiModel, config: TrainingConfig) -> Encodings | None:
     """What reads the instructions of a run, where they are constants: a frozen language model reads them itself."""
     constant = "backbone" not in config.trainable and model.instruction_encoder is None
     if not (constant and model.method.reads_instruction_once):
         return None
-    return Encodings(model, config.instruction_cache_mb * MEBIBYTE)
+    return Encodings(model, config.instruction_cache_mb * 2**20)

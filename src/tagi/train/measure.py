@@ -40,12 +40,12 @@ class Measured:
 
 def tokenizer_at_hand(config: RunConfig, shape: Shape, sources: Sources) -> PreTrainedTokenizerBase | None:
     """The run's tokenizer if it lies on this machine; nothing is downloaded."""
-    source, backbone = config.start_from, config.backbone
+    backbone = config.backbone
     if backbone is not None and backbone.path is None:
-        return random_tokenizer(backbone, shape, config.data, sources) if data_at_hand(config) else None
-    source = source or str(backbone.path if backbone is not None else "")
+        return random_tokenizer(backbone, shape, config.data, sources)
+    source = config.start_from or (backbone.path if backbone is not None else None)
     try:
-        return AutoTokenizer.from_pretrained(hugging_face(source), local_files_only=True)
+        return AutoTokenizer.from_pretrained(hugging_face(str(source)), local_files_only=True)
     except (OSError, ValueError, ImportError, CheckpointError):
         return None
 
@@ -69,34 +69,25 @@ def from_data(
     Raises:
         TagiError: the data is there but cannot be used.
     """
-    short = _shortened(config) if config.stage == "pretrain" else config
+    limit = min(config.data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
+    short = config.model_copy(update={"data": config.data.model_copy(update={"max_documents": limit})})
     collator = Collator(tokenizer, config.prompt, methods.get(config.method), joined)
-    draw = batches(short, collator, sources=sources)
+    draw = batches(short if config.stage == "pretrain" else config, collator, sources=sources)
     accumulation, steps = config.training.accumulation, min(MEASURED_STEPS, config.training.steps)
     drawn: list[Batch] = []
     for number in range(steps * accumulation):
         drawn.append(draw(number))
         report(number + 1, steps * accumulation)
-    return _mean(drawn, steps, config.prompt.longest_prompt)
 
-
-def _shortened(config: RunConfig) -> RunConfig:
-    """The same run with no more documents than a plan needs."""
-    limit = min(config.data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
-    return config.model_copy(update={"data": config.data.model_copy(update={"max_documents": limit})})
-
-
-def _mean(batches: list[Batch], steps: int, longest: int) -> Measured:
     def mean(length: Callable[[Batch], int]) -> int:
-        return round(fmean(map(length, batches)))
+        return round(fmean(map(length, drawn)))
 
     tasks, rows = mean(lambda b: b.instruction_ids.shape[0]), mean(lambda b: len(b.task_index))
     s, n = mean(lambda b: b.instruction_ids.shape[1]), mean(lambda b: b.input_ids.shape[1])
     lengths = Lengths(tasks, rows, s, n, mean(lambda b: b.labels.shape[1]))
-    all_rows = sum(len(batch.task_index) for batch in batches) / steps
-    return Measured(
-        lengths, all_rows, sum(batch.tokens for batch in batches) / steps, min(s + n, longest), from_data=True
-    )
+    all_rows, tokens = sum(len(batch.task_index) for batch in drawn), sum(batch.tokens for batch in drawn)
+    prompt = min(s + n, config.prompt.longest_prompt)
+    return Measured(lengths, all_rows / steps, tokens / steps, prompt, from_data=True)
 
 
 def from_limits(config: RunConfig) -> Measured:

@@ -1,7 +1,7 @@
 """Optimizers and learning rates."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,12 +49,11 @@ class RmsScaledAdamW(torch.optim.AdamW):
         before = [p.clone() for p in scaled]
         super().step()
         for parameter, old in zip(scaled, before, strict=True):
-            parameter.copy_(torch.lerp(old, parameter, self._scale(parameter, old)))
+            parameter.copy_(torch.lerp(old, parameter, self._scale(self.state[parameter], old)))
 
-    def _scale(self, parameter: Tensor, value: Tensor) -> Tensor:
+    def _scale(self, state: dict[str, Any], value: Tensor) -> Tensor:
         """What the learning rate of a parameter is multiplied by, which has this value before the step."""
-        del parameter
-        return _rms(value)
+        return value.pow(2).mean().sqrt().clamp(min=RMS_FLOOR)
 
 
 class RmsScaledMuon(RmsScaledAdamW):
@@ -75,15 +74,13 @@ class RmsScaledMuon(RmsScaledAdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of all groups; the gradients of Muon's matrices are used up."""
         for group in self.param_groups:
-            if group["orthogonal"]:
-                for parameter in group["params"]:
-                    self._move(parameter, group["lr"])
+            for parameter in group["params"] if group["orthogonal"] else ():
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group["lr"])
+                    parameter.grad = None
         super().step()
 
-    def _move(self, parameter: Tensor, lr: float) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        if gradient is None:
-            return
+    def _move(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
         state = self.state[parameter]
         if not state:  # AdamW's names, because its loading of a state reads them
             state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(parameter)}
@@ -91,12 +88,11 @@ class RmsScaledMuon(RmsScaledAdamW):
         momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
         direction = orthogonal(gradient.lerp(momentum, MOMENTUM).to(self.dtype)).to(parameter.dtype)
         update = direction * (MUON_SCALE * math.sqrt(max(parameter.shape)))
-        parameter.sub_(lr * self._scale(parameter, parameter) * update)
+        parameter.sub_(lr * self._scale(state, parameter) * update)
 
-    def _scale(self, parameter: Tensor, value: Tensor) -> Tensor:
-        state = self.state[parameter]
+    def _scale(self, state: dict[str, Any], value: Tensor) -> Tensor:
         if "scale" not in state:
-            state["scale"] = _rms(value)
+            state["scale"] = super()._scale(state, value)
         return state["scale"]
 
 
@@ -112,20 +108,20 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def _rms(tensor: Tensor) -> Tensor:
-    return tensor.pow(2).mean().sqrt().clamp(min=RMS_FLOOR)
-
-
 def build(parts: Parts, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer over the trained parts; generator and fusion have a learning rate of their own."""
-    groups = [_group(part, parameters, config) for part, parameters in parts.items()]
+    groups: list[dict[str, Any]] = []
+    for part, parameters in parts.items():
+        lr = config.lr * (config.hypernetwork_lr_scale if part in ("hypernetwork", "fusion") else 1.0)
+        scaled = config.optimizer in ("adamw_rms", "muon") and part in ("backbone", ENCODER)
+        group = {"params": list(parameters), "lr": lr, "base_lr": lr}
+        groups.append(group | {"rms_scaled": scaled, "orthogonal": part == MATRICES})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0, betas=BETAS)
     if config.optimizer == "adamw_rms":
         return RmsScaledAdamW(groups, config.lr)
     if config.optimizer == "muon":
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        return RmsScaledMuon(groups, config.lr, dtype)
+        return RmsScaledMuon(groups, config.lr, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     return Adafactor(groups, lr=config.lr, relative_step=False)
 
 
@@ -187,24 +183,19 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return 1.0
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Apply the factor to every group's own base rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-
-
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The optimizer's state as tensors and plain numbers, by parameter number and name."""
+    """The optimizer's state as tensors and plain numbers, by parameter number and name.
+
+    Every process must ask for it where the model is sharded.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
-            key = f"{number}.{name}"
             if isinstance(value, Tensor):
-                whole = value.full_tensor() if isinstance(value, DTensor) else value
-                tensors[key] = whole.detach().cpu().contiguous()
+                tensors[f"{number}.{name}"] = whole(value).detach().cpu().contiguous()
             else:
-                numbers[key] = value
+                numbers[f"{number}.{name}"] = value
     return tensors, numbers
 
 
@@ -214,24 +205,17 @@ def restore_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], 
     state: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *numbers.items()):
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = _laid_out(value, parameters[int(number)])
+        state.setdefault(int(number), {})[name] = laid_out(value, parameters[int(number)])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """A tensor of the optimizer's state, sharded as its parameter is."""
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_out(value: Any, parameter: Tensor) -> Any:
+    """A value of a parameter's, sharded as that is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
-
-
-def _group(part: str, parameters: Iterable[nn.Parameter], config: TrainingConfig) -> dict[str, Any]:
-    scaled = part in ("hypernetwork", "fusion")
-    lr = config.lr * (config.hypernetwork_lr_scale if scaled else 1.0)
-    return {
-        "params": list(parameters),
-        "lr": lr,
-        "base_lr": lr,
-        "rms_scaled": config.optimizer in ("adamw_rms", "muon") and part in ("backbone", ENCODER),
-        "orthogonal": part == MATRICES,
-    }

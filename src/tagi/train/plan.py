@@ -2,13 +2,16 @@
 
 The model is built on torch's meta device from its shape alone, so that an 11B run is planned in seconds on a laptop.
 A folder that an earlier stage of the same run will write need not be there yet. Nothing is written or downloaded but
-the `config.json` of a hub model whose shape the config leaves out.
+the `config.json` of a hub model whose shape the config leaves out. What a step takes here, a few steps tell.
 """
 
+import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from statistics import median
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -23,6 +26,7 @@ from tagi.model import checkpoint
 from tagi.model.hypernetwork import parameter_count
 from tagi.model.tagi import TagiModel
 from tagi.train import measure, optim
+from tagi.train.build import build_stage
 from tagi.train.checkpoints import FINAL
 from tagi.train.checks import check_stage
 from tagi.train.measure import Measured
@@ -33,6 +37,8 @@ LARGE_SHARE = 0.25
 """A hypernetwork above this share of the backbone's parameters deserves a remark."""
 GROUPS = {("sni", "category"): 60, ("sni", "task"): 757, ("p3", "category"): 36}
 """Per-task LoRAs of a whole benchmark (the paper's A.3; Wang et al., 2022), where the config does not name them."""
+TIMED = 2
+"""Steps that are timed, after one that warms up."""
 Report = Callable[[int, int], None]
 
 
@@ -53,11 +59,7 @@ class Memory:
     optimizer: int
     """State, and fp32 masters of weights that compute in fewer bits."""
     activations: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,6 @@ class Plan:
     notes: list[str]
     output: str
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, the memory with its total."""
-        return asdict(self) | {"memory": asdict(self.memory) | {"total": self.memory.total}}
-
 
 def plan(
     config: RunConfig,
@@ -99,30 +97,26 @@ def plan(
         earlier: the stages of the same run before this one, whose output may not be there yet.
         draw: whether rows and tokens are measured from the data, where data and tokenizer are at hand.
         report: told how many batches were drawn, and of how many.
-        sources: that others read as well.
 
     Raises:
         TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
     """
     method = methods.get(config.method)
     check_stage(config, method)
-    parts, sources = resolve(config, earlier), sources or Sources()
-    tokenizer = (
-        measure.tokenizer_at_hand(config, parts.shape, sources) if draw and measure.data_at_hand(config) else None
-    )
+    parts, sources, tokenizer = _resolve(config, earlier), sources or Sources(), None
+    if draw and measure.data_at_hand(config):
+        tokenizer = measure.tokenizer_at_hand(config, parts.shape, sources)
     with torch.device("meta"):
         model = TagiModel(build(parts.shape), method, parts.hypernetwork, parts.fusion)
     if tokenizer is None:
         found = measure.from_limits(config)
     else:
-        joined = not model.backbone.has_encoder
-        found = measure.from_data(config, tokenizer, report, sources, joined=joined)
-    return (
-        _teachers(config, parts, model, found) if config.stage == "teachers" else _student(config, parts, model, found)
-    )
+        found = measure.from_data(config, tokenizer, report, sources, joined=not model.backbone.has_encoder)
+    make = _teachers if config.stage == "teachers" else _student
+    return make(config, parts, model, found)
 
 
-def resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
+def _resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
     """Shape and parts of a run's model: from its config, from the checkpoint it goes on from, or from the earlier
     stage that will write that checkpoint.
 
@@ -130,61 +124,50 @@ def resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
         CheckpointError: neither says.
     """
     if config.backbone is not None:
-        return Model(_fresh_shape(config, config.backbone), config.hypernetwork, config.fusion)
+        return Model(_fresh_shape(config.backbone, config), config.hypernetwork, config.fusion)
     before = next((one for one in earlier if str(Path(one.output) / FINAL) == config.start_from), None)
     if before is None or measure.is_checkpoint(config.start_from):
-        return _resolve_folder(config, Path(str(config.start_from)))
-    first = resolve(before, earlier)
-    return first if before.method == config.method else Model(first.shape, config.hypernetwork, config.fusion)
+        folder = Path(str(config.start_from))
+        found = checkpoint.read_config(folder)
+        first = Model(read_language_model_shape(checkpoint.base_source(folder)), found.hypernetwork, found.fusion)
+    else:
+        found, first = before, _resolve(before, earlier)
+    return first if found.method == config.method else Model(first.shape, config.hypernetwork, config.fusion)
 
 
-def _resolve_folder(config: RunConfig, folder: Path) -> Model:
-    found = checkpoint.read_config(folder)
-    shape = read_language_model_shape(checkpoint.base_source(folder))
-    same = found.method == config.method
-    return Model(shape, *((found.hypernetwork, found.fusion) if same else (config.hypernetwork, config.fusion)))
-
-
-def _fresh_shape(config: RunConfig, backbone: BackboneConfig) -> Shape:
+def _fresh_shape(backbone: BackboneConfig, config: RunConfig) -> Shape:
     """The config's shape or the checkpoint's; a micro tokenizer brings its own size."""
-    shape = backbone.decoder or backbone.shape or _shape_at(str(backbone.path))
+    shape = backbone.decoder or backbone.shape
+    if shape is None:
+        try:
+            return read_language_model_shape(str(backbone.path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; with backbone.shape a dry run works without it") from error
     if backbone.path is None and backbone.tokenizer == "micro":
         return shape.model_copy(update={"vocab_size": len(random_tokenizer(backbone, shape, config.data))})
     return shape
-
-
-def _shape_at(path: str) -> Shape:
-    try:
-        return read_language_model_shape(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; with backbone.shape a dry run works without it") from error
 
 
 def _student(config: RunConfig, parts: Model, model: TagiModel, found: Measured) -> Plan:
     """Stages whose model is one student."""
     every: tuple[Part, ...] = get_args(Part)
     sizes = {part: sum(map(parameter_count, model.part(part))) for part in every}
-    trained: tuple[Part, ...] = tuple(part for part in sizes if part in config.training.trainable and sizes[part])
+    trained: tuple[Part, ...] = tuple(part for part in every if part in config.training.trainable and sizes[part])
     if not trained:
         raise ConfigError(f"training.trainable: method {config.method} has none of these parts")
-    work = _work(config, parts, model.method, found.batch, trained)
-    if _online(config):
-        work = replace(work, taught=found.prompt)
-    encoder = 0 if model.instruction_encoder is None else parameter_count(model.instruction_encoder)
-    weights = parameter_count(model) + (sizes["backbone"] if _online(config) else 0)
-    share = sizes["hypernetwork"] / sizes["backbone"]
-    trainable = optim.trainable(model, config.training)
-    made = _plan(config, work, found, sizes, weights, trainable, _notes(config, share, encoder))
+    work, weights, notes = _work(config, parts, model.method, found.batch, trained), parameter_count(model), []
+    share, encoder = sizes["hypernetwork"] / sizes["backbone"], model.instruction_encoder
+    if share > LARGE_SHARE:
+        size = 0 if encoder is None else parameter_count(encoder)
+        own = f", {size:,} of them in an instruction encoder of its own" if size else ""
+        notes.append(f"the hypernetwork has {share:.0%} of the backbone's parameters{own}")
+    objective = config.objective
+    if objective.lambda_kl and objective.teacher is not None and objective.teacher.cache is None:
+        work, weights = replace(work, taught=found.prompt), weights + sizes["backbone"]
+        if objective.teacher.kind == "fid":
+            notes.append("what a FiD teacher reads of demonstrations is not counted")
+    made = _plan(config, work, found, sizes, weights, optim.trainable(model, config.training), notes)
     return replace(made, trainable=list(trained), hypernetwork_share=share)
-
-
-def _notes(config: RunConfig, share: float, encoder: int) -> list[str]:
-    own = f", {encoder:,} of them in an instruction encoder of its own" if encoder else ""
-    notes = [f"the hypernetwork has {share:.0%} of the backbone's parameters{own}"] if share > LARGE_SHARE else []
-    teacher = config.objective.teacher
-    if _online(config) and teacher is not None and teacher.kind == "fid":
-        notes.append("what a FiD teacher reads of demonstrations is not counted")
-    return notes
 
 
 def chunked(config: RunConfig) -> tuple[int | None, int, int]:
@@ -202,8 +185,9 @@ def _teachers(config: RunConfig, parts: Model, model: TagiModel, found: Measured
     sizes = {"backbone": parameter_count(model.backbone), "teachers": parameter_count(bank)}
     lengths = Lengths(chunk, chunk * found.batch.rows, 0, found.batch.input, found.batch.target)
     work = replace(_work(config, parts, model.method, lengths, ()), bank=config.teachers)
-    many = f"{groups} teachers in {chunks} chunks of at most {chunk}" if groups else f"one chunk of {chunk} teachers"
-    notes = [many if groups else f"{many}; how many there are, the data will say"]
+    notes = [f"{groups} teachers in {chunks} chunks of at most {chunk}"]
+    if not groups:
+        notes = [f"one chunk of {chunk} teachers; how many there are, the data will say"]
     trainable = {"teachers": list(bank.parameters())}
     return _plan(config, work, found, sizes, sum(sizes.values()), trainable, notes, chunk, chunks)
 
@@ -212,21 +196,13 @@ def _work(config: RunConfig, parts: Model, method: Method, lengths: Lengths, tra
     """A batch of the run; the rows that tasks have in the mean are rounded up."""
     rows = -(-lengths.rows // lengths.tasks) * lengths.tasks
     return Work(
-        shape=parts.shape,
+        **parts._asdict(),
         method=method,
-        hypernetwork=parts.hypernetwork,
-        fusion=parts.fusion,
         lengths=replace(lengths, rows=rows),
         trainable=trained,
         dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
         checkpointing=config.training.activation_checkpointing,
     )
-
-
-def _online(config: RunConfig) -> bool:
-    """Whether a teacher's own weights compute logits in every step."""
-    objective = config.objective
-    return bool(objective.lambda_kl and objective.teacher is not None and objective.teacher.cache is None)
 
 
 def _plan(
@@ -252,6 +228,7 @@ def _plan(
     trained = sum(parameter.numel() for parameters in trainable.values() for parameter in parameters)
     masters = 0 if work.dtype == torch.float32 else torch.float32.itemsize * trained
     state = optimizer_bytes(optim.build(trainable, config.training)) + masters
+    memory = size * weights, size * trained, state, cost.activations
     return Plan(
         stage=config.stage,
         method=config.method,
@@ -264,7 +241,43 @@ def _plan(
         tokens_are="measured" if found.from_data else "upper bound",
         flops_per_step=cost.flops * config.training.accumulation,
         flops=cost.flops * config.training.accumulation * steps,
-        memory=Memory(size * weights, size * trained, state, cost.activations),
+        memory=Memory(*memory, sum(memory)),
         notes=notes,
         output=config.output,
     )
+
+
+def can_be_timed(config: RunConfig, plan: Plan) -> bool:
+    """Whether data and weights lie here, and fit twice into the machine's memory."""
+    teacher = config.objective.teacher
+    folders = [config.bank, teacher.checkpoint if teacher is not None else None]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (
+        config.stage in ("metatrain", "pretrain", "finetune")
+        and plan.tokens_are == "measured"
+        and (config.start_from is None or measure.is_checkpoint(config.start_from))
+        and all(one is None or Path(one).is_dir() for one in folders)
+        and 2 * plan.memory.total < memory
+    )
+
+
+def seconds_per_step(config: RunConfig, sources: Sources) -> float:
+    """Of forward and backward passes of the run's first batches in one process, without the optimizer.
+
+    Raises:
+        TagiError: whatever does not fit, see `build_stage`.
+    """
+    stage = build_stage(config, sources)
+    torch.manual_seed(config.training.seed)
+    optim.freeze(stage.model, stage.parts)
+    if config.training.precision == "bf16":
+        stage.model.to(torch.bfloat16)
+    stage.model.train()
+    each, seconds = config.training.accumulation, list[float]()
+    for step in range(1 + TIMED):
+        began = time.perf_counter()
+        for number in range(step * each, (step + 1) * each):
+            terms = stage.loss(stage.model, stage.batch(number))
+            torch.stack([stage.weights[name] * term.total for name, term in terms.items()]).sum().backward()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[1:])

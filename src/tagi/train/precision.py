@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from tagi.config import TrainingConfig
 from tagi.train import optim
@@ -29,28 +29,14 @@ class Weights:
     """How many models train in lock-step, each clipped by its own norm."""
 
     def update(self) -> float:
-        """One step by the clipped gradients; gives their norm before. One that is not finite changes nothing."""
+        """One step by the clipped gradients; gives their norm before, the largest where several models train in
+        lock-step. One that is not finite changes nothing."""
         self.pull()
-        norm = self._clip()
+        clip = nn.utils.clip_grad_norm_ if self.groups is None else optim.clip_groups
+        norm = float(optim.whole(clip(list(self.masters.values()), optim.MAX_NORM)).max())
         if math.isfinite(norm):
             self.step()
         return norm
-
-    def _clip(self) -> float:
-        """Clip by the gradient's norm; gives that norm, the largest where several models train in lock-step."""
-        masters = list(self.masters.values())
-        if self.groups is not None:
-            return float(optim.clip_groups(masters, optim.MAX_NORM).max())
-        norm = nn.utils.clip_grad_norm_(masters, optim.MAX_NORM)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The optimizer's state as tensors and numbers; every process must ask for it where the model is sharded."""
-        return optim.state_tensors(self.optimizer)
-
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """Put back what `state` gave."""
-        optim.restore_state(self.optimizer, tensors, numbers)
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -78,10 +64,8 @@ class Weights:
         values = dict(self.kept)
         for name, weight in self.model.named_parameters():
             value = self.masters.get(name, weight)
-            if isinstance(value, DTensor):
-                values[name] = value.full_tensor()
-            elif value is not weight:
-                values[name] = value.detach()
+            if isinstance(value, DTensor) or value is not weight:
+                values[name] = optim.whole(value).detach()
         return values
 
 
@@ -112,19 +96,13 @@ def optimize(
     """Optimizer and masters of a model that is on its device, wrapped and rounded; `exact` is what `lower` gave."""
     names = [name for part in parts.values() for name in part]
     weights = {name: model.get_parameter(name) for name in names}
-    masters = {name: _master(weight, exact.get(name)) for name, weight in weights.items()}
+    masters = {
+        name: nn.Parameter(optim.laid_out(exact[name].to(weight.device), weight)) if name in exact else weight
+        for name, weight in weights.items()
+    }
     by_part = {part: [masters[name] for name in names] for part, names in parts.items()}
     kept = {name: value for name, value in exact.items() if name not in masters}
     return Weights(model, masters, optim.build(by_part, config), kept, groups)
-
-
-def _master(weight: nn.Parameter, exact: Tensor | None) -> nn.Parameter:
-    if exact is None:
-        return weight
-    exact = exact.to(weight.device)
-    if isinstance(weight, DTensor):
-        exact = distribute_tensor(exact, weight.device_mesh, weight.placements)
-    return nn.Parameter(exact)
 
 
 @contextlib.contextmanager

@@ -32,18 +32,8 @@ FREE = frozenset(
     }
 )
 """Fields that may change."""
-PLACES = frozenset(
-    {
-        "backbone.path",
-        "backbone.tokenizer",
-        "start_from",
-        "bank",
-        "bank_base",
-        "objective.teacher.checkpoint",
-    }
-)
+PLACES = ("backbone.path", "backbone.tokenizer", "start_from", "bank", "bank_base", "objective.teacher.checkpoint")
 """Fields that name files, beside every `data….path`: the place may change, what lies there may not."""
-STEPS, ACCUMULATION = "training.steps", "training.accumulation"
 EDGE = 1 << 16
 """Bytes at the beginning and at the end of a file that its digest reads."""
 
@@ -88,37 +78,24 @@ class Record:
         if newest is None:
             return []
         before, begun = load(newest / RUN_FILE), read_json(Begun, newest / RESUME_FILE, "checkpoint to resume from")
-        changed = _changes(_flat(before), _flat(self.config))
-        changed |= self._moved_files(begun, changed)
-        free = {field for field in changed if field in FREE}
-        free |= {field for field in changed if _is_place(field) and self._same_files(begun, field)}
-        if self._batches(self.config, self.begun) == self._batches(before, begun):
-            free.add(ACCUMULATION)
+        files, changed = self.begun.files, _changes(_flat(before), _flat(self.config))
+        same = {field for field, digest in files.items() if begun.files.get(field) == digest}
+        moved = sorted((begun.files.keys() | files.keys()) - changed.keys() - same)
+        changed |= dict.fromkeys(moved, "holds other files than it did")
+        free = FREE | same
+        # so many processes with so much accumulation see the same batches in a step (`trainer._step`)
+        if self.config.training.accumulation * self.begun.processes == before.training.accumulation * begun.processes:
+            free |= {"training.accumulation"}
         elif begun.processes != self.begun.processes:
             changed["processes"] = f"{begun.processes} → {self.begun.processes}, which changes what a step sees"
-        if STEPS in changed and _same_course(before, self.config, folder):
-            free.add(STEPS)
+        if "training.steps" in changed and _same_course(before, self.config, newest):
+            free |= {"training.steps"}
         if wrong := [f"{field}: {text}" for field, text in changed.items() if field not in free]:
             raise CheckpointError(
                 f"{newest}: belongs to another run than this config's ({'; '.join(wrong)}); "
                 "resume with the config that it began with, or choose another output"
             )
         return [f"goes on with another {field}: {text}" for field, text in changed.items() if field != "output"]
-
-    @staticmethod
-    def _batches(config: RunConfig, begun: Begun) -> int:
-        """Batches of a step; so many processes with so much accumulation see the same ones (`trainer._draw`)."""
-        return config.training.accumulation * begun.processes
-
-    def _same_files(self, begun: Begun, field: str) -> bool:
-        return field in begun.files and self.begun.files.get(field) == begun.files[field]
-
-    def _moved_files(self, begun: Begun, changed: Mapping[str, str]) -> dict[str, str]:
-        """Files that have changed where they lay."""
-        fields = (begun.files.keys() | self.begun.files.keys()) - changed.keys()
-        return {
-            field: "holds other files than it did" for field in sorted(fields) if not self._same_files(begun, field)
-        }
 
 
 def check(config: RunConfig, processes: int, folder: Path, sources: Sources | None = None) -> list[str]:
@@ -128,17 +105,17 @@ def check(config: RunConfig, processes: int, folder: Path, sources: Sources | No
     return Record.of(config, processes, sources).check(folder)
 
 
-def _same_course(before: RunConfig, now: RunConfig, folder: Path) -> bool:
+def _same_course(before: RunConfig, now: RunConfig, newest: Path) -> bool:
     """Whether another number of steps would have made the steps that are done just as they were.
 
     Warmup and decay are shares of all steps: of a linear schedule the rates differ nearly everywhere, of a constant
     one nowhere after warmup. Stage `backbone` also changes its objective after a share of them.
     """
-    if now.training.steps <= checkpoints.steps_done(folder):
+    if now.training.steps <= checkpoints.read_state(newest).step:
         return False
     if now.data.corpus is not None and now.data.corpus.adapt not in (0.0, 1.0):
         return False
-    from_here = checkpoints.checkpoints(folder)  # a finished run that is given more steps goes on before its end
+    from_here = checkpoints.checkpoints(newest.parent)  # a finished run that is given more steps goes on before its end
     done = checkpoints.read_state(from_here[-1]).step if from_here else 0
     old, new = ([optim.learning_rate(step, run.training) for step in range(done)] for run in (before, now))
     return old == new
@@ -159,14 +136,8 @@ def _flat(config: Frozen) -> dict[str, Any]:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """`old → new` of every field that differs."""
-    fields = [*before, *(field for field in now if field not in before)]
-    differ = [field for field in fields if before.get(field) != now.get(field)]
+    differ = [field for field in {**before, **now} if before.get(field) != now.get(field)]
     return {field: f"{json.dumps(before.get(field))} → {json.dumps(now.get(field))}" for field in differ}
-
-
-def _is_place(field: str) -> bool:
-    section, _, last = field.rpartition(".")
-    return field in PLACES or (last == "path" and section.partition(".")[0] == "data")
 
 
 def _files(config: RunConfig, sources: Sources) -> dict[str, str]:
@@ -174,9 +145,8 @@ def _files(config: RunConfig, sources: Sources) -> dict[str, str]:
     found: dict[str, str] = {}
     for field, value in _flat(config).items():
         if field in PLACES and value is not None and Path(value).is_dir():
-            folder = Path(value)
-            inside = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-            found[field] = _digest(folder, inside)
+            inside = [path for path in Path(value).rglob("*") if path.is_file() and not path.name.startswith(".")]
+            found[field] = _digest(Path(value), inside)
     for field, data in config.data.by_field.items():
         if data.path is not None:
             found[f"{field}.path"] = _digest(Path(data.path), sources.of(data).files())

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -18,7 +17,8 @@ Parts = Mapping[str, Sequence[nn.Parameter]]
 """Trained parameters by the part of the model that they belong to."""
 
 
-class Stage(Protocol):
+@dataclass(frozen=True)
+class Stage:
     """One training stage: deterministic batches and a loss; the trainer never learns which stage it runs.
 
     The objective is the sum over terms of weight · total / count, the counts taken over everything that
@@ -28,55 +28,37 @@ class Stage(Protocol):
     total and count then runs over them, and each is clipped by its own gradient norm.
     """
 
-    @property
-    def model(self) -> nn.Module:
-        """The model that is trained, unwrapped."""
-        ...
-
-    @property
-    def parts(self) -> Parts:
-        """What is trained; everything else is frozen."""
-        ...
-
-    @property
-    def groups(self) -> int | None:
-        """Number of independent models that train in lock-step; None for one ordinary model."""
-        ...
+    model: nn.Module
+    """The model that is trained, unwrapped."""
+    parts: Parts
+    """What is trained; everything else is frozen."""
+    batches: Callable[[int], Batch]
+    """Batch by number, a pure function of the stage's seed and the number."""
+    write: Callable[[Path], None]
+    """Writes the checkpoint's files into a folder that exists."""
+    read: Callable[[Path], None]
+    """Puts the trained tensors of a checkpoint back into the model."""
+    check: Callable[[Path], object] = lambda folder: None
+    """Refuses a run's folder whose checkpoints another run wrote."""
+    groups: int | None = None
+    """Number of independent models that train in lock-step; None for one ordinary model."""
 
     @property
     def weights(self) -> Mapping[str, float]:
         """Weight of every term of the objective (λ1 and λ2 of Eq. 6)."""
-        ...
+        return {"ce": 1.0}
 
     def batch(self, index: int) -> Batch:
-        """Batch number `index`, a pure function of the stage's seed and the number."""
-        ...
+        """Batch number `index`."""
+        return self.batches(index)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What each term's sum over this batch is divided by, known before the forward pass."""
-        ...
+        return {"ce": target_tokens(batch)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Metrics:
-        """Every term of the objective as sum and count.
-
-        `model` is the stage's model, wrapped by the trainer where several processes share the work.
-        """
-        ...
-
-    @property
-    def write(self) -> Callable[[Path], None]:
-        """Writes the checkpoint's files into a folder that exists."""
-        ...
-
-    @property
-    def read(self) -> Callable[[Path], None]:
-        """Puts the trained tensors of a checkpoint back into the model."""
-        ...
-
-    @property
-    def check(self) -> Callable[[Path], object]:
-        """Refuses a run's folder whose checkpoints another run wrote."""
-        ...
+        """Every term as sum and count; `model` is the stage's, wrapped where several processes share the work."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +71,21 @@ class Term:
     count: Callable[[Batch], Tensor]
 
 
-def label_loss(output: Output, batch: Batch) -> Loss:
-    """L_pred of Eqs. 3 and 6: cross-entropy of the target tokens."""
-    return cross_entropy(output.logits, batch.labels)
-
-
 def target_tokens(batch: Batch) -> Tensor:
     """Number of target tokens."""
     return valid_positions(batch.labels).sum()
 
 
-LABELS = (Term("ce", 1.0, label_loss, target_tokens),)
+LABELS = (Term("ce", 1.0, lambda output, batch: cross_entropy(output.logits, batch.labels), target_tokens),)
+"""L_pred of Eqs. 3 and 6."""
 
 
 @dataclass(frozen=True)
-class ModelStage:
+class ModelStage(Stage):
     """A stage whose objective is a weighted sum of terms over one forward pass of the student (Eq. 6)."""
 
     model: TagiModel
-    parts: Parts
-    batches: Callable[[int], Batch]
-    write: Callable[[Path], None]
-    read: Callable[[Path], None]
     terms: Sequence[Term] = LABELS
-    check: Callable[[Path], object] = lambda folder: None
-    groups: None = None
     encode: Callable[[Batch], EncodedInstruction | None] | None = None
     """Reads a batch's instructions where that needs no gradient; without it the model does, in its own forward."""
     checkpointing: bool = False
@@ -122,9 +94,6 @@ class ModelStage:
     @property
     def weights(self) -> Mapping[str, float]:
         return {term.name: term.weight for term in self.terms}
-
-    def batch(self, index: int) -> Batch:
-        return self.batches(index)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {term.name: term.count(batch) for term in self.terms}

@@ -35,11 +35,6 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     settings: ModelConfig
 
-    @property
-    def outside(self) -> str | None:
-        """Where a backbone lies that a checkpoint holds by reference."""
-        return None if self.settings.backbone == BACKBONE else self.settings.backbone
-
     def write(self, folder: Path) -> None:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
         checkpoint.write(self.model, self.settings, folder)
@@ -47,29 +42,40 @@ class Start:
 
     def read(self, folder: Path) -> None:
         """Put a checkpoint's tensors into the model."""
-        found = checkpoint.load(folder, backbone=self.outside).model.state_dict()
-        load_tensors(self.model, found, folder)
+        outside = None if self.settings.backbone == BACKBONE else self.settings.backbone  # held by reference
+        load_tensors(self.model, checkpoint.load(folder, backbone=outside).model.state_dict(), folder)
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, sources: Sources | None = None) -> Start:
-    """A fresh model on the config's backbone, or the checkpoint of an earlier stage.
-
-    Args:
-        tokenizer: of random initialisation, where it is made already.
-        sources: that others read as well.
+    """A fresh model on the config's backbone, with a tokenizer that is made already, or an earlier stage's checkpoint.
 
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
     """
-    if config.start_from is not None:
-        return _go_on(config, Path(config.start_from))
-    assert config.backbone is not None
     generator = torch.Generator().manual_seed(config.training.seed)
-    kept = newest(Path(config.output))
-    if tokenizer is None and config.backbone.tokenizer == "unigram" and kept is not None:
-        tokenizer = tokenizers.load(kept)  # trained again on the same text it might be another, see tokenizers.unigram
-    backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)
-    return _with_parts(config, backbone, found, config.backbone.path, generator)
+    if config.start_from is not None:
+        folder = Path(config.start_from)
+        loaded = checkpoint.load(folder)
+        backbone, found = loaded.model.backbone, tokenizers.load(folder, loaded.model.backbone.shape)
+        inside = loaded.config.backbone == BACKBONE
+        reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
+        if config.method == loaded.config.method:
+            kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
+            return Start(loaded.model, found, _settings(config.model_copy(update=kept), loaded.model, reference))
+    else:  # another method keeps an earlier stage's backbone and begins the other parts anew, as this does
+        assert config.backbone is not None
+        backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)
+        reference = config.backbone.path
+    prompt, most = config.prompt, backbone.max_positions
+    longest = prompt.longest_prompt + prompt.max_target
+    if most is not None and longest > most:
+        asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
+        raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
+    model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
+    initialise_parts(model, generator)
+    if config.bank is not None and model.hypernetwork is not None:
+        model.hypernetwork.start_from(banks.load(Path(config.bank), backbone).a0)
+    return Start(model, found, _settings(config, model, reference))
 
 
 def _backbone(
@@ -85,26 +91,17 @@ def _backbone(
         if config.shape is not None:
             check_shape(backbone.shape, config.shape, config.path)
         return backbone, tokenizers.load(folder, backbone.shape)
-    shape = random_shape(config)
+    shape, kept = config.decoder or config.shape, newest(Path(run.output))
+    assert shape is not None
+    if tokenizer is None and config.tokenizer == "unigram" and kept is not None:
+        tokenizer = tokenizers.load(kept)  # trained again on the same text it might be another, see tokenizers.unigram
     tokenizer = tokenizer or random_tokenizer(config, shape, run.data, sources)
-    backbone = build(_for_tokenizer(shape, tokenizer))
-    initialise_backbone(backbone, generator)
-    return backbone, tokenizer
-
-
-def _for_tokenizer(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Shape:
-    """The shape with as many tokens as a tokenizer has; a decoder-only model's answers end as its texts do."""
     update: dict[str, Any] = {"vocab_size": len(tokenizer)}
     if not shape.eos_token_ids and tokenizer.eos_token_id is not None:
-        update["eos_token_ids"] = (tokenizer.eos_token_id,)
-    return shape.model_copy(update=update)
-
-
-def random_shape(config: BackboneConfig) -> Shape:
-    """The shape of a language model that starts from random initialisation."""
-    shape = config.decoder or config.shape
-    assert shape is not None
-    return shape
+        update["eos_token_ids"] = (tokenizer.eos_token_id,)  # a decoder-only model's answers end as its texts do
+    backbone = build(shape.model_copy(update=update))
+    initialise_backbone(backbone, generator)
+    return backbone, tokenizer
 
 
 def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
@@ -128,45 +125,6 @@ def random_tokenizer(
     if config.tokenizer != "unigram":
         return tokenizers.load(Path(str(config.tokenizer)))
     return tokenizers.unigram((sources or Sources()).texts(data), shape.vocab_size)
-
-
-def _go_on(config: RunConfig, folder: Path) -> Start:
-    """The model of an earlier stage; another method keeps its backbone and begins the other parts anew."""
-    loaded = checkpoint.load(folder)
-    inside = loaded.config.backbone == BACKBONE
-    reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
-    tokenizer = tokenizers.load(folder, loaded.model.backbone.shape)
-    if config.method != loaded.config.method:
-        generator = torch.Generator().manual_seed(config.training.seed)
-        return _with_parts(config, loaded.model.backbone, tokenizer, reference, generator)
-    kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
-    settings = _settings(config, loaded.model, reference).model_copy(update=kept)
-    return Start(loaded.model, tokenizer, settings)
-
-
-def _with_parts(
-    config: RunConfig,
-    backbone: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    reference: str | None,
-    generator: torch.Generator,
-) -> Start:
-    _check_positions(config, backbone)
-    model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
-    initialise_parts(model, generator)
-    if config.bank is not None and model.hypernetwork is not None:
-        bank = banks.load(Path(config.bank), backbone)
-        model.hypernetwork.start_from(bank.a0)
-    return Start(model, tokenizer, _settings(config, model, reference))
-
-
-def _check_positions(config: RunConfig, backbone: LanguageModel) -> None:
-    """Refuse texts that a language model with so many positions cannot hold."""
-    prompt, most = config.prompt, backbone.max_positions
-    longest = prompt.longest_prompt + prompt.max_target
-    if most is not None and longest > most:
-        asked = "max_instruction + max_input" if prompt.max_prompt is None else "max_prompt"
-        raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
 
 
 def _settings(config: RunConfig, model: TagiModel, reference: str | None) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
@@ -16,12 +16,11 @@ from tagi import methods
 from tagi.backbones.files import read_safetensors
 from tagi.backbones.lora import select, stack
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import Factors, Modules, Site
+from tagi.backbones.sites import Modules, Site
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture, TaskSource
 from tagi.data.sources import Sources
-from tagi.data.types import Task
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import group_cross_entropy, group_tokens
 from tagi.model import bank as banks
@@ -32,38 +31,22 @@ from tagi.train import precision
 from tagi.train.checkpoints import FINAL, load_tensors
 from tagi.train.checks import check_stage
 from tagi.train.resume import Record
-from tagi.train.stage import Metrics, Parts
+from tagi.train.stage import Metrics, Stage
 from tagi.train.start import start
 from tagi.train.trainer import train
 
 CHUNKS, CHUNK_FILE = "chunks", "chunk.safetensors"
-FINGERPRINTED_EXAMPLES = 8
 LOSS_BATCHES = 4
 """Batches over which the loss in the manifest is taken."""
 
 
 @dataclass(frozen=True)
-class BankStage:
+class BankStage(Stage):
     """One chunk of teachers as a stage for the trainer; group_index i is teacher i."""
 
     model: BankModel
-    batches: Callable[[int], Batch]
-    groups: int
-    write: Callable[[Path], None]
-    read: Callable[[Path], None]
-    check: Callable[[Path], object] = lambda folder: None
+    groups: int = field(kw_only=True)
     checkpointing: bool = False
-
-    @property
-    def parts(self) -> Parts:
-        return {"teachers": list(self.model.bank.parameters())}
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        return {"ce": 1.0}
-
-    def batch(self, index: int) -> Batch:
-        return self.batches(index)
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {"ce": group_tokens(batch.labels, batch.task_index, self.groups)}
@@ -81,7 +64,6 @@ class Plan:
     config: RunConfig
     base: TagiModel
     collator: Collator
-    groups: Mapping[str, Sequence[Task]]
     sources: Mapping[str, TaskSource]
     chunks: tuple[tuple[str, ...], ...]
     a0: Mapping[Site, torch.Tensor]
@@ -92,9 +74,13 @@ class Plan:
     record: Record
 
     @property
-    def folder(self) -> Path:
-        """Where the run writes."""
-        return Path(self.config.output)
+    def final(self) -> Path:
+        """Where the bank lies."""
+        return Path(self.config.output) / FINAL
+
+    def place(self, chunk: Sequence[str]) -> Path:
+        """Where a chunk trains; the name says which groups are in it, so that another choice never resumes it."""
+        return Path(self.config.output) / CHUNKS / sha256("\n".join(chunk).encode()).hexdigest()[:12]
 
 
 def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None = None) -> Plan:
@@ -117,12 +103,16 @@ def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None
     begin = start(config, sources=sources)
     base = TagiModel(begin.model.backbone, method, config.hypernetwork, config.fusion)
     collator = Collator(begin.tokenizer, config.prompt, method, joined=not base.backbone.has_encoder)
-    groups = {name: [source.task(i, 0) for i in range(len(source))] for name, source in of_group.items()}
     fingerprint = begin.settings.backbone_fingerprint
-    previous = _previous(config, base, fingerprint)
-    a0 = previous.a0 if previous is not None else _draw(base, config)
+    previous, bank = _previous(config, base, fingerprint), config.teachers
+    if previous is not None:
+        a0 = previous.a0
+    else:
+        lora = base.backbone.sites("lora", bank.target_modules)
+        generator = torch.Generator().manual_seed(config.training.seed)
+        a0 = draw_a0(lora, bank.rank, lambda site: base.backbone.site_shape(site)[0], generator)
     record = Record.of(config, 1, sources)
-    return Plan(config, base, collator, groups, of_group, chunks, a0, fingerprint, previous, record)
+    return Plan(config, base, collator, of_group, chunks, a0, fingerprint, previous, record)
 
 
 def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
@@ -134,16 +124,15 @@ def train_teachers(plan: Plan, *, resume: bool = False) -> Path:
         CheckpointError: a bank is there already and neither `resume` nor `teachers.only` says what to do with it.
         TrainingError, DiskError: see `trainer.train`.
     """
-    final, state = plan.folder / FINAL, PartialState()
+    state = PartialState()
     for chunk in plan.chunks[state.process_index :: state.num_processes]:
-        folder = plan.folder / CHUNKS / _chunk_name(chunk)
-        train(bank_stage(plan, chunk), plan.config.training, folder, resume=resume)
+        train(bank_stage(plan, chunk), plan.config.training, plan.place(chunk), resume=resume)
     state.wait_for_everyone()
     if state.is_main_process:
-        banks.save(_gathered(plan), final)
-        shutil.rmtree(plan.folder / CHUNKS)
+        banks.save(_gathered(plan), plan.final)
+        shutil.rmtree(plan.final.with_name(CHUNKS))
     state.wait_for_everyone()
-    return final
+    return plan.final
 
 
 def bank_stage(plan: Plan, chunk: Sequence[str]) -> BankStage:
@@ -160,11 +149,19 @@ def bank_stage(plan: Plan, chunk: Sequence[str]) -> BankStage:
     def read(folder: Path) -> None:
         load_tensors(model.bank, read_safetensors(folder / CHUNK_FILE), folder)
 
-    checkpointing = plan.config.training.activation_checkpointing
-    return BankStage(model, group_batches(plan, chunk), len(chunk), write, read, plan.record.check, checkpointing)
+    return BankStage(
+        model,
+        {"teachers": list(model.bank.parameters())},
+        _group_batches(plan, chunk),
+        write,
+        read,
+        plan.record.check,
+        groups=len(chunk),
+        checkpointing=plan.config.training.activation_checkpointing,
+    )
 
 
-def group_batches(plan: Plan, chunk: Sequence[str]) -> Callable[[int], Batch]:
+def _group_batches(plan: Plan, chunk: Sequence[str]) -> Callable[[int], Batch]:
     """Batches in which each group_index's rows come from its own group, in an order that only its name decides."""
     training = plan.config.training
     mixtures = [
@@ -185,20 +182,6 @@ def group_batches(plan: Plan, chunk: Sequence[str]) -> Callable[[int], Batch]:
     return batch
 
 
-def data_fingerprint(tasks: Sequence[Task]) -> str:
-    """Hash of the names, definitions and first examples of a group's tasks."""
-    digest = sha256()
-    for task in tasks:
-        digest.update(repr((task.name, task.instruction, len(task.examples))).encode())
-        digest.update(repr(list(task.examples[:FINGERPRINTED_EXAMPLES])).encode())
-    return digest.hexdigest()[:16]
-
-
-def _chunk_name(chunk: Sequence[str]) -> str:
-    """A folder name that says which groups are in it, so that another choice of groups never resumes it."""
-    return sha256("\n".join(chunk).encode()).hexdigest()[:12]
-
-
 def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | None:
     final = Path(config.output) / FINAL
     if not final.exists():
@@ -216,13 +199,6 @@ def _previous(config: RunConfig, base: TagiModel, fingerprint: str) -> Bank | No
     return bank
 
 
-def _draw(base: TagiModel, config: RunConfig) -> dict[Site, torch.Tensor]:
-    """A₀ of a new bank."""
-    backbone, generator = base.backbone, torch.Generator().manual_seed(config.training.seed)
-    sites = backbone.sites("lora", config.teachers.target_modules)
-    return draw_a0(sites, config.teachers.rank, lambda site: backbone.site_shape(site)[0], generator)
-
-
 def _gathered(plan: Plan) -> Bank:
     """The finished chunks, and the teachers of an earlier bank that were not trained again, as one bank on the CPU."""
     device, bits = PartialState().device, plan.config.training.precision
@@ -231,62 +207,54 @@ def _gathered(plan: Plan) -> Bank:
     loras: list[Modules] = []
     for chunk in plan.chunks:
         stage = bank_stage(plan, chunk)
-        stage.read(plan.folder / CHUNKS / _chunk_name(chunk) / FINAL)
-        loras.append({site: _detached(factors) for site, factors in stage.model.bank().items()})
-        entries += _entries(plan, chunk, lane_losses(stage, bits, device))
+        stage.read(plan.place(chunk) / FINAL)
+        lora = stage.model.bank()  # as it was read, before it is rounded and moved to another device
+        loras.append({site: replace(f, a=f.a.detach(), b=f.b.detach()) for site, f in lora.items()})
+        losses = lane_losses(stage, bits, device).tolist()
+        entries += [_entry(plan, group, loss) for group, loss in zip(chunk, losses, strict=True)]
     if plan.previous is not None:
         trained = {entry.group for entry in entries}
         kept = [i for i, entry in enumerate(plan.previous.manifest.teachers) if entry.group not in trained]
         entries = [*(plan.previous.manifest.teachers[i] for i in kept), *entries]
         loras.insert(0, select(plan.previous.lora, torch.tensor(kept, dtype=torch.long)))
-    return Bank(_manifest(plan, entries), stack(loras), plan.a0)
+    config, teachers = plan.config, plan.config.teachers
+    source = config.start_from or (config.backbone.path if config.backbone is not None else None)
+    base, seen = checkpoint.placed(str(source), plan.final)
+    manifest = BankManifest(
+        base=base,
+        base_from_here=seen,
+        base_fingerprint=plan.fingerprint,
+        reads=config.method,
+        rank=teachers.rank,
+        target_modules=teachers.target_modules,
+        scale=teachers.scale,
+        teachers=tuple(entries),
+    )
+    return Bank(manifest, stack(loras), plan.a0)
 
 
-def _detached(factors: Factors) -> Factors:
-    """What was read, without what is done to the module later: rounding and another device."""
-    return replace(factors, a=factors.a.detach(), b=factors.b.detach())
+def _entry(plan: Plan, group: str, loss: float) -> TeacherEntry:
+    """What the manifest says of a teacher."""
+    tasks = [plan.sources[group].task(i, 0) for i in range(len(plan.sources[group]))]
+    digest = sha256()  # of names, definitions and the first 8 examples
+    for task in tasks:
+        digest.update(repr((task.name, task.instruction, len(task.examples))).encode())
+        digest.update(repr(list(task.examples[:8])).encode())
+    return TeacherEntry(
+        group=group,
+        tasks=tuple(task.name for task in tasks),
+        steps=plan.config.training.steps,
+        loss=loss,
+        data_fingerprint=digest.hexdigest()[:16],
+        file=banks.file_name(group),
+    )
 
 
 @torch.no_grad()
 def lane_losses(stage: BankStage, bits: str, device: torch.device) -> torch.Tensor:
-    """Nats per target token of each teacher over its first batches, (N,), computed where and as it was trained.
-
-    Args:
-        bits: the precision that the language model and the LoRAs were rounded to in training, and are here.
-    """
+    """Nats per target token of each teacher over its first batches, (N,), where and as it was trained."""
     precision.lower(stage.model, bits)
     stage.model.to(device).eval()
     losses = [stage.loss(stage.model, stage.batch(i).to(device))["ce"] for i in range(LOSS_BATCHES)]
     totals = torch.stack([loss.total for loss in losses]).sum(0)
     return totals / torch.stack([loss.count for loss in losses]).sum(0)
-
-
-def _entries(plan: Plan, chunk: Sequence[str], losses: torch.Tensor) -> list[TeacherEntry]:
-    """What the manifest says of a chunk's teachers."""
-    return [
-        TeacherEntry(
-            group=group,
-            tasks=tuple(task.name for task in plan.groups[group]),
-            steps=plan.config.training.steps,
-            loss=loss,
-            data_fingerprint=data_fingerprint(plan.groups[group]),
-            file=banks.file_name(group),
-        )
-        for group, loss in zip(chunk, losses.tolist(), strict=True)
-    ]
-
-
-def _manifest(plan: Plan, entries: Sequence[TeacherEntry]) -> BankManifest:
-    config = plan.config
-    source = config.start_from or (config.backbone.path if config.backbone is not None else None)
-    base, seen = checkpoint.placed(str(source), Path(config.output) / FINAL)
-    return BankManifest(
-        base=base,
-        base_from_here=seen,
-        base_fingerprint=plan.fingerprint,
-        reads=config.method,
-        rank=config.teachers.rank,
-        target_modules=config.teachers.target_modules,
-        scale=config.teachers.scale,
-        teachers=tuple(entries),
-    )

@@ -1,5 +1,6 @@
 """The training loop: plain, exact on resume, ignorant of what a stage is."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -8,24 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from tagi.backbones.files import read_safetensors
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.errors import TagiError
-from tagi.files import atomic_folder, explained
+from tagi.files import append_line, atomic_folder, explained
 from tagi.losses import Loss
 from tagi.train import checkpoints, optim, precision
-from tagi.train.checkpoints import FINAL, State, check_output
+from tagi.train.checkpoints import FINAL, State
 from tagi.train.distributed.team import Team, assemble
 from tagi.train.interrupt import Interrupted, interrupts
 from tagi.train.precision import Weights
-from tagi.train.report import Report
 from tagi.train.stage import Metrics, Stage
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 Numbered = tuple[int, Batch]
-__all__ = ["TrainingError", "check_output", "train"]
 
 
 class TrainingError(TagiError):
@@ -44,16 +46,6 @@ class Run:
     weights: Weights
     evaluate: Evaluate | None
     told_to_stop: Callable[[], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimizer step did, in all processes together."""
-
-    losses: dict[str, float]  # nats per target token
-    tokens: int
-    grad_norm: float
-    stop: bool  # some process was told to
 
 
 def train(
@@ -81,7 +73,7 @@ def train(
         DiskError: a checkpoint could not be written; the ones before it stay.
         Interrupted: a signal came; a checkpoint of the last step is there.
     """
-    check_output(folder, resume=resume)
+    checkpoints.check_output(folder, resume=resume)
     team = assemble(config, stage.groups)
     if team.main:
         with explained(folder):
@@ -95,123 +87,118 @@ def train(
         return folder / FINAL
     newest = next(reversed(checkpoints.checkpoints(folder)), None)
     start = checkpoints.read_state(newest).step if newest is not None else 0
-    with interrupts() as told_to_stop, Report(config.steps, folder, main=team.main) as report:
-        run = _begin(stage, config, folder, team, newest, evaluate, told_to_stop)
+    with interrupts() as told_to_stop, _bar(visible=team.main) as bar:
+        model, weights = _begin(stage, config, team, newest)
+        run = Run(stage, config, folder, team, model, weights, evaluate, told_to_stop)
         if team.main:  # nothing is removed before what is gone on from proves to be whole
             checkpoints.tidy(folder, config.keep)
             checkpoints.cut_log(folder, start)
+        task = bar.add_task("training", total=config.steps, info="")
         for step in range(start, config.steps):
-            _one(run, report, step)
+            bar.update(task, completed=step + 1, info=_one(run, step))
     return folder / FINAL
 
 
-def _begin(
-    stage: Stage,
-    config: TrainingConfig,
-    folder: Path,
-    team: Team,
-    newest: Path | None,
-    evaluate: Evaluate | None,
-    told_to_stop: Callable[[], bool],
-) -> Run:
-    """Model and optimizer as they were after a checkpoint, or at the start."""
+def _bar(*, visible: bool) -> Progress:
+    text, info = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[info]}", markup=False)
+    columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), info
+    return Progress(*columns, console=Console(stderr=True), disable=not visible)
+
+
+def _begin(stage: Stage, config: TrainingConfig, team: Team, newest: Path | None) -> tuple[nn.Module, Weights]:
+    """Model, wrapped, and optimizer as they were after a checkpoint, or at the start."""
     torch.manual_seed(config.seed)
     optim.freeze(stage.model, stage.parts)
     if newest is not None:
         stage.read(newest)
     names = precision.part_names(stage.model, stage.parts)
-    model, weights = team.equip(stage.model, names, config, stage.groups)
+    exact = precision.lower(stage.model, config.precision)
+    model = team.wrap(stage.model)
+    weights = precision.optimize(stage.model, names, exact, config, stage.groups)
     if newest is not None:
-        weights.restore(checkpoints.read_optimizer(newest), dict(checkpoints.read_state(newest).numbers))
+        tensors, numbers = read_safetensors(newest / checkpoints.OPTIMIZER), checkpoints.read_state(newest).numbers
+        optim.restore_state(weights.optimizer, tensors, dict(numbers))
     stage.model.train()
-    return Run(stage, config, folder, team, model, weights, evaluate, told_to_stop)
+    return model, weights
 
 
-def _one(run: Run, report: Report, step: int) -> None:
-    """One step of training with everything that is due after it."""
+def _one(run: Run, step: int) -> str:
+    """One step of training with everything that is due after it; gives losses and speed in words."""
     config, began = run.config, time.perf_counter()
-    optim.set_learning_rate(run.weights.optimizer, optim.learning_rate(step, config))
-    result = _step(run, step)
-    done, speed = step + 1, result.tokens / (time.perf_counter() - began)
-    report.advance(done, result.losses, speed)
-    entry = {"step": done, **result.losses, "tokens_per_s": round(speed), "grad_norm": result.grad_norm}
-    if done % config.checkpoint_every == 0 or done == config.steps:
-        _save(run, report, entry, run.evaluate)
-    elif result.stop:
-        _save(run, report, entry, None)
+    for group in run.weights.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * optim.learning_rate(step, config)
+    losses, tokens, norm, stop = _step(run, step)
+    done, speed = step + 1, tokens / (time.perf_counter() - began)
+    entry = {"step": done, **losses, "tokens_per_s": round(speed), "grad_norm": norm}
+    due = done % config.checkpoint_every == 0 or done == config.steps
+    if due or stop:
+        _save(run, entry, run.evaluate if due else None)
     else:
-        report.log(entry)
-    if result.stop and done < config.steps:
+        _log(run, entry)
+    if stop and done < config.steps:
         raise Interrupted(checkpoints.place(run.folder, done, config.steps))
+    return f"{'  '.join(f'{name} {value:.3f}' for name, value in losses.items())}  {speed:,.0f} tokens/s"
 
 
-def _save(run: Run, report: Report, entry: Mapping[str, Any], evaluate: Evaluate | None) -> None:
+def _log(run: Run, entry: Mapping[str, Any]) -> None:
+    if run.team.main:
+        append_line(run.folder / checkpoints.LOG, json.dumps(entry))
+
+
+def _save(run: Run, entry: dict[str, Any], evaluate: Evaluate | None) -> None:
     """Write the checkpoint after a step, and its log entry just before it takes its name.
 
     A run that is killed between the two forgets the entry when it goes on; the other way round it would lack it.
     """
     step, config = entry["step"], run.config
     target = checkpoints.place(run.folder, step, config.steps)
-    values, (tensors, numbers) = run.weights.values(), run.weights.state()
+    values, (tensors, numbers) = run.weights.values(), optim.state_tensors(run.weights.optimizer)
+    if target.name == FINAL:
+        tensors, numbers = None, {}
     if run.team.main:
         with atomic_folder(target) as draft:
             with precision.holding(run.stage.model, values):
                 run.stage.write(draft)
-            if target.name != FINAL:
-                checkpoints.write_optimizer(draft, tensors)
             scores = dict(evaluate(draft)) if evaluate is not None else {}
-            checkpoints.write_state(
-                draft, State(step=step, scores=scores, numbers=numbers if target.name != FINAL else {})
-            )
-            report.log({**entry, **scores})
+            checkpoints.complete(draft, State(step=step, scores=scores, numbers=numbers), tensors)
+            _log(run, entry | scores)
         checkpoints.keep_best(target)
         checkpoints.prune(run.folder, config.keep)
     run.team.wait()
 
 
-def _step(run: Run, step: int) -> StepResult:
-    """One optimizer step over `accumulation` batches, normalised by all of their target tokens together."""
-    stage, team = run.stage, run.team
-    batches = _draw(run, step)
+def _step(run: Run, step: int) -> tuple[dict[str, float], int, float, bool]:
+    """One optimizer step over `accumulation` batches, normalised by all of their target tokens together.
+
+    Gives what it did in all processes together: losses (nats per target token), tokens, the gradient's norm, and
+    whether some process was told to stop.
+    """
+    stage, team, each = run.stage, run.team, run.config.accumulation
+    numbers = range(step * each * team.size + team.rank, (step + 1) * each * team.size, team.size)  # every size-th
+    batches = [(number, stage.batch(number).to(team.device)) for number in numbers]
     counts = team.total(_summed([stage.counts(batch) for _, batch in batches]))
     metrics = [_backward(run, one, counts, last=one is batches[-1]) for one in batches]
     losses = _mean(team, metrics)
     norm = run.weights.update() if all(map(math.isfinite, losses.values())) else math.nan
     if not math.isfinite(norm):
         raise TrainingError(_explain(team, step + 1, batches, metrics))
-    tokens, stop = _agree(team, sum(batch.tokens for _, batch in batches), run.told_to_stop())
-    return StepResult(losses, tokens, norm, stop)
-
-
-def _agree(team: Team, tokens: int, stop: bool) -> tuple[int, bool]:
-    """All processes' tokens, and whether any was told to stop, in one exchange: all stop after the same step."""
-    device = team.accelerator.device
-    totals = team.total({"tokens": torch.tensor(tokens, device=device), "stop": torch.tensor(int(stop), device=device)})
-    return int(totals["tokens"]), bool(totals["stop"])
-
-
-def _draw(run: Run, step: int) -> list[Numbered]:
-    """This process's batches of a step: every `size`-th of them."""
-    size, each = run.team.size, run.config.accumulation
-    first = step * each * size + run.team.rank
-    numbers = [first + i * size for i in range(each)]
-    return [(number, run.stage.batch(number).to(run.team.accelerator.device)) for number in numbers]
+    told = {"tokens": sum(batch.tokens for _, batch in batches), "stop": int(run.told_to_stop())}
+    found = team.total({name: torch.tensor(value, device=team.device) for name, value in told.items()})
+    return losses, int(found["tokens"]), norm, bool(found["stop"])
 
 
 def _backward(run: Run, numbered: Numbered, counts: Mapping[str, Tensor], *, last: bool) -> Metrics:
-    """Add one batch's share of the step's gradient; processes meet after the last one only."""
+    """Add one batch's share of the gradient of Σ weight · total / count (Eq. 6), summed over models in lock-step.
+
+    Processes meet after the last batch only.
+    """
     number, batch = numbered
     torch.manual_seed(hash((run.config.seed, number)) & 0x7FFFFFFF)  # dropout is a function of the batch
     with run.team.backward(run.model, meet=last) as backward:
-        terms = run.stage.loss(run.model, batch)
-        backward(_objective(terms, run.stage.weights, counts) * run.team.size)
+        terms, weights = run.stage.loss(run.model, batch), run.stage.weights
+        means = [weights[name] * (term.total / counts[name].clamp(min=1)).sum() for name, term in terms.items()]
+        backward(torch.stack(means).sum() * run.team.size)
     return {name: Loss(term.total.detach(), term.count) for name, term in terms.items()}
-
-
-def _objective(terms: Metrics, weights: Mapping[str, float], counts: Mapping[str, Tensor]) -> Tensor:
-    """Σ weight · total / count (Eq. 6), summed over the models in lock-step where there are several."""
-    means = [weights[name] * (term.total / counts[name].clamp(min=1)).sum() for name, term in terms.items()]
-    return torch.stack(means).sum()
 
 
 def _explain(team: Team, step: int, batches: list[Numbered], metrics: list[Metrics]) -> str:
@@ -234,9 +221,8 @@ def _summed(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: sum((other[name] for other in rest), start=value) for name, value in first.items()}
 
 
-def _mean(team: Team, metrics: Iterable[Metrics]) -> dict[str, float]:
+def _mean(team: Team, metrics: list[Metrics]) -> dict[str, float]:
     """Each term's mean over all batches of a step, and over the models in lock-step where there are several."""
-    listed = list(metrics)
-    totals = team.total(_summed([{name: term.total for name, term in terms.items()} for terms in listed]))
-    counts = team.total(_summed([{name: term.count for name, term in terms.items()} for terms in listed]))
+    totals = team.total(_summed([{name: term.total for name, term in terms.items()} for terms in metrics]))
+    counts = team.total(_summed([{name: term.count for name, term in terms.items()} for terms in metrics]))
     return {name: float((total / counts[name].clamp(min=1)).mean()) for name, total in totals.items()}

@@ -19,7 +19,6 @@ from tagi.data.synthetic.microtasks import micro_vocabulary, write_sni
 from tagi.data.tokenizers import unigram, unknown_words
 from tagi.data.types import Example, Instruction, Task
 from tagi.errors import ConfigError
-from tagi.train import batches
 from training_runs import config, furthest, logged, run
 
 
@@ -109,7 +108,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def task_source(settings: RunConfig) -> WeightedSources:
-    return batches.task_source(settings, every_source())
+    return every_source().train(settings.data, settings.demonstrations, settings.training.seed)
 
 
 def mixed(folders: dict[str, Path], **text: Any) -> dict[str, Any]:

@@ -12,15 +12,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from tagi.config import TrainingConfig
 from tagi.errors import ConfigError
 from tagi.model.tagi import TagiModel
-from tagi.train import precision
-from tagi.train.distributed import fsdp
-from tagi.train.precision import PartNames, Weights
 
 PATIENCE = timedelta(hours=12)
 """How long the other processes wait while the main one evaluates."""
@@ -48,6 +45,11 @@ class Team:
         """Whether this process writes, evaluates and reports."""
         return self.rank == 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        return self.accelerator.device
+
     def wait(self) -> None:
         """Until every process has come here."""
         if self.size > 1:
@@ -61,20 +63,16 @@ class Team:
         """The lists of all processes, one after the other."""
         return values if self.size == 1 else gather_object(values)
 
-    def equip(
-        self, model: nn.Module, parts: PartNames, config: TrainingConfig, groups: int | None
-    ) -> tuple[nn.Module, Weights]:
-        """The model, on this process's device, as it is called in training, and what updates its trained parts."""
-        exact = precision.lower(model, config.precision)
-        return self.wrap(model), precision.optimize(model, parts, exact, config, groups)
-
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, on this process's device, as it is called in training."""
         if self.size == 1:
-            return model.to(self.accelerator.device)
-        if fsdp.asked_for():
-            return fsdp.shard(cast(TagiModel, model.to(self.accelerator.device)))
-        return self.accelerator.prepare_model(model)
+            return model.to(self.device)
+        if not _sharded():
+            return self.accelerator.prepare_model(model)
+        for block in cast(TagiModel, model.to(self.device)).backbone.blocks:
+            fully_shard(block)  # gathered one at a time, the rest for the whole step
+        fully_shard(model)
+        return model
 
     @contextlib.contextmanager
     def backward(self, model: nn.Module, *, meet: bool) -> Iterator[Callable[[Tensor], None]]:
@@ -97,7 +95,7 @@ def assemble(config: TrainingConfig, groups: int | None) -> Team:
     Raises:
         ConfigError: the optimizer does not go with shards.
     """
-    if config.optimizer in ("adafactor", "muon") and fsdp.asked_for():
+    if config.optimizer in ("adafactor", "muon") and _sharded():
         raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
     accelerator = Accelerator(
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),  # or each process would train alone
@@ -106,6 +104,11 @@ def assemble(config: TrainingConfig, groups: int | None) -> Team:
     )
     atexit.register(_leave)
     return Team(accelerator, alone=groups is not None)
+
+
+def _sharded() -> bool:
+    """Whether accelerate's config asks for FSDP; accelerate itself has it on accelerators only."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _leave() -> None:

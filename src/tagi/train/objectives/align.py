@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tagi.backbones.sites import Factors
+from tagi.backbones.lora import select
+from tagi.backbones.sites import Factors, Site
 from tagi.data.collate import Batch
 from tagi.losses import Loss, factor_distance, product_distance
 from tagi.model.bank import Bank
@@ -25,20 +26,20 @@ def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"])
     """
     groups = bank.group_of_task()
     measure = _MODES[mode]
-    energies = {
-        site: measure(factors, _start(factors, bank.a0[site])).mean().clamp(min=SMALLEST_ENERGY)
-        for site, factors in bank.lora.items()
-    }
+    energies: dict[Site, Tensor] = {}
+    for site, factors in bank.lora.items():  # of what every teacher started from, the distance is its energy
+        start = Factors(bank.a0[site].expand_as(factors.a), torch.zeros_like(factors.b), factors.scale)
+        energies[site] = measure(factors, start).mean().clamp(min=SMALLEST_ENERGY)
 
     def loss(output: Output, batch: Batch) -> Loss:
         group_T = group_of(batch, groups)
         taught = (group_T >= 0).nonzero().squeeze(1)
-        teachers = {site: _pick(factors, group_T[taught]) for site, factors in bank.lora.items()}
-        distances = {
-            site: measure(_pick(own, taught), _to(teachers[site], own.a.device))
-            for site, own in output.adapter.modules.items()
-        }
-        relative = [d.sum() / float(energies[site]) for site, d in distances.items()]
+        teachers = select(bank.lora, group_T[taught])
+        relative: list[Tensor] = []
+        for site, own in select(output.adapter.modules, taught).items():
+            teacher, device = teachers[site], own.a.device
+            teacher = Factors(teacher.a.to(device), teacher.b.to(device), teacher.scale)
+            relative.append(measure(own, teacher).sum() / float(energies[site]))
         return Loss(torch.stack(relative).mean(), (group_T >= 0).sum().to(relative[0].device))
 
     def count(batch: Batch) -> Tensor:
@@ -61,17 +62,3 @@ def _factors(one: Factors, other: Factors) -> Tensor:
 
 
 _MODES: dict[str, Callable[[Factors, Factors], Tensor]] = {"delta": _products, "factors": _factors}
-
-
-def _start(factors: Factors, a0: Tensor) -> Factors:
-    """The LoRA that every teacher started from, whose distance is a teacher's energy."""
-    return Factors(a0.expand_as(factors.a), torch.zeros_like(factors.b), factors.scale)
-
-
-def _pick(factors: Factors, index: Tensor) -> Factors:
-    index = index.to(factors.a.device)
-    return Factors(factors.a[index], factors.b[index], factors.scale)
-
-
-def _to(factors: Factors, device: torch.device) -> Factors:
-    return Factors(factors.a.to(device), factors.b.to(device), factors.scale)

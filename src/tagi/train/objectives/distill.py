@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from tagi import methods
 from tagi.backbones.files import locate
 from tagi.backbones.language_model import LanguageModel, load_language_model
+from tagi.backbones.lora import select
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors
 from tagi.config import FusionConfig, HypernetworkConfig, PromptConfig, RunConfig, TeacherKind
@@ -61,36 +62,32 @@ def distillation_term(
     return Term("kl", weight, loss, lambda batch: taught(batch).sum())
 
 
-def instruct_teacher(model: TagiModel, temperature: float, vocabulary: int | None = None) -> Teacher:
-    """The instruct model reading (a; b), or FiD-ICL reading the prompt and, apart from it, demonstrations.
+def instruct_teacher(
+    model: TagiModel, temperature: float, vocabulary: int | None = None, bank: Bank | None = None
+) -> Teacher:
+    """The instruct model reading (a; b); LM + Δ_i reading it (Eq. 5), rows of tasks without a LoRA without; or FiD-ICL
+    reading the prompt and, apart from it, demonstrations.
 
     Args:
         vocabulary: tokens, from the first on, that its distribution is over; None means all rows of its output.
+        bank: of the LoRAs.
     """
-    model = _at_rest(model)
+    model.eval().requires_grad_(False)
+    groups = {} if bank is None else bank.group_of_task()
 
     @torch.no_grad()
     def distribution(batch: Batch) -> TokenDistribution:
-        model.to(batch.labels.device)
-        logits = teacher_forced(model, batch.as_prompt()).logits
-        return soften(logits[..., :vocabulary], temperature)
-
-    return distribution
-
-
-def lora_teacher(model: TagiModel, bank: Bank, temperature: float, vocabulary: int | None = None) -> Teacher:
-    """LM + Δ_i reading (a; b) (Eq. 5); rows of tasks without one run without. See `instruct_teacher`."""
-    model, groups = _at_rest(model), bank.group_of_task()
-
-    @torch.no_grad()
-    def distribution(batch: Batch) -> TokenDistribution:
-        device = batch.labels.device
+        device, prompt = batch.labels.device, batch.as_prompt()
         model.to(device)
-        own = {site: _lora_of(factors, group_of(batch, groups), device) for site, factors in bank.lora.items()}
-        adapter = replace(neutral(model.backbone, len(batch.names)), modules=own)
-        prompt = batch.as_prompt()
-        rows = Rows.of(batch.task_index, len(batch.names))
-        output = model.respond(adapter, prompt.input_ids, prompt.input_mask, batch.target_ids, rows)
+        if bank is None:
+            output = teacher_forced(model, prompt)
+        else:
+            own = select(bank.lora, (group := group_of(batch, groups)).clamp(min=0))
+            present = (group >= 0)[:, None, None]  # B is zero for a task that has none
+            lora = {site: Factors(f.a.to(device), (f.b * present).to(device), f.scale) for site, f in own.items()}
+            tasks = len(batch.names)
+            adapter, rows = replace(neutral(model.backbone, tasks), modules=lora), Rows.of(batch.task_index, tasks)
+            output = model.respond(adapter, prompt.input_ids, prompt.input_mask, batch.target_ids, rows)
         return soften(output.logits[..., :vocabulary], temperature)
 
     return distribution
@@ -111,24 +108,28 @@ def build_teacher(
     """
     settings = config.objective.teacher
     assert settings is not None
-    model = load_reader(settings.checkpoint, config.prompt, settings.kind)
+    model = _load_reader(settings.checkpoint, config.prompt, settings.kind)
     if model.method.apart != (settings.kind == "fid"):
         raise ConfigError(
             f"objective.teacher.kind: {settings.checkpoint} was trained as {model.method.name}; "
             "fid needs fid_icl, and fid_icl is no other teacher"
         )
-    _check_tokens(settings.checkpoint, tokenizer)
+    if tokenizers.load(locate(settings.checkpoint)).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"objective.teacher.checkpoint: {settings.checkpoint} has another vocabulary than the student"
+        )
     temperature, identity = config.objective.temperature, checkpoint.fingerprint(model)
     shared = min(vocabulary, model.backbone.shape.vocab_size)
     if settings.kind != "lora":
-        shots = f"+{settings.shots} shots" if settings.kind == "fid" else ""
         teacher = instruct_teacher(model, temperature, shared)
-        return BuiltTeacher(teacher, identity + shots, shared, own_task if settings.kind == "fid" else same_for_all)
+        if settings.kind == "fid":  # its rows depend on their task's name, for it reads demonstrations of the task
+            return BuiltTeacher(teacher, f"{identity}+{settings.shots} shots", shared, str)
+        return BuiltTeacher(teacher, identity, shared, same_for_all)
     if bank is None:
         raise ConfigError("objective.teacher.kind: lora needs a LoRA bank (bank)")
     if bank.manifest.base_fingerprint != checkpoint.fingerprint(model.backbone):
         raise CheckpointError(f"{config.bank}: was trained on another model than {settings.checkpoint}")
-    return BuiltTeacher(lora_teacher(model, bank, temperature, shared), identity, shared, own_lora(bank))
+    return BuiltTeacher(instruct_teacher(model, temperature, shared, bank), identity, shared, own_lora(bank))
 
 
 def same_for_all(task: str) -> str:
@@ -136,35 +137,21 @@ def same_for_all(task: str) -> str:
     return ""
 
 
-def own_task(task: str) -> str:
-    """Of a teacher that reads demonstrations of the task beside the prompt."""
-    return task
-
-
 def own_lora(bank: Bank) -> TaskIdentity:
     """Of a teacher with the task's LoRA: that LoRA's fingerprint, or nothing where the task has none."""
+    fingerprints: list[str] = []
+    for number in range(len(bank.manifest.teachers)):
+        own = {f"{site}.{name}": x[number] for site, f in bank.lora.items() for name, x in (("A", f.a), ("B", f.b))}
+        fingerprints.append(f"{checkpoint.fingerprint_tensors(own)} x {bank.manifest.scale}")
     groups = bank.group_of_task()
-    fingerprints = [_lora_fingerprint(bank, group_index) for group_index in range(len(bank.manifest.teachers))]
     return lambda task: fingerprints[groups[task]] if task in groups else ""
 
 
-def _lora_fingerprint(bank: Bank, group_index: int) -> str:
-    tensors = {
-        f"{site}.{name}": x[group_index] for site, f in bank.lora.items() for name, x in (("A", f.a), ("B", f.b))
-    }
-    return f"{checkpoint.fingerprint_tensors(tensors)} x {bank.manifest.scale}"
-
-
-def load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiModel:
+def _load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiModel:
     """A model that reads (a; b): a checkpoint of metatraining or of FiD-ICL, or a Hugging Face T5, which does not say
     how it was trained and is taken as what the config says it is.
 
-    Args:
-        kind: of the teacher; `lora` takes the backbone of whatever checkpoint it is.
-
-    Raises:
-        ConfigError: a checkpoint whose method does not read the instruction in the prompt, or in another style.
-        CheckpointError: it cannot be loaded.
+    A teacher of kind `lora` takes the backbone of whatever checkpoint it is.
     """
     folder = locate(source)
     if kind == "lora" or not (folder / checkpoint.CONFIG).exists():
@@ -179,28 +166,7 @@ def load_reader(source: str, prompt: PromptConfig, kind: TeacherKind) -> TagiMod
 
 
 def load_base(source: str) -> LanguageModel:
-    """The language model of a checkpoint of ours, or a Hugging Face folder.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-    """
+    """The language model of a checkpoint of ours, or of a Hugging Face folder."""
     folder = locate(source)
     ours = (folder / checkpoint.CONFIG).exists()
     return checkpoint.load(folder).model.backbone if ours else load_language_model(folder)
-
-
-def _check_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizers.load(locate(source)).get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(f"objective.teacher.checkpoint: {source} has another vocabulary than the student")
-
-
-def _at_rest(model: TagiModel) -> TagiModel:
-    return model.eval().requires_grad_(False)
-
-
-def _lora_of(factors: Factors, group_T: Tensor, device: torch.device) -> Factors:
-    """Each task's own LoRA; B is zero for a task that has none."""
-    present = (group_T >= 0)[:, None, None]
-    chosen = group_T.clamp(min=0)
-    a, b = factors.a[chosen], factors.b[chosen] * present
-    return Factors(a.to(device), b.to(device), factors.scale)

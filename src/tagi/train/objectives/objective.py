@@ -13,7 +13,7 @@ from tagi.model import checkpoint
 from tagi.model.bank import Bank
 from tagi.model.tagi import TagiModel
 from tagi.train.objectives.align import alignment_term
-from tagi.train.objectives.distill import BuiltTeacher, build_teacher, distillation_term, load_base
+from tagi.train.objectives.distill import build_teacher, distillation_term, load_base
 from tagi.train.objectives.logits import CacheIdentity, LogitCache
 from tagi.train.stage import LABELS, Term
 
@@ -35,17 +35,24 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
         ConfigError: a term that this method or data cannot have.
         CheckpointError: a bank of another language model or rank, a cache of another teacher.
     """
-    settings = config.objective
+    settings, teacher = config.objective, config.objective.teacher
     terms = LABELS if settings.labels else ()
     bank = _bank(config, model)
     cache = taught = None
     if settings.lambda_kl:
         if config.stage == "pretrain":
             raise ConfigError("objective.lambda_kl: plain text has no instruction for a teacher to read")
-        assert settings.teacher is not None
+        assert teacher is not None
         built = build_teacher(config, tokenizer, bank, model.backbone.shape.vocab_size)
-        cache = _cache(config, built)
-        groups = bank.group_of_task() if settings.teacher.kind == "lora" and bank is not None else None
+        if teacher.cache is not None:
+            kept = CacheIdentity(
+                teacher=built.identity,
+                temperature=settings.temperature,
+                top_k=min(teacher.top_k or built.vocabulary, built.vocabulary),
+                vocabulary=built.vocabulary,
+            )
+            cache = LogitCache(Path(teacher.cache), kept, built.teacher, built.of_task)
+        groups = bank.group_of_task() if teacher.kind == "lora" and bank is not None else None
         taught = None if groups is None else frozenset(groups)
         terms += (distillation_term(cache or built.teacher, settings.lambda_kl, settings.temperature, groups),)
     if settings.lambda_ins:
@@ -53,20 +60,6 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
         terms += (alignment_term(bank, settings.lambda_ins, settings.align),)
         taught = frozenset(bank.group_of_task())
     return Objective(terms, cache, taught)
-
-
-def _cache(config: RunConfig, built: BuiltTeacher) -> LogitCache | None:
-    settings = config.objective
-    assert settings.teacher is not None
-    if settings.teacher.cache is None:
-        return None
-    kept = CacheIdentity(
-        teacher=built.identity,
-        temperature=settings.temperature,
-        top_k=min(settings.teacher.top_k or built.vocabulary, built.vocabulary),
-        vocabulary=built.vocabulary,
-    )
-    return LogitCache(Path(settings.teacher.cache), kept, built.teacher, built.of_task)
 
 
 def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
@@ -84,15 +77,9 @@ def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
     base = model.backbone if config.bank_base is None else load_base(config.bank_base)
     settings = model.hypernetwork.config
     banks.check(bank, folder, checkpoint.fingerprint(base), settings.rank, settings.target_modules)
-    if config.objective.lambda_ins and config.objective.align == "factors":
-        _check_start(bank, folder, model)
-    return bank
-
-
-def _check_start(bank: Bank, folder: Path, model: TagiModel) -> None:
-    assert model.hypernetwork is not None
-    own = model.hypernetwork.a0
-    if not all(torch.equal(own[site].cpu(), a0) for site, a0 in bank.a0.items()):
+    own, aligned = model.hypernetwork.a0, config.objective.lambda_ins and config.objective.align == "factors"
+    if aligned and not all(torch.equal(own[site].cpu(), a0) for site, a0 in bank.a0.items()):
         raise CheckpointError(
             f"{folder}: has another A₀ than the generator; align by delta, or pretrain with this bank"
         )
+    return bank
