@@ -23,7 +23,7 @@ from tagi.pretraining import text_choices, text_rewrites, text_spans
 from tagi.pretraining.passages import Passages
 from tagi.pretraining.text_kinds import Draw, Family, Kind, Row, Unsuited, Values
 
-KINDS = text_spans.KINDS + text_rewrites.KINDS + text_choices.KINDS
+KINDS = (*text_spans.KINDS, *text_rewrites.KINDS, *text_choices.KINDS)
 TEXT_TASKS = 10_000
 """Training tasks, each kind equally often."""
 TEXT_DOCUMENTS = 10_000
