@@ -39,8 +39,7 @@ def with_instances(
     tasks: Sequence[MicroTask], instances: int, *, demonstrations: int, held_out: bool = False
 ) -> list[Task]:
     """The tasks with their first instances drawn."""
-    worded = [task.task(held_out=held_out, demonstrations=demonstrations) for task in tasks]
-    return [Task(task.name, task.instruction, task.categories, task.examples[:instances]) for task in worded]
+    return [task.task(held_out=held_out, demonstrations=demonstrations).first(instances) for task in tasks]
 
 
 def strangers(tasks: Sequence[MicroTask], seed: int = 0) -> list[int]:

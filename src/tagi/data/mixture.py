@@ -68,6 +68,10 @@ class DrawnDemonstrations:
         count = min(self.count, len(task.examples) - 1)
         return with_demonstrations(task, count, visit) if count else task
 
+    def first(self) -> list[Task]:
+        """All of them as on their first turn."""
+        return [self.task(number, 0) for number in range(len(self))]
+
 
 @dataclass(frozen=True, slots=True)
 class Undemonstrated:

@@ -2,8 +2,8 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar, overload
 
 from tagi.errors import ConfigError
 
@@ -38,6 +38,25 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Generated(Sequence[Example]):
+    """So many examples, each of them made when it is asked for."""
+
+    size: int
+    make: Callable[[int], Example]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        chosen = range(self.size)[index]
+        return self.make(chosen) if isinstance(chosen, int) else [self.make(i) for i in chosen]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A task: one instruction and its instances.
 
@@ -49,6 +68,10 @@ class Task:
     instruction: Instruction
     categories: tuple[str, ...]
     examples: Sequence[Example]
+
+    def first(self, count: int | None) -> Self:
+        """The task with its first examples only."""
+        return replace(self, examples=self.examples[:count])
 
 
 def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) -> list[T]:

@@ -62,21 +62,10 @@ class Pool(NamedTuple):
 
 POOLS: dict[str, Pool] = {
     "name": Pool(
-        [
-            "Maria",
-            "Tom",
-            "Ahmed",
-            "Lucy",
-            "Peter",
-            "Anna",
-            "Carlos",
-            "Nina",
-            "George",
-            "Helen",
-            "Oscar",
-            "Ruth",
-            "Victor",
-        ],
+        (
+            *("Maria", "Tom", "Ahmed", "Lucy", "Peter", "Anna", "Carlos", "Nina"),
+            *("George", "Helen", "Oscar", "Ruth", "Victor"),
+        ),
         ("Sofia", "Daniel", "Amir", "Clara"),
     ),
     "key": Pool(

@@ -10,10 +10,10 @@ import pytest
 from test_p3 import RTE, write
 
 from cli_runs import CONFIG, Run, write_config
+from sni_folders import write_sni
 from tagi.data import promptsource
 from tagi.data.sources import p3_files, sni_files
 from tagi.data.synthetic.micro_splits import splits
-from tagi.data.synthetic.microtasks import write_sni
 
 
 @pytest.fixture

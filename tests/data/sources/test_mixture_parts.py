@@ -10,12 +10,13 @@ import pytest
 from test_text_tasks import write_c4
 
 from cli_runs import Run, mistake, write_config
+from sni_folders import write_sni
 from tagi.cli.pretraining import every_source
 from tagi.config import DataConfig, RunConfig
 from tagi.config.files import parse
 from tagi.data.mixture import FixedTasks, Mixture, WeightedSources
 from tagi.data.sources.micro import Micro
-from tagi.data.synthetic.microtasks import micro_vocabulary, write_sni
+from tagi.data.synthetic.microtasks import micro_vocabulary
 from tagi.data.tokenizers import unigram, unknown_words
 from tagi.data.types import Example, Instruction, Task
 from tagi.errors import ConfigError

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tagi.data.mixture import TaskSource, epoch_order
-from tagi.data.sources.base import Group, Later, Source, grouped
+from tagi.data.sources.base import Group, Source, grouped, later
 from tagi.data.synthetic.micro_splits import Split, splits
 from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Task, named
@@ -30,7 +30,7 @@ class MicroTasks:
 
     def task(self, number: int, visit: int) -> Task:
         task = self.tasks[number].task(wording_seed=visit, demonstrations=self.shown)
-        return replace(task, examples=Later(task.examples, self.skip)) if self.skip else task
+        return later(task, self.skip) if self.skip else task
 
 
 class Micro(Source):
@@ -55,8 +55,7 @@ class Micro(Source):
         return {name: MicroTasks(tuple(own), shown) for name, own in each.items()}
 
     def valid(self, shown: int) -> list[Task]:
-        worded = [task.task(demonstrations=shown) for task in self.split.valid]
-        return [replace(task, examples=task.examples[: self.data.valid_instances]) for task in worded]
+        return [task.task(demonstrations=shown).first(self.data.valid_instances) for task in self.split.valid]
 
     def test(self, shown: int) -> list[Task]:
         chosen = named(self.split.test, lambda task: task.name, self.data.only)

@@ -1,16 +1,16 @@
 """Super-NaturalInstructions as a source of tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tagi.data.mixture import DrawnDemonstrations, FixedTasks, TaskSource
-from tagi.data.sources.base import Group, Source, group_of, grouped, later, meta_split, texts_of
+from tagi.data.mixture import FixedTasks, TaskSource
+from tagi.data.sources.base import TaskList, later, meta_split
 from tagi.data.sources.sni_files import SniDataset, largest_categories
 from tagi.data.types import Task, named
 
 
-class Sni(Source):
+class Sni(TaskList[Task]):
     """The tasks of the benchmark's English track, in its official split."""
 
     @cached_property
@@ -34,21 +34,14 @@ class Sni(Source):
         kept = set(largest_categories(tasks, data.categories))
         return [task for task in tasks if task.categories[0] in kept]
 
-    def train(self, shown: int) -> TaskSource:
-        return self._turns(self.tasks, shown)
-
-    def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        groups = grouped(self.tasks, lambda task: group_of(task, by))
-        return {name: self._turns(own, shown) for name, own in groups.items()}
+    def turns(self, tasks: Sequence[Task], shown: int) -> TaskSource:
+        return FixedTasks(tasks) if self.data.support == "given" else super().turns(tasks, shown)
 
     def valid(self, shown: int) -> list[Task]:
         return [self.dataset.load(name, limit=self.data.valid_instances) for name in self._names[1]]
 
     def test(self, shown: int) -> list[Task]:
         return [self.dataset.load(name) for name in self.dataset.chosen("test", self.data.only)[0]]
-
-    def texts(self) -> Iterator[str]:
-        return texts_of(self.tasks)
 
     def files(self) -> list[Path]:
         return [self.folder / "tasks" / f"{name}.json" for name in self.dataset.names(self.data.part)]
@@ -58,6 +51,3 @@ class Sni(Source):
         """Of the meta-train and the validation tasks."""
         english = self.dataset.english(self.dataset.names("train"))
         return meta_split(english, self.data.valid_tasks, self.data.seed)
-
-    def _turns(self, tasks: Sequence[Task], shown: int) -> TaskSource:
-        return FixedTasks(tasks) if self.data.support == "given" else DrawnDemonstrations(tasks, shown)
