@@ -43,7 +43,7 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
         check_taught(config, objective.taught, sources)
     distils = config.objective.lambda_kl > 0
     joined, shots = not model.backbone.has_encoder, config.objective.shots
-    collator = Collator(tokenizer, config.prompt, model.method, joined, prompts=distils, shots=shots)
+    collator = Collator(tokenizer, config.prompt, model.method, joined, distils=distils, shots=shots)
 
     record = Record.of(config, launched(), sources)
 
