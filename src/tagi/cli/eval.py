@@ -106,8 +106,7 @@ def sni(
     setting = Setting(instruction, adapter, _free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
-        names, left_out = dataset.chosen("test", only or ())
-        tasks = [dataset.load(name, limit=instances) for name in names]
+        tasks, left_out = dataset.chosen("test", only or (), instances)
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
     _say_left_out(left_out, tasks, kept)
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))

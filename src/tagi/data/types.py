@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Self, TypeVar, overload
 
 from tagi.errors import ConfigError
@@ -86,3 +87,9 @@ def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) 
         near = difflib.get_close_matches(unknown[0], by_name, n=1)
         raise ConfigError(f"there is no task {unknown[0]!r} here" + (f", did you mean {near[0]}?" if near else ""))
     return [by_name[one] for one in dict.fromkeys(wanted)] or every
+
+
+def taken(things: Sequence[T], limit: int | None, seed: str | None) -> Sequence[T]:
+    """The first `limit` of some things, or with a seed as many of them at random; None takes all."""
+    count = len(things) if limit is None else min(limit, len(things))
+    return things[:count] if seed is None else Random(seed).sample(things, count)

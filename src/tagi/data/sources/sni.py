@@ -15,11 +15,8 @@ class Sni(TaskList[Task]):
 
     @cached_property
     def dataset(self) -> SniDataset:
-        """The files; keeps what training and validation take of a task."""
-        data = self.data
-        whole = data.part == "test"
-        views = ((None, None),) if whole else ((data.max_instances, data.seed), (data.valid_instances, None))
-        return SniDataset(self.folder, data.split, views)
+        """The files."""
+        return SniDataset(self.folder, self.data.split)
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -27,8 +24,7 @@ class Sni(TaskList[Task]):
         data = self.data
         if data.part == "test":
             return [later(task, data.skip) for task in self.test(0)]
-        chosen = named(self._names[0], str, data.only)
-        tasks = [self.dataset.load(name, limit=data.max_instances, seed=data.seed) for name in chosen]
+        tasks = [self._english[name][0] for name in named(self._names[0], str, data.only)]
         if data.categories is None:
             return tasks
         kept = set(largest_categories(tasks, data.categories))
@@ -38,16 +34,21 @@ class Sni(TaskList[Task]):
         return FixedTasks(tasks) if self.data.support == "given" else super().turns(tasks, shown)
 
     def valid(self, shown: int) -> list[Task]:
-        return [self.dataset.load(name, limit=self.data.valid_instances) for name in self._names[1]]
+        return [self._english[name][1] for name in self._names[1]]
 
     def test(self, shown: int) -> list[Task]:
-        return [self.dataset.load(name) for name in self.dataset.chosen("test", self.data.only)[0]]
+        return self.dataset.chosen("test", self.data.only)[0]
 
     def files(self) -> list[Path]:
         return [self.folder / "tasks" / f"{name}.json" for name in self.dataset.names(self.data.part)]
 
     @cached_property
+    def _english(self) -> dict[str, list[Task]]:
+        """What training, and what validation, take of a training task; each file is read once for both."""
+        views = (self.data.max_instances, self.data.seed), (self.data.valid_instances, None)
+        return self.dataset.english(self.dataset.names("train"), *views)
+
+    @cached_property
     def _names(self) -> tuple[list[str], list[str]]:
         """Of the meta-train and the validation tasks."""
-        english = self.dataset.english(self.dataset.names("train"))
-        return meta_split(english, self.data.valid_tasks, self.data.seed)
+        return meta_split(list(self._english), self.data.valid_tasks, self.data.seed)
