@@ -83,23 +83,15 @@ class TextTask:
         return Example(f"{self.name}-{index}", row.input, (row.answer,), row.choices)
 
 
-@dataclass(frozen=True)
-class TextTasks:
-    """Text tasks by number, worded anew on every visit."""
+def text_tasks(passages: Passages, seed: int, demonstrations: int = 0, first: int = 0) -> TaskSource:
+    """Text tasks by their numbers from `first` on, worded anew on every visit."""
 
-    passages: Passages
-    seed: int
-    demonstrations: int = 0
-    first: int = 0
-    count: int = TEXT_TASKS
+    def task(number: int, visit: int) -> Task:
+        number += first
+        made = text_task(passages, number, KINDS[number % len(KINDS)], seed)
+        return made.task(wording=visit, demonstrations=demonstrations)
 
-    def __len__(self) -> int:
-        return self.count
-
-    def task(self, number: int, visit: int) -> Task:
-        number += self.first
-        made = text_task(self.passages, number, KINDS[number % len(KINDS)], self.seed)
-        return made.task(wording=visit, demonstrations=self.demonstrations)
+    return TaskSource(TEXT_TASKS, task)
 
 
 def text_task(passages: Passages, number: int, kind: Kind, seed: int, *, new: bool = False) -> TextTask:
@@ -125,13 +117,13 @@ class Text(Source):
 
     def train(self, shown: int) -> TaskSource:
         passages = _passages(self.folder, "train", self.data.max_documents or TEXT_DOCUMENTS)
-        return TextTasks(passages, self.data.seed, shown)
+        return text_tasks(passages, self.data.seed, shown)
 
     def valid(self, shown: int) -> list[Task]:
         """Instructions name values as in training."""
         if not self.data.valid_tasks:
             return []
-        held_out = TextTasks(_passages(self.folder, "validation"), self.data.seed, shown, first=TEXT_TASKS)
+        held_out = text_tasks(_passages(self.folder, "validation"), self.data.seed, shown, first=TEXT_TASKS)
         tasks = (held_out.task(number, 0) for number in range(self.data.valid_tasks))
         return [task.first(self.data.valid_instances) for task in tasks]
 

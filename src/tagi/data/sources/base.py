@@ -8,7 +8,7 @@ from random import Random
 from typing import Generic, Literal, TypeVar
 
 from tagi.config import DataConfig
-from tagi.data.mixture import DrawnDemonstrations, TaskSource
+from tagi.data.mixture import TaskSource, demonstrated
 from tagi.data.types import Generated, Task
 from tagi.errors import ConfigError
 
@@ -74,7 +74,7 @@ class TaskList(Source, Generic[AnyTask]):
 
     def turns(self, tasks: Sequence[AnyTask], shown: int) -> TaskSource:
         """Some of them as they take turns; they show rows of their own, unless their files give demonstrations."""
-        return DrawnDemonstrations(tasks, shown)
+        return demonstrated(tasks, shown)
 
     def train(self, shown: int) -> TaskSource:
         return self.turns(self.tasks, shown)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from tagi.data.mixture import DrawnDemonstrations, TaskSource
+from tagi.data.mixture import TaskSource, demonstrated
 from tagi.data.records import Record, parse_json, written
 from tagi.data.sources.base import TaskList, grouped, later
 from tagi.data.types import Example, Instruction, Task, named
@@ -43,23 +43,6 @@ class Worded(Task):
         return replace(self, instruction=Instruction(self.wordings[number]))
 
 
-@dataclass(frozen=True, slots=True)
-class WordedTasks:
-    """Tasks in one of their wordings, drawn anew on every visit, as are the rows that they show (`count`)."""
-
-    tasks: Sequence[Worded]
-    count: int
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def task(self, number: int, visit: int) -> Task:
-        one = self.tasks[number]
-        drawn = Random(f"{self.seed} {one.name} {visit}").randrange(len(one.wordings))
-        return DrawnDemonstrations([one.within(drawn)], self.count).task(0, visit)
-
-
 class Everyday(TaskList[Worded]):
     """The tasks of both folders; whole families of similar inputs are held out of `train/` for validation.
 
@@ -74,10 +57,17 @@ class Everyday(TaskList[Worded]):
         return named(self._split[0], lambda one: one.name, data.only)
 
     def turns(self, tasks: Sequence[Worded], shown: int) -> TaskSource:
-        return WordedTasks(tasks, shown, self.data.seed)
+        """Each in one of its wordings, drawn anew on every visit, as are the rows that it shows."""
+
+        def task(number: int, visit: int) -> Task:
+            one = tasks[number]
+            drawn = Random(f"{self.data.seed} {one.name} {visit}").randrange(len(one.wordings))
+            return demonstrated([one.within(drawn)], shown).task(0, visit)
+
+        return TaskSource(len(tasks), task)
 
     def valid(self, shown: int) -> list[Task]:
-        return [task.first(self.data.valid_instances) for task in DrawnDemonstrations(self._split[1], shown).first()]
+        return [task.first(self.data.valid_instances) for task in demonstrated(self._split[1], shown).first()]
 
     def test(self, shown: int, wording: int = 0) -> list[Task]:
         """See `Source.test`.
@@ -91,7 +81,7 @@ class Everyday(TaskList[Worded]):
         tasks = named(self._read("test"), lambda one: one.name, self.data.only)
         if few := next((one for one in tasks if wording >= len(one.wordings)), None):
             raise ConfigError(f"wording: {wording} is none of {few.name}, which has 0 to {len(few.wordings) - 1}")
-        return DrawnDemonstrations([one.within(wording) for one in tasks], shown).first()
+        return demonstrated([one.within(wording) for one in tasks], shown).first()
 
     def wordings(self) -> int:
         """In how many ways every test task's instruction is worded."""

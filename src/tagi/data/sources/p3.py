@@ -3,7 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
-from tagi.data.mixture import DrawnDemonstrations
+from tagi.data.mixture import demonstrated
 from tagi.data.sources.base import TaskList, later, meta_split
 from tagi.data.sources.p3_files import P3Dataset, TrainSet
 from tagi.data.types import Task, named
@@ -35,7 +35,7 @@ class P3(TaskList[Task]):
         first = {one.data_set: one for one in reversed(self._sets[1])}
         limit = self.data.valid_instances
         tasks = (task for one in first.values() for task in self.dataset.train_tasks(one, limit=limit))
-        return DrawnDemonstrations([task for task in tasks if task.examples], shown).first()
+        return demonstrated([task for task in tasks if task.examples], shown).first()
 
     def test(self, shown: int) -> list[Task]:
         names = named(self.dataset.eval_names(), str, self.data.only)

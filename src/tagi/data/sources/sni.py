@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tagi.data.mixture import FixedTasks, TaskSource
+from tagi.data.mixture import TaskSource, fixed
 from tagi.data.sources.base import TaskList, later, meta_split
 from tagi.data.sources.sni_files import SniDataset, largest_categories
 from tagi.data.types import Task, named
@@ -31,7 +31,7 @@ class Sni(TaskList[Task]):
         return [task for task in tasks if task.categories[0] in kept]
 
     def turns(self, tasks: Sequence[Task], shown: int) -> TaskSource:
-        return FixedTasks(tasks) if self.data.support == "given" else super().turns(tasks, shown)
+        return fixed(tasks) if self.data.support == "given" else super().turns(tasks, shown)
 
     def valid(self, shown: int) -> list[Task]:
         return [self._english[name][1] for name in self._names[1]]
