@@ -49,11 +49,9 @@ class _Instance(Record):
 
 
 def _ids_differ(instances: list[_Instance]) -> list[_Instance]:
-    seen: set[str] = set()
-    for instance in instances:
-        if instance.id in seen:
-            raise ValueError(f"id {instance.id!r} occurs twice")
-        seen.add(instance.id)
+    name, count = Counter(instance.id for instance in instances).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"id {name!r} occurs twice")
     return instances
 
 
