@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -146,7 +146,7 @@ def everyday(
     shown = tagi.config.prompt.demonstrations
     with waiting("reading tasks"):
         chosen = range(source.wordings()) if wording is None else [wording]
-        worded = [[replace(task, examples=task.examples[:instances]) for task in source.test(shown, w)] for w in chosen]
+        worded = [[task.first(instances) for task in source.test(shown, w)] for w in chosen]
     count, partners = len(worded[0]), draw_partners(worded[0], 0) if setting.needs_partners else None
     if partners is not None:  # of the same wording
         partners = [w * count + partner for w in range(len(worded)) for partner in partners]
@@ -181,9 +181,8 @@ def micro(
     with waiting("drawing tasks"):
         chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
         partners = micro_cli.strangers(chosen) if setting.needs_partners else None
-        drawn = micro_cli.with_instances(
-            chosen, instances, demonstrations=tagi.config.prompt.demonstrations, held_out=phrasings == "new"
-        )
+        shown, held_out = tagi.config.prompt.demonstrations, phrasings == "new"
+        drawn = [task.task(held_out=held_out, demonstrations=shown).first(instances) for task in chosen]
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
     asked |= {
         "demonstrations": tagi.config.prompt.demonstrations,

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DefunctDatasetError
 from pyarrow.lib import ArrowException
 
-from tagi.data.fetch import record, verify
+from tagi.data.fetch import Report, record, verify
 from tagi.data.sources.p3_files import EVALUATION, MAX_ROWS, HeldOut, P3Dataset, data_sets
 from tagi.errors import DataError
 from tagi.files import atomic_file
@@ -21,7 +21,6 @@ REPOSITORY = "bigscience/P3"
 FIELDS = ("inputs_pretokenized", "targets_pretokenized")
 SHUFFLED = 10
 """Rows that are read for each that is kept, at random among them (A.2: 1,000 of a template)."""
-Report = Callable[[int, int], None]
 
 
 HELD_OUT = {name: one for name, one in EVALUATION.items() if one.repository}

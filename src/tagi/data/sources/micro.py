@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from tagi.data.mixture import TaskSource, epoch_order
 from tagi.data.sources.base import Group, Source, grouped, later
@@ -39,7 +40,9 @@ class Micro(Source):
         data, split = self.data, self.split
         if data.part == "test":
             return turns(named(split.test, lambda task: task.name, data.only), shown, data.skip)
-        tasks = repeated_singles(split.singles, SINGLE_VISITS) + split.compositions
+        sizes = Counter(task.operations[0].family for task in split.singles)
+        repeated = ([task] * max(SINGLE_VISITS // sizes[task.operations[0].family], 1) for task in split.singles)
+        tasks = [*chain.from_iterable(repeated), *split.compositions]
         return turns(named(tasks, lambda task: task.name, data.only), shown)
 
     def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
@@ -64,11 +67,4 @@ class Micro(Source):
             sentences = [f"{example.input}. {example.targets[0]}." for example in shown]
             yield " ".join([task.instruction.definition, *sentences])
 
-    def texts(self) -> Iterator[str]:
-        return self.documents()
-
-
-def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[MicroTask, ...]:
-    """Each single operation at least once, and so often that every family has about `visits` turns."""
-    sizes = Counter(task.operations[0].family for task in singles)
-    return tuple(task for task in singles for _ in range(max(visits // sizes[task.operations[0].family], 1)))
+    texts = documents

@@ -149,10 +149,9 @@ def _proper_compositions(seed: int) -> Iterator[tuple[Pair, Signature]]:
     for first, second in _shuffled_pairs(seed):
         row = signature([second.apply(words) if words else [] for words in steps[first]])
         defined = row[row != 0]
-        varies = len(defined) >= _LEAST_DEFINED and np.unique(defined, return_counts=True)[1].max() < SAME * len(
-            defined
-        )
-        if varies and agreement(row, simple).max() < SAME:  # defined often enough, and no constant answer
+        if len(defined) < _LEAST_DEFINED or np.unique(defined, return_counts=True)[1].max() >= SAME * len(defined):
+            continue  # seldom defined, or one answer to nearly everything
+        if agreement(row, simple).max() < SAME:
             yield (first, second), row
 
 
@@ -168,5 +167,5 @@ def _shuffled_pairs(seed: int) -> Iterator[Pair]:
 
 
 def _numbered(number: int, operations: tuple[Operation, ...], seed: int) -> MicroTask:
-    unnumbered = MicroTask(number, operations, seed)
-    return MicroTask(number, operations, crc32(f"{seed} {unnumbered.name}".encode()))
+    name = MicroTask(number, operations, seed).name
+    return MicroTask(number, operations, crc32(f"{seed} {name}".encode()))
