@@ -167,7 +167,8 @@ class Collator:
 
     def _instruction(self, instruction: Instruction) -> Reading:
         head, bare = self._around()[0], self.prompt.style != "chat"
-        return self._fitted(instruction, None, self.prompt.max_instruction, head, bare, bare and not self.joined)
+        empty = Reading(((head, self.prompt.max_instruction),), opens=bare, closes=bare and not self.joined)
+        return self._fitted(empty, instruction)
 
     def _input(self, instruction: Instruction | None, text: str, follows: bool) -> Reading:
         if self.method.prompt and instruction is not None:
@@ -185,34 +186,22 @@ class Collator:
 
     def _prompted(self, instruction: Instruction, text: str) -> Reading:
         if not self.joined:
-            return self._fitted(instruction, text, self.prompt.longest_prompt)
+            return self._fitted(Reading((("", self.prompt.longest_prompt),)), instruction, text)
         told, asked = self._instruction(instruction), self._alone(text, follows=True)
         return Reading(told.parts + asked.parts, told.demonstrations, told.opens, asked.closes)
 
-    def _fitted(
-        self,
-        instruction: Instruction,
-        text: str | None,
-        limit: int,
-        head: str = "",
-        opens: bool = True,
-        closes: bool = True,
-    ) -> Reading:
-        """An instruction, behind `head` and with an input if one is given, with as many demonstrations as fit."""
-
-        def reading(rendered: str, shown: int = 0) -> Reading:
-            return Reading(((head + rendered, limit),), shown, opens, closes)
-
+    def _fitted(self, empty: Reading, instruction: Instruction, text: str | None = None) -> Reading:
+        """A part with an instruction behind what it holds, then an input if given: as many demonstrations as fit."""
+        ((head, limit),) = empty.parts
         style, shown = self.prompt.style, self.prompt.demonstrations
-        return reading(
-            *render_prompt(
-                instruction,
-                text,
-                style=style,
-                demonstrations=shown,
-                fits=lambda one: self.length(reading(one)) <= limit,
-            )
-        )
+
+        def reading(rendered: str, demonstrations: int = 0) -> Reading:
+            return replace(empty, parts=((head + rendered, limit),), demonstrations=demonstrations)
+
+        def fits(rendered: str) -> bool:
+            return limit is None or self.length(reading(rendered)) <= limit
+
+        return reading(*render_prompt(instruction, text, style=style, demonstrations=shown, fits=fits))
 
     def _around(self) -> tuple[str, str]:
         return chat_turn(self.tokenizer) if self.prompt.style == "chat" else ("", "")

@@ -182,15 +182,6 @@ def divided(total: int, parts: int, rng: np.random.Generator) -> Ids:
     return np.diff(cuts, prepend=0, append=total)
 
 
-class _Epoch(NamedTuple):
-    """What is drawn for one pass over the corpus."""
-
-    rows: Sequence[Sequence[int]]
-    """The pieces that stand in each row."""
-    draws: Ids
-    """The randomness of each piece."""
-
-
 class PackedText:
     """An endless pass over a corpus in rows of fixed length, in a new order and with new draws in every epoch."""
 
@@ -198,7 +189,7 @@ class PackedText:
         self.store, self.objective, self.seed = store, objective, seed
         self.pieces = pieces(store, objective.longest)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-        self.epoch_rows: Callable[[int], int] = lru_cache(maxsize=None)(lambda epoch: len(self._epoch(epoch).rows))
+        self.epoch_rows: Callable[[int], int] = lru_cache(maxsize=None)(lambda epoch: len(self._epoch(epoch)[0]))
         """Rows of an epoch."""
 
     def batch(self, first: int, rows: int) -> PackedBatch:
@@ -209,18 +200,19 @@ class PackedText:
         epoch = 0
         while index >= (rows := self.epoch_rows(epoch)):
             index, epoch = index - rows, epoch + 1
-        drawn = self._epoch(epoch)
+        rows_of_pieces, draws = self._epoch(epoch)
         pairs: list[Pair] = []
-        for number in drawn.rows[index]:
+        for number in rows_of_pieces[index]:
             first, last, ends = (x[number] for x in self.pieces)
-            pairs.append(self.objective.pair(self.store.tokens[first:last], bool(ends), int(drawn.draws[number])))
+            pairs.append(self.objective.pair(self.store.tokens[first:last], bool(ends), int(draws[number])))
         return pairs
 
-    def _draw_epoch(self, epoch: int) -> _Epoch:
+    def _draw_epoch(self, epoch: int) -> tuple[Sequence[Sequence[int]], Ids]:
+        """The pieces that stand in each row of a pass over the corpus, and the randomness of each piece."""
         order = epoch_order(self.seed, epoch, len(self.pieces.first))
         draws = np.random.default_rng((self.seed, 3, epoch)).integers(0, 1 << 62, len(order))
         inputs, targets = self.objective.sizes(self.pieces.last - self.pieces.first, self.pieces.ends, draws)
-        return _Epoch(filled(order, inputs, targets, self.objective.room), draws)
+        return filled(order, inputs, targets, self.objective.room), draws
 
 
 def pieces(store: TokenStore, longest: int) -> Pieces:

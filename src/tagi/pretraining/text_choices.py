@@ -67,24 +67,14 @@ def _extreme(draw: Draw, best: Callable[..., str], key: Callable[[str], object] 
     return Offer(right, [word for word in words if word != right])
 
 
-@_choose("is the longest", "has the most letters")
-def _longest(draw: Draw) -> Offer:
-    return _extreme(draw, max, len)
-
-
-@_choose("is the shortest", "has the fewest letters")
-def _shortest(draw: Draw) -> Offer:
-    return _extreme(draw, min, len)
-
-
-@_choose("comes first in the alphabet", "stands first in a dictionary")
-def _first_in_alphabet(draw: Draw) -> Offer:
-    return _extreme(draw, min)
-
-
-@_choose("comes last in the alphabet", "stands last in a dictionary")
-def _last_in_alphabet(draw: Draw) -> Offer:
-    return _extreme(draw, max)
+_choose("is the longest", "has the most letters", name="longest")(lambda draw: _extreme(draw, max, len))
+_choose("is the shortest", "has the fewest letters", name="shortest")(lambda draw: _extreme(draw, min, len))
+_choose("comes first in the alphabet", "stands first in a dictionary", name="first_in_alphabet")(
+    lambda draw: _extreme(draw, min)
+)
+_choose("comes last in the alphabet", "stands last in a dictionary", name="last_in_alphabet")(
+    lambda draw: _extreme(draw, max)
+)
 
 
 def _with_letter(draw: Draw, holds: Callable[[str, str], bool]) -> Offer:
@@ -95,19 +85,15 @@ def _with_letter(draw: Draw, holds: Callable[[str, str], bool]) -> Offer:
     return Offer(right[0], [word for word in words if word not in right][: draw.values.options - 1])
 
 
-@_choose('begins with the letter "{letter}"', 'has "{letter}" as its first letter')
-def _begins_with(draw: Draw) -> Offer:
-    return _with_letter(draw, str.startswith)
-
-
-@_choose('ends with the letter "{letter}"', 'has "{letter}" as its last letter')
-def _ends_with(draw: Draw) -> Offer:
-    return _with_letter(draw, str.endswith)
-
-
-@_choose('has the letter "{letter}" in it', 'contains the letter "{letter}"')
-def _has_letter(draw: Draw) -> Offer:
-    return _with_letter(draw, str.__contains__)
+_choose('begins with the letter "{letter}"', 'has "{letter}" as its first letter', name="begins_with")(
+    lambda draw: _with_letter(draw, str.startswith)
+)
+_choose('ends with the letter "{letter}"', 'has "{letter}" as its last letter', name="ends_with")(
+    lambda draw: _with_letter(draw, str.endswith)
+)
+_choose('has the letter "{letter}" in it', 'contains the letter "{letter}"', name="has_letter")(
+    lambda draw: _with_letter(draw, str.__contains__)
+)
 
 
 @_choose("is a number", "is written in digits")

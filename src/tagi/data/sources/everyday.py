@@ -99,7 +99,8 @@ class Everyday(TaskList[Worded]):
     def _split(self) -> tuple[list[Worded], list[Worded]]:
         """The meta-train tasks, and the validation ones: families in random order, until there are enough tasks."""
         tasks, held_out = self._read("train"), list[Worded]()
-        families = grouped(tasks, lambda one: _family(one.name))
+        # `b_mail_subject`, `b_mail_sender`, … ask different things of similar inputs
+        families = grouped(tasks, lambda one: "_".join(one.name.split("_")[:2]))
         for name in Random(self.data.seed).sample(list(families), len(families)):
             if len(held_out) >= self.data.valid_tasks:
                 break
@@ -110,12 +111,15 @@ class Everyday(TaskList[Worded]):
         return kept, held_out
 
     def _read(self, part: Part) -> list[Worded]:
-        return [_worded(path) for path in _files(self.folder, part)]
-
-
-def _family(name: str) -> str:
-    """The tasks `b_mail_subject`, `b_mail_sender`, … ask different things of similar inputs."""
-    return "_".join(name.split("_")[:2])
+        tasks: list[Worded] = []
+        for path in _files(self.folder, part):
+            content = parse_json(_TaskFile, read_text(path), path)
+            rows = enumerate(content.instances)
+            examples = [Example(f"{path.stem}-{number}", row.input, tuple(row.output)) for number, row in rows]
+            wordings = (content.definition[0], *content.paraphrases)
+            told = Instruction(wordings[0])
+            tasks.append(Worded(path.stem, told, tuple(content.categories), examples, wordings))
+        return tasks
 
 
 def _files(folder: Path, part: Part) -> list[Path]:
@@ -123,11 +127,3 @@ def _files(folder: Path, part: Part) -> list[Path]:
     if not files:
         raise DataError(folder / part, "", "holds no task file (*.json)")
     return files
-
-
-def _worded(path: Path) -> Worded:
-    content = parse_json(_TaskFile, read_text(path), path)
-    rows = enumerate(content.instances)
-    examples = [Example(f"{path.stem}-{number}", row.input, tuple(row.output)) for number, row in rows]
-    wordings = (content.definition[0], *content.paraphrases)
-    return Worded(path.stem, Instruction(wordings[0]), tuple(content.categories), examples, wordings)
