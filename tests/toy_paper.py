@@ -11,11 +11,11 @@ from pathlib import Path
 from test_p3 import RTE, write
 
 from builders import seeded
+from sni_folders import write_sni
 from tagi.backbones.language_model import save_language_model
 from tagi.backbones.t5.model import T5, initialise
 from tagi.config import T5Shape
 from tagi.data import tokenizers
-from tagi.data.synthetic.microtasks import write_sni
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.repro.runs import C4, P3, SNI, T0, TK_INSTRUCT, fid_icl, language_model
 

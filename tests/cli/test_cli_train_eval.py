@@ -15,13 +15,14 @@ import pytest
 import yaml
 
 from cli_runs import CONFIG, Result, Run, mistake, write_config
+from sni_folders import write_sni
 from tagi import Tagi
 from tagi.cli import demo, doctor
 from tagi.cli import eval as eval_command
 from tagi.cli.main import main
 from tagi.config.files import RUN_FILE
 from tagi.data.synthetic.micro_splits import SHOWN_TASK
-from tagi.data.synthetic.microtasks import MicroTask, write_sni
+from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Instruction
 from tagi.eval import evaluate
 from tagi.eval.report import read_predictions

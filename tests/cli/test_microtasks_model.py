@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from tagi import Tagi
-from tagi.cli.micro import strangers, trained_on, unseen, with_instances
+from tagi.cli.micro import strangers, trained_on, unseen
 from tagi.config.files import RUN_FILE, load
 from tagi.data.synthetic.microtasks import MicroTask
 from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
@@ -29,7 +29,7 @@ def exact_match(
     instruction: InstructionControl = "aligned",
     adapter: AdapterControl = "full",
 ) -> float:
-    drawn = with_instances(tasks, instances, demonstrations=0)
+    drawn = [task.task().first(instances) for task in tasks]
     partners = strangers(tasks, seed=0)
     return fmean(evaluate(tagi, drawn, instruction=instruction, adapter=adapter, partners=partners).exact_match)
 

@@ -60,7 +60,7 @@ def test_instruction_and_input_join_to_the_prompt_of_the_baseline(
         collator("metatrain", demonstrations=demonstrations, limit=limit),
     )
     parts, prompt = [once.instruction(told), once.input(told, text)], every.input(told, text)
-    assert parts[0] + parts[1] == prompt == once.prompted(told, text)
+    assert parts[0] + parts[1] == prompt == once._cut(once._prompted(told, text))
     strings = [str(TOKENIZER.decode(ids)) for ids in (*parts, prompt)]
     assert limit < 400 or strings[0] + strings[1] == strings[2]
     assert prompt[-len(TOKENIZER(TAIL)["input_ids"]) :] == TOKENIZER(TAIL)["input_ids"], (

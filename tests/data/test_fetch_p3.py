@@ -12,8 +12,8 @@ import pytest
 from cli_runs import Run, mistake
 from tagi.data import fetch as fetching
 from tagi.data import fetch_p3
-from tagi.data.fetch_p3 import HELD_OUT, HeldOut, fetch_held_out_rows, fetch_training_rows
-from tagi.data.sources.p3_files import EVALUATION, P3Dataset
+from tagi.data.fetch_p3 import HELD_OUT, fetch_held_out_rows, fetch_training_rows
+from tagi.data.sources.p3_files import EVALUATION, HeldOut, P3Dataset
 from tagi.errors import DataError
 
 TEMPLATES = """dataset: ag_news
@@ -66,9 +66,9 @@ def hub(tmp_path: Path) -> str:
 
 
 def test_rows_of_a_split_become_tasks(p3: Path, hub: str) -> None:
-    found = fetch_training_rows(p3, repository=hub, split="10", rows=12)
-    assert [path.name for path in found.files] == [f"{NAME}.jsonl.gz"]
-    assert "dream" in found.missing and "ag_news" not in found.missing
+    files, missing = fetch_training_rows(p3, repository=hub, split="10", rows=12)
+    assert [path.name for path in files] == [f"{NAME}.jsonl.gz"]
+    assert "dream" in missing and "ag_news" not in missing
     dataset = P3Dataset(p3, "10")
     task = dataset.train_tasks(dataset.train_sets()[0])[0]
     published = {(row["inputs_pretokenized"], (row["targets_pretokenized"],)) for row in ROWS}
@@ -80,13 +80,13 @@ def test_rows_of_a_split_become_tasks(p3: Path, hub: str) -> None:
 def test_a_second_download_gives_the_same_and_opens_nothing(
     p3: Path, hub: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fetch_training_rows(p3, repository=hub, rows=12).files[0]
+    first = fetch_training_rows(p3, repository=hub, rows=12)[0][0]
     written = first.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(fetch_p3.datasets, "load_dataset", lambda *a, **k: pytest.fail("opened again"))
         fetch_training_rows(p3, repository=hub, rows=12)
     first.unlink()
-    assert fetch_training_rows(p3, repository=hub, rows=12).files[0].read_bytes() == written
+    assert fetch_training_rows(p3, repository=hub, rows=12)[0][0].read_bytes() == written
     first.write_bytes(b"changed")
     with pytest.raises(DataError, match="has changed since it was downloaded"):
         fetch_training_rows(p3, repository=hub, rows=12)
@@ -103,9 +103,9 @@ def test_a_download_that_breaks_leaves_no_half_file(p3: Path, tmp_path: Path) ->
 
 def test_held_out_rows_are_what_is_published(p3: Path, tmp_path: Path) -> None:
     rows = [{"premise": "a", "hypothesis": "b", "label": i % 3} for i in range(5)]
-    source = HeldOut(str(repository(tmp_path / "cb", {"cb": rows}, "validation")), "cb")
+    source = HeldOut("super_glue/cb", (0, 1, 2), str(repository(tmp_path / "cb", {"cb": rows}, "validation")), "cb")
     found = fetch_held_out_rows(p3, {"super_glue_cb": source})
-    assert [json.loads(line) for line in found.files[0].read_text().splitlines()] == rows
+    assert [json.loads(line) for line in found[0].read_text().splitlines()] == rows
     assert P3Dataset(p3).eval_names() == ["super_glue_cb"]
 
 
@@ -130,7 +130,7 @@ def test_from_the_command_line(p3: Path, hub: str, tagi: Run, monkeypatch: pytes
     assert "split 36, up to 3 rows a template" in tagi(*asked, "--dry-run").out
     mistake(tagi(*asked, "--split", "7"), "P3 has no split '7'")
     rows = [{"premise": "a", "hypothesis": "b", "label": 0}]
-    source = HeldOut(str(repository(tmp_path / "cb", {"cb": rows}, "validation")), "cb")
+    source = HeldOut("super_glue/cb", (0, 1, 2), str(repository(tmp_path / "cb", {"cb": rows}, "validation")), "cb")
     monkeypatch.setattr(fetch_p3, "HELD_OUT", {"super_glue_cb": source})
     result = tagi(*asked)
     assert result.code == 0 and "rows of 1 templates" in result.out and "has no template of" in result.err

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tagi.data.mixture import ENDLESS, DrawnDemonstrations, FixedTasks, Mixture, draw_rows
+from tagi.data.mixture import ENDLESS, Mixture, demonstrated, draw_rows, fixed
 from tagi.data.types import Demonstration, Example, Instruction, Task
 
 
@@ -13,7 +13,7 @@ def make_task(name: str, rows: int) -> Task:
     return Task(name, Instruction(f"do {name}"), (), examples)
 
 
-TASKS = FixedTasks([make_task(f"t{i}", rows) for i, rows in enumerate([12, 9, 30, 4, 17])])
+TASKS = fixed([make_task(f"t{i}", rows) for i, rows in enumerate([12, 9, 30, 4, 17])])
 
 
 def ids(mixture: Mixture, index: int) -> list[str]:
@@ -62,7 +62,7 @@ def test_rows_of_a_group_have_similar_lengths() -> None:
 
 
 def test_batches_hold_groups_of_similar_length() -> None:
-    tasks = FixedTasks([Task(f"t{i}", Instruction("x"), (), [Example("a", "x" * i, ("y",))]) for i in range(1, 129)])
+    tasks = fixed([Task(f"t{i}", Instruction("x"), (), [Example("a", "x" * i, ("y",))]) for i in range(1, 129)])
     mixture = Mixture(tasks, tasks=8, rows=1, seed=3)
     for index in range(16):
         lengths = [group.length for group in mixture.batch(index)]
@@ -70,7 +70,7 @@ def test_batches_hold_groups_of_similar_length() -> None:
 
 
 def test_batches_of_a_step_hold_groups_of_similar_length() -> None:
-    tasks = FixedTasks([Task(f"t{i}", Instruction("x"), (), [Example("a", "x" * i, ("y",))]) for i in range(1, 129)])
+    tasks = fixed([Task(f"t{i}", Instruction("x"), (), [Example("a", "x" * i, ("y",))]) for i in range(1, 129)])
     alone, batches_per_step = (Mixture(tasks, tasks=8, rows=1, seed=3, batches_per_step=count) for count in (1, 4))
 
     def spread(mixture: Mixture, step: int) -> int:
@@ -90,7 +90,7 @@ def test_rows_are_sorted_by_their_prompts_where_asked() -> None:
     def told(i: int) -> Instruction:
         return Instruction("x" * i, (Demonstration("x" * (i % 3), "x"),))
 
-    tasks = FixedTasks([Task(f"t{i}", told(i), (), [Example("a", "x" * (63 - i), ("y",))]) for i in range(1, 64)])
+    tasks = fixed([Task(f"t{i}", told(i), (), [Example("a", "x" * (63 - i), ("y",))]) for i in range(1, 64)])
     apart = Mixture(tasks, tasks=4, rows=1, seed=0)
     prompted = Mixture(tasks, tasks=4, rows=1, seed=0, length=lambda group: group.prompt_length(1))
     assert {group.prompt_length(0) for group in prompted.batch(0)} == {64}
@@ -110,10 +110,10 @@ def test_an_endless_sequence_never_repeats() -> None:
 
 def test_an_empty_mixture_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one task"):
-        Mixture(FixedTasks([]), tasks=1, rows=1, seed=0)
+        Mixture(fixed([]), tasks=1, rows=1, seed=0)
 
 
-SEVERAL = FixedTasks(
+SEVERAL = fixed(
     [Task(n, Instruction(n), (), [Example(f"{n}{i}", "x", (f"{n}{i}a", f"{n}{i}b")) for i in range(4)]) for n in "pq"]
 )
 
@@ -135,7 +135,7 @@ def test_every_accepted_answer_is_trained_on_over_visits() -> None:
 
 
 def test_evaluation_keeps_all_accepted_answers() -> None:
-    assert all(len(row.targets) == 2 for task in SEVERAL.tasks for row in task.examples)
+    assert all(len(row.targets) == 2 for task in SEVERAL.first() for row in task.examples)
     mixture = Mixture(SEVERAL, tasks=1, rows=1, seed=0)
     assert len(mixture.batch(0)[0].task.examples[0].targets) == 2
 
@@ -144,7 +144,7 @@ def test_evaluation_keeps_all_accepted_answers() -> None:
 def test_support_and_query_examples_of_a_visit_are_apart(shown: int, asked: int) -> None:
     """A.1: k support examples and m query examples of one task, both drawn anew on every visit."""
     tasks = [make_task("t", 12), make_task("u", 9)]
-    mixture = Mixture(DrawnDemonstrations(tasks, shown), tasks=1, rows=asked, seed=3)
+    mixture = Mixture(demonstrated(tasks, shown), tasks=1, rows=asked, seed=3)
     rows = {task.name: {(row.input, row.targets[0]) for row in task.examples} for task in tasks}
     supports: dict[str, set[frozenset[str]]] = {"t": set(), "u": set()}
     queried: dict[str, set[str]] = {"t": set(), "u": set()}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagi.config import PromptStyle
-from tagi.data.prompts import RenderedInstruction, render_input, render_instruction, render_prompt
+from tagi.data.prompts import Rendered, render_input, render_prompt
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
 
@@ -59,7 +59,7 @@ def test_tk_wording_literally() -> None:
 def test_plain_wording_literally() -> None:
     item = Instruction(" Name the animals. ", (Demonstration("red cat", "cat"),))
     prompt = render_prompt(item, " blue wolf ", style="plain", demonstrations=2, fits=always)
-    assert prompt == RenderedInstruction("Name the animals.\nred cat => cat\nblue wolf", 1)
+    assert prompt == Rendered("Name the animals.\nred cat => cat\nblue wolf", 1)
 
 
 @given(instruction, written, st.integers(0, 4), style, st.integers(0, 400))
@@ -71,11 +71,11 @@ def test_the_two_parts_concatenate_to_the_whole_prompt(
     def whole_fits(head: str) -> bool:
         return len(head + tail) <= limit
 
-    head = render_instruction(item, style=style, demonstrations=demonstrations, fits=whole_fits)
+    head = render_prompt(item, None, style=style, demonstrations=demonstrations, fits=whole_fits)
     whole = render_prompt(
         item, source, style=style, demonstrations=demonstrations, fits=lambda prompt: len(prompt) <= limit
     )
-    assert whole == RenderedInstruction(head.text + tail, head.demonstrations)
+    assert whole == Rendered(head.text + tail, head.demonstrations)
 
 
 @given(instruction, st.integers(0, 4), style, st.integers(0, 400))
@@ -85,21 +85,21 @@ def test_as_many_leading_demonstrations_as_fit(
     def fits(candidate: str) -> bool:
         return len(candidate) <= limit
 
-    rendered = render_instruction(item, style=style, demonstrations=demonstrations, fits=fits)
+    rendered = render_prompt(item, None, style=style, demonstrations=demonstrations, fits=fits)
     available = min(demonstrations, len(item.demonstrations))
     prefixes = [prefix(item, style, count) for count in range(available + 1)]
     kept = max((n for n in range(1, available + 1) if fits(prefixes[n])), default=0)
-    assert rendered == RenderedInstruction(prefixes[kept], kept)
+    assert rendered == Rendered(prefixes[kept], kept)
 
 
 def prefix(item: Instruction, style: PromptStyle, count: int) -> str:
-    return render_instruction(item, style=style, demonstrations=count, fits=always).text
+    return render_prompt(item, None, style=style, demonstrations=count, fits=always).text
 
 
 def test_a_definition_that_does_not_fit_is_kept_without_demonstrations() -> None:
     item = Instruction("Reverse it.", (Demonstration("a b", "b a"),))
-    rendered = render_instruction(item, style="tk", demonstrations=2, fits=lambda _: False)
-    assert rendered == RenderedInstruction("Definition: Reverse it.\n\n", 0)
+    rendered = render_prompt(item, None, style="tk", demonstrations=2, fits=lambda _: False)
+    assert rendered == Rendered("Definition: Reverse it.\n\n", 0)
 
 
 @pytest.mark.parametrize("style", ["tk", "plain"])

@@ -30,9 +30,8 @@ def fitted(tagi: Tagi, instruction: int, text: int, demonstrations: int, style: 
 
 def once(tagi: Tagi, task: Instruction) -> list[list[int]]:
     """Token ids of what is read once."""
-    if tagi.model.method.apart:
-        return tagi.collator.pieces(task, tagi.config.prompt.demonstrations)
-    return [tagi.collator.instruction(task)] if tagi.model.method.reads_instruction_once else []
+    ids, mask = (x.flatten(0, -2) for x in tagi.collator.instructions([task]))
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True) if real.any()]
 
 
 @pytest.mark.parametrize("method", MODELS)

@@ -7,25 +7,26 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tagi.config import DataConfig
+from tagi.data.mixture import TaskSource
 from tagi.data.synthetic.micro_english import WORDS
 from tagi.data.types import Example, Task
 from tagi.errors import DataError
 from tagi.pretraining.passages import FEWEST_SENTENCES, Passages, bare
-from tagi.pretraining.text_kinds import FAMILIES, POOLS, is_new
+from tagi.pretraining.text_kinds import POOLS, Family, is_new
 from tagi.pretraining.text_tasks import (
     KINDS,
     PROBES,
     TEXT_TASKS,
     Text,
     TextTask,
-    TextTasks,
     probes,
     text_task,
+    text_tasks,
 )
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -77,15 +78,13 @@ def c4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_c4(tmp_path_factory.mktemp("c4"))
 
 
-def tasks_of(folder: Path, **data: Any) -> TextTasks:
-    tasks = Text(DataConfig(source="text", path=str(folder), **data)).train(0)
-    assert isinstance(tasks, TextTasks)
-    return tasks
+def tasks_of(folder: Path, **data: Any) -> TaskSource:
+    return Text(DataConfig(source="text", path=str(folder), **data)).train(0)
 
 
 @pytest.fixture(scope="module")
-def real(shared_data: Path) -> TextTasks:
-    return tasks_of(shared_data / "c4", seed=5, max_documents=3_000)
+def real(shared_data: Path) -> Passages:
+    return Passages.read(shared_data / "c4", "train", 3_000)
 
 
 def words(text: str) -> list[str]:
@@ -355,19 +354,19 @@ def check(made: TextTask, told: str, row: Example) -> None:
 
 @pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_answer_is_right_by_the_instruction(kind, new: bool, real: TextTasks) -> None:  # noqa: ANN001
+def test_every_answer_is_right_by_the_instruction(kind, new: bool, real: Passages) -> None:  # noqa: ANN001
     for number in range(6):
-        made = text_task(real.passages, number, kind, 3, new=new)
+        made = text_task(real, number, kind, 3, new=new)
         for wording in range(3):
             task = made.task(wording=wording)
             for index in range(8 * wording, 8 * wording + 8):
                 check(made, task.instruction.definition, task.examples[index])
 
 
-def test_a_wrong_answer_would_be_found(real: TextTasks) -> None:
+def test_a_wrong_answer_would_be_found(real: Passages) -> None:
     """The independent check of the test above is not empty: another row's answer fails it."""
     for kind in KINDS:
-        made = text_task(real.passages, 1, kind, 0)
+        made = text_task(real, 1, kind, 0)
         task = made.task()
         rows = task.examples[:12]
         wrong = next((one.targets for one in rows if one.targets != rows[0].targets), None)
@@ -380,7 +379,7 @@ def test_every_kind_has_tasks_over_plain_documents(c4: Path) -> None:
     source = tasks_of(c4, seed=1)
     drawn = [source.task(number, 0) for number in range(len(KINDS))]
     assert {task.categories[0] for task in drawn} == {kind.name for kind in KINDS}
-    assert {kind.family for kind in KINDS} == set(FAMILIES)
+    assert {kind.family for kind in KINDS} == set(get_args(Family))
     assert len(source) == TEXT_TASKS
 
 
@@ -396,12 +395,12 @@ def test_answers_are_balanced(c4: Path) -> None:
 
 
 def test_tasks_are_functions_of_seed_and_numbers(c4: Path) -> None:
-    def seen(source: TextTasks, order: list[int]) -> dict[int, tuple[str, str, list[Example]]]:
+    def seen(source: TaskSource, order: list[int]) -> dict[int, tuple[str, str, list[Example]]]:
         tasks = {number: source.task(number, 3) for number in order}
         return {n: (t.name, t.instruction.definition, [t.examples[i] for i in (9, 2)]) for n, t in tasks.items()}
 
     first = seen(tasks_of(c4, seed=1), [0, 7, 200])
-    assert seen(TextTasks(Passages.read(c4, "train"), 1), [200, 7, 0]) == first
+    assert seen(text_tasks(Passages.read(c4, "train"), 1), [200, 7, 0]) == first
     assert seen(tasks_of(c4, seed=2), [0, 7, 200]) != first
 
 

@@ -11,8 +11,9 @@ from tagi.config import DataConfig, RunConfig
 from tagi.config.files import parse
 from tagi.data.collate import Batch
 from tagi.data.sources import Sources
-from tagi.data.sources.base import Later
+from tagi.data.sources.base import later
 from tagi.data.sources.micro import Micro
+from tagi.data.types import Instruction, Task
 from tagi.errors import ConfigError
 from tagi.train.build import build_stage
 from tagi.train.start import start
@@ -60,13 +61,15 @@ def test_the_target_tasks_are_those_that_others_are_scored_on(tmp_path: Path) ->
     assert names <= theirs != unseen and Sources().valid(made.data, 1) == []
 
 
-def test_later_is_a_sequence_without_its_beginning() -> None:
+def test_later_is_a_task_without_its_beginning() -> None:
     letters: Any = "abcdef"
-    later: Any = Later(letters, 2)
-    assert (len(later), later[0], later[-1], later[1:3], list(later)) == (4, "c", "f", ["d", "e"], list("cdef"))
+    task = Task("t", Instruction("x"), (), letters)
+    rest: Any = later(task, 2).examples
+    assert (len(rest), rest[0], rest[-1], rest[1:3], list(rest)) == (4, "c", "f", ["d", "e"], list("cdef"))
     with pytest.raises(IndexError):
-        later[4]
-    assert len(Later(letters, 9)) == 0
+        rest[4]
+    with pytest.raises(ConfigError, match="t has no more than 6 instances"):
+        later(task, 6)
 
 
 def test_from_the_command_line(tagi: Run, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cli_runs import CONFIG, Run, mistake, write_config
+from sni_folders import write_sni
 from tagi.config.files import RUN_FILE
 from tagi.data.synthetic.micro_splits import splits
-from tagi.data.synthetic.microtasks import write_sni
 from tagi.errors import CheckpointError
 from tagi.train import resume
 from tagi.train.build import build_stage

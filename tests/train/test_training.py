@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from builders import small_tagi
+from sni_folders import write_sni
 from tagi import Tagi, methods
 from tagi.backbones.t5.model import T5, T5Shape
 from tagi.config import FusionConfig, HypernetworkConfig, TrainingConfig
 from tagi.config.files import parse
 from tagi.data.synthetic.micro_splits import splits
-from tagi.data.synthetic.microtasks import write_sni
 from tagi.errors import CheckpointError, ConfigError
 from tagi.losses import Loss
 from tagi.model import checkpoint

@@ -64,13 +64,13 @@ def _p3_rows(output: Path, source: str, split: str, rows: int, *, dry_run: bool)
             typer.echo(f"{one.repository}, {one.split} -> {output / 'eval' / name}.jsonl")
         return
     with bar("training rows") as report:
-        found = fetch_training_rows(output, repository=source, split=split, rows=rows, report=report)
-    typer.echo(f"{output / 'train'}: rows of {len(found.files):,} templates")
-    if found.missing:
-        note(f"{source} has no template of {', '.join(found.missing)}")
+        files, missing = fetch_training_rows(output, repository=source, split=split, rows=rows, report=report)
+    typer.echo(f"{output / 'train'}: rows of {len(files):,} templates")
+    if missing:
+        note(f"{source} has no template of {', '.join(missing)}")
     with bar("held-out rows") as report:
         scored = fetch_held_out_rows(output, HELD_OUT, report=report)
-    typer.echo(f"{output / 'eval'}: rows of {len(scored.files):,} held-out tasks")
+    typer.echo(f"{output / 'eval'}: rows of {len(scored):,} held-out tasks")
 
 
 def _one(source: Source, output: Path) -> None:

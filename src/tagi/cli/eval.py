@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -106,8 +106,7 @@ def sni(
     setting = Setting(instruction, adapter, _free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
-        names, left_out = dataset.chosen("test", only or ())
-        tasks = [dataset.load(name, limit=instances) for name in names]
+        tasks, left_out = dataset.chosen("test", only or (), instances)
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
     _say_left_out(left_out, tasks, kept)
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
@@ -147,7 +146,7 @@ def everyday(
     shown = tagi.config.prompt.demonstrations
     with waiting("reading tasks"):
         chosen = range(source.wordings()) if wording is None else [wording]
-        worded = [[replace(task, examples=task.examples[:instances]) for task in source.test(shown, w)] for w in chosen]
+        worded = [[task.first(instances) for task in source.test(shown, w)] for w in chosen]
     count, partners = len(worded[0]), draw_partners(worded[0], 0) if setting.needs_partners else None
     if partners is not None:  # of the same wording
         partners = [w * count + partner for w in range(len(worded)) for partner in partners]
@@ -182,9 +181,8 @@ def micro(
     with waiting("drawing tasks"):
         chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
         partners = micro_cli.strangers(chosen) if setting.needs_partners else None
-        drawn = micro_cli.with_instances(
-            chosen, instances, demonstrations=tagi.config.prompt.demonstrations, held_out=phrasings == "new"
-        )
+        shown, held_out = tagi.config.prompt.demonstrations, phrasings == "new"
+        drawn = [task.task(held_out=held_out, demonstrations=shown).first(instances) for task in chosen]
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
     asked |= {
         "demonstrations": tagi.config.prompt.demonstrations,

@@ -10,7 +10,6 @@ from tagi.config.files import RUN_FILE, load
 from tagi.data.sources.micro import Micro
 from tagi.data.synthetic.micro_splits import shuffled_partner
 from tagi.data.synthetic.microtasks import MicroTask
-from tagi.data.types import Task
 from tagi.errors import InputError
 
 
@@ -33,14 +32,6 @@ def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
     if count > len(test):
         raise InputError(f"--tasks {count}: there are {len(test)} unseen tasks")
     return test[:count]
-
-
-def with_instances(
-    tasks: Sequence[MicroTask], instances: int, *, demonstrations: int, held_out: bool = False
-) -> list[Task]:
-    """The tasks with their first instances drawn."""
-    worded = [task.task(held_out=held_out, demonstrations=demonstrations) for task in tasks]
-    return [Task(task.name, task.instruction, task.categories, task.examples[:instances]) for task in worded]
 
 
 def strangers(tasks: Sequence[MicroTask], seed: int = 0) -> list[int]:

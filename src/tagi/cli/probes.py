@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tagi.cli.common import bar, table
 from tagi.cli.scores import interval, made_by, percent
-from tagi.data.types import Task
+from tagi.data.sources.base import grouped
 from tagi.eval.evaluate import Evaluation, InstructionControl, evaluate
 from tagi.pretraining.probes import chances
 from tagi.pretraining.text_tasks import Probe, ProbeTasks
@@ -18,29 +18,20 @@ from tagi.pretraining.text_tasks import Probe, ProbeTasks
 if TYPE_CHECKING:
     from tagi.infer.engine import Tagi
 
-CONTROLS: dict[InstructionControl, str] = {
-    "aligned": "right",
-    "shuffled": "another's",
-    "empty": "none",
-}
-TITLES: dict[Probe, str] = {
-    "copy": "copy a span",
-    "choose": "choose",
-    "yes_no": "yes or no",
-}
+CONTROLS: dict[InstructionControl, str] = {"aligned": "right", "shuffled": "another's", "empty": "none"}
+TITLES: dict[Probe, str] = {"copy": "copy a span", "choose": "choose", "yes_no": "yes or no"}
 HEADER = ("", "n", *CONTROLS.values(), "chance", "seen", "new")
 
 
 def score(tagi: Tagi, drawn: Mapping[Probe, ProbeTasks], seed: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Every figure, as fractions; `exact_match` is the mean over the probes."""
     found = {name: _probe(tagi, name, tasks, seed) for name, tasks in drawn.items()}
-    made = made_by(tagi)
     return {
         "exact_match": fmean(one["exact_match"]["aligned"] for one in found.values()),
         "chance": fmean(one["chance"] for one in found.values()),
         "n": sum(one["n"] for one in found.values()),
         "probes": found,
-        "command": {**asked, **made},
+        "command": {**asked, **made_by(tagi)},
     }
 
 
@@ -57,10 +48,14 @@ def score_table(scores: Mapping[str, Any]) -> Table:
 
 def _probe(tagi: Tagi, name: Probe, tasks: ProbeTasks, seed: int) -> dict[str, Any]:
     """One probe; its chance is the best way to guess."""
-    found = {control: _evaluated(tagi, name, tasks.every, control, seed) for control in CONTROLS}
+    found: dict[InstructionControl, Evaluation] = {}
+    for control, said in CONTROLS.items():
+        with bar(f"{TITLES[name]}, {said}") as report:
+            found[control] = evaluate(tagi, tasks.every, instruction=control, seed=seed, progress=report)
     guesses = chances(name, tasks.every)
     rows = sum(len(task.examples) for task in tasks.seen)
     each = found["aligned"].exact_match
+    by_kind = grouped(zip(found["aligned"].predictions, each, strict=True), lambda one: one[0].categories[0])
     return {
         "n": len(each),
         "exact_match": {control: fmean(one.exact_match) for control, one in found.items()},
@@ -68,17 +63,5 @@ def _probe(tagi: Tagi, name: Probe, tasks: ProbeTasks, seed: int) -> dict[str, A
         "chance": max(guesses.values()),
         "guesses": guesses,
         "by_values": {"seen": fmean(each[:rows]), "new": fmean(each[rows:])},
-        "by_kind": _by_kind(found["aligned"]),
+        "by_kind": {kind: fmean(value for _, value in own) for kind, own in by_kind.items()},
     }
-
-
-def _evaluated(tagi: Tagi, name: Probe, tasks: Sequence[Task], control: InstructionControl, seed: int) -> Evaluation:
-    with bar(f"{TITLES[name]}, {CONTROLS[control]}") as report:
-        return evaluate(tagi, tasks, instruction=control, seed=seed, progress=report)
-
-
-def _by_kind(evaluation: Evaluation) -> dict[str, float]:
-    """Means over the tasks of one kind, such as `first_words`."""
-    kinds = [one.categories[0] for one in evaluation.predictions]
-    pairs = list(zip(kinds, evaluation.exact_match, strict=True))
-    return {kind: fmean(value for one, value in pairs if one == kind) for kind in sorted(set(kinds))}

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tagi.config import PromptConfig
 from tagi.data.mixture import TaskGroup
-from tagi.data.prompts import render_demonstration, render_input, render_instruction, render_prompt
+from tagi.data.prompts import render_demonstration, render_input, render_prompt
 from tagi.data.tokenizers import chat_turn, encode, surrounding
 from tagi.data.types import Instruction
 from tagi.methods import Method
@@ -83,11 +83,6 @@ class Reading:
     """Whether the tokens stand before it that its tokenizer puts before a text, and `closes` those behind one."""
     closes: bool = True
 
-    def concatenate(self, other: "Reading") -> "Reading":
-        """Both, one after the other."""
-        shown = self.demonstrations + other.demonstrations
-        return Reading(self.parts + other.parts, shown, self.opens, other.closes)
-
 
 @dataclass(frozen=True, slots=True)
 class Collator:
@@ -98,54 +93,46 @@ class Collator:
     method: Method
     joined: bool = False
     """Whether instruction, input and answer make one text, as for a decoder-only model, and are not encoded apart."""
-    prompts: bool = False
+    distils: bool = False
     """Whether every row is also rendered with its instruction in the prompt, for a teacher."""
     shots: int = 0
     """Demonstrations that a teacher reads apart from the prompt (FiD)."""
 
     def __call__(self, groups: Sequence[TaskGroup]) -> Batch:
         rows = [(g.task.instruction, e.input) for g in groups for e in g.examples]
-        inputs = [self._trained_on(number, *row) for number, row in enumerate(rows)]
+        each = [self.prompts(*row) for row in rows]
+        inputs = [prompts[row % len(prompts)] for row, prompts in enumerate(each)]  # of averaged ones, one in turn
         targets = [self.target(e.targets[0]) for g in groups for e in g.examples]
         counts = torch.tensor([len(g.examples) for g in groups])
         batch = assemble([], inputs, targets, torch.arange(len(groups)).repeat_interleave(counts))
         ids, mask = self.instructions([group.task.instruction for group in groups])
         names = tuple(group.task.name for group in groups)
         batch = replace(batch, instruction_ids=ids, instruction_mask=mask, names=names)
-        if not self.prompts:
+        if not self.distils:
             return batch
-        if not self.shots:
-            prompt_ids, prompt_mask = pad([self.prompted(*row) for row in rows])
-            return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask)
-        prompt_ids, prompt_mask = pad([self.prompted(replace(told, demonstrations=()), text) for told, text in rows])
-        shots = pad_pieces([self.pieces(group.task.instruction, self.shots) for group in groups])
-        return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask, shots=shots)
+        if self.shots:
+            shots = [self._pieces(group.task.instruction, self.shots) for group in groups]
+            batch = replace(batch, shots=pad_pieces([list(map(self._cut, pieces)) for pieces in shots]))
+            rows = [(replace(told, demonstrations=()), text) for told, text in rows]
+        prompt_ids, prompt_mask = pad([self._cut(self._prompted(*row)) for row in rows])
+        return replace(batch, prompt_ids=prompt_ids, prompt_mask=prompt_mask)
 
     def instructions(self, each: Sequence[Instruction]) -> tuple[Tensor, Tensor]:
         """What a method reads once per task: (T, S), or in pieces (T, E, S), and nothing where it reads none."""
-        if self.method.apart:
-            return pad_pieces([self.pieces(one, self.prompt.demonstrations) for one in each])
-        return pad([self.instruction(one) if self.method.reads_instruction_once else [] for one in each])
-
-    def pieces(self, instruction: Instruction, count: int) -> list[list[int]]:
-        """Token ids of every demonstration up to `count`, to be encoded apart (FiD)."""
-        return [self._cut(one) for one in self._pieces(instruction, count)]
+        read = [list(map(self._cut, self.read_once(one))) for one in each]
+        return pad_pieces(read) if self.method.apart else pad([parts[0] if parts else [] for parts in read])
 
     def instruction(self, instruction: Instruction) -> list[int]:
         """Token ids of what the hypernetwork reads."""
         return self._cut(self._instruction(instruction))
 
     def input(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> list[int]:
-        """Token ids of what the language model reads for one input; without an instruction, the input alone.
+        """Token ids of what the language model reads for one input; without an instruction, the input alone."""
+        return self._cut(self._input(instruction, text, follows))
 
-        Args:
-            follows: an adapter that is given holds an instruction that is attended to: the input goes on from it.
-        """
-        return self._cut(self._input(instruction, text, follows=follows))
-
-    def members(self, instruction: Instruction, text: str) -> list[list[int]]:
-        """Token ids of one prompt for each demonstration, their predictions to be averaged."""
-        return [self._cut(one) for one in self._members(instruction, text)]
+    def prompts(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> list[list[int]]:
+        """Token ids of all that the language model reads for one input, see `read_with`."""
+        return list(map(self._cut, self.read_with(instruction, text, follows=follows)))
 
     def read_once(self, instruction: Instruction) -> list[Reading]:
         """What is read of an instruction once per task: its text, or its demonstrations apart, or nothing."""
@@ -153,11 +140,17 @@ class Collator:
             return self._pieces(instruction, self.prompt.demonstrations)
         return [self._instruction(instruction)] if self.method.reads_instruction_once else []
 
-    def read_with(self, instruction: Instruction | None, text: str) -> list[Reading]:
-        """What is read with every input: one text, or one for each demonstration where predictions are averaged."""
-        if instruction is not None and self.method.demonstrations == "averaged":
-            return self._members(instruction, text)
-        return [self._input(instruction, text)]
+    def read_with(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> list[Reading]:
+        """What is read with every input: one text, or one for each demonstration where predictions are averaged.
+
+        Args:
+            follows: an adapter that is given holds an instruction that is attended to: the input goes on from it.
+        """
+        if instruction is None or self.method.demonstrations != "averaged":
+            return [self._input(instruction, text, follows)]
+        shown = instruction.demonstrations[: self.prompt.demonstrations]
+        alone = [replace(instruction, demonstrations=(item,)) for item in shown] or [instruction]
+        return [self._prompted(one, text) for one in alone]
 
     def length(self, reading: Reading) -> int:
         """Tokens of a text before any is dropped."""
@@ -168,23 +161,16 @@ class Collator:
         return self.length(reading) - len(self._cut(reading))
 
     def _pieces(self, instruction: Instruction, count: int) -> list[Reading]:
+        """Every demonstration up to `count`, to be encoded apart (FiD)."""
         texts = (render_demonstration(item, style=self.prompt.style) for item in instruction.demonstrations[:count])
         return [Reading(((text, self.prompt.max_input),), 1) for text in texts]
 
     def _instruction(self, instruction: Instruction) -> Reading:
-        limit, style, shown = self.prompt.max_instruction, self.prompt.style, self.prompt.demonstrations
-        head, _ = self._around()
-        bare = style != "chat"
+        head, bare = self._around()[0], self.prompt.style != "chat"
+        empty = Reading(((head, self.prompt.max_instruction),), opens=bare, closes=bare and not self.joined)
+        return self._fitted(empty, instruction)
 
-        def reading(text: str) -> Reading:
-            return Reading(((head + text, limit),), 0, bare, bare and not self.joined)
-
-        rendered = render_instruction(
-            instruction, style=style, demonstrations=shown, fits=lambda text: self.length(reading(text)) <= limit
-        )
-        return replace(reading(rendered.text), demonstrations=rendered.demonstrations)
-
-    def _input(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> Reading:
+    def _input(self, instruction: Instruction | None, text: str, follows: bool) -> Reading:
         if self.method.prompt and instruction is not None:
             return self._prompted(replace(instruction, demonstrations=()) if self.method.apart else instruction, text)
         told = follows or (self.method.fuses_decoder and instruction is not None)
@@ -198,37 +184,27 @@ class Collator:
         ending = ((tail, None),) if tail else ()
         return Reading(((whole, self.prompt.max_input), *ending), 0, bare and not follows, bare)
 
-    def _members(self, instruction: Instruction, text: str) -> list[Reading]:
-        shown = instruction.demonstrations[: self.prompt.demonstrations]
-        alone = [replace(instruction, demonstrations=(item,)) for item in shown] or [instruction]
-        return [self._prompted(one, text) for one in alone]
-
     def _prompted(self, instruction: Instruction, text: str) -> Reading:
-        if self.joined:
-            return self._instruction(instruction).concatenate(self._alone(text, follows=True))
-        limit, style, shown = self.prompt.longest_prompt, self.prompt.style, self.prompt.demonstrations
-        whole = render_prompt(
-            instruction,
-            text,
-            style=style,
-            demonstrations=shown,
-            fits=lambda one: self.length(Reading(((one, limit),))) <= limit,
-        )
-        return Reading(((whole.text, limit),), whole.demonstrations)
+        if not self.joined:
+            return self._fitted(Reading((("", self.prompt.longest_prompt),)), instruction, text)
+        told, asked = self._instruction(instruction), self._alone(text, follows=True)
+        return Reading(told.parts + asked.parts, told.demonstrations, told.opens, asked.closes)
+
+    def _fitted(self, empty: Reading, instruction: Instruction, text: str | None = None) -> Reading:
+        """A part with an instruction behind what it holds, then an input if given: as many demonstrations as fit."""
+        ((head, limit),) = empty.parts
+        style, shown = self.prompt.style, self.prompt.demonstrations
+
+        def reading(rendered: str, demonstrations: int = 0) -> Reading:
+            return replace(empty, parts=((head + rendered, limit),), demonstrations=demonstrations)
+
+        def fits(rendered: str) -> bool:
+            return limit is None or self.length(reading(rendered)) <= limit
+
+        return reading(*render_prompt(instruction, text, style=style, demonstrations=shown, fits=fits))
 
     def _around(self) -> tuple[str, str]:
         return chat_turn(self.tokenizer) if self.prompt.style == "chat" else ("", "")
-
-    def _trained_on(self, row: int, instruction: Instruction, text: str) -> list[int]:
-        """What the language model reads of a training row; of prompts to be averaged, one in turn."""
-        if self.method.demonstrations == "averaged":
-            each = self.members(instruction, text)
-            return each[row % len(each)]
-        return self.input(instruction, text)
-
-    def prompted(self, instruction: Instruction, text: str) -> list[int]:
-        """Token ids of instruction and input in one prompt."""
-        return self._cut(self._prompted(instruction, text))
 
     def target(self, text: str) -> list[int]:
         """Token ids of a target, and the end of sequence where all of it is there."""

@@ -20,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tagi.errors import DataError
-from tagi.files import explained, write_text
+from tagi.files import atomic_file, explained, write_text
 from tagi.reading import read_lines
 
 SUMS = "SHA256SUMS"
@@ -54,24 +54,19 @@ def fetch(source: Source, folder: Path, report: Report | None = None) -> Path:
     """
     target = folder / source.path
     with explained(target):
-        return _fetch(source, folder, target, report)
-
-
-def _fetch(source: Source, folder: Path, target: Path, report: Report | None) -> Path:
-    if target.exists():
-        verify(folder, source.path)
+        if target.exists():
+            verify(folder, source.path)
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")
+        _download(source.url, part, report)
+        digest = sha256(part)
+        if digest != recorded(folder).get(source.path, digest):
+            part.unlink()
+            raise DataError(target, "", f"{source.url} now gives another file than the first time (SHA-256 {digest})")
+        part.rename(target)
+        record(folder, source.path)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    _download(source.url, part, report)
-    digest = sha256(part)
-    known = recorded(folder).get(source.path, digest)
-    if digest != known:
-        part.unlink()
-        raise DataError(target, "", f"{source.url} now gives another file than the first time (SHA-256 {digest})")
-    part.rename(target)
-    record(folder, source.path)
-    return target
 
 
 def verify(folder: Path, path: str) -> None:
@@ -97,7 +92,8 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[tuple[str, str]]) -> in
         with explained(folder), zipfile.ZipFile(archive) as opened:
             chosen = [(one, to) for one in opened.infolist() if (to := _place(archive, one, wanted)) is not None]
             for one, to in chosen:
-                _extract(opened, one, folder / to)
+                with opened.open(one) as packed, atomic_file(folder / to) as draft, draft.open("wb") as file:
+                    shutil.copyfileobj(packed, file)
     except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:  # the last: encrypted
         raise DataError(archive, "", f"is a damaged archive ({error}); remove it to download it again") from error
     if not chosen:
@@ -211,17 +207,6 @@ def _place(archive: Path, member: zipfile.ZipInfo, wanted: Iterable[tuple[str, s
         if below.is_relative_to(inside):
             return str(PurePosixPath(here) / below.relative_to(inside))
     return None
-
-
-def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    try:
-        with opened.open(member) as source, part.open("wb") as file:
-            shutil.copyfileobj(source, file)
-        part.rename(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- what is published where ------------------------------------------------------------------------------

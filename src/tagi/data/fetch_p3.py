@@ -2,9 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DefunctDatasetError
 from pyarrow.lib import ArrowException
 
-from tagi.data.fetch import record, verify
-from tagi.data.sources.p3_files import MAX_ROWS, P3Dataset, data_sets
+from tagi.data.fetch import Report, record, verify
+from tagi.data.sources.p3_files import EVALUATION, MAX_ROWS, HeldOut, P3Dataset, data_sets
 from tagi.errors import DataError
 from tagi.files import atomic_file
 
@@ -22,40 +21,10 @@ REPOSITORY = "bigscience/P3"
 FIELDS = ("inputs_pretokenized", "targets_pretokenized")
 SHUFFLED = 10
 """Rows that are read for each that is kept, at random among them (A.2: 1,000 of a template)."""
-Report = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Where the raw rows of a held-out task are published; T0 is scored on validation rows."""
-
-    repository: str
-    config: str | None
-    split: str = "validation"
-
-
-HELD_OUT: Mapping[str, HeldOut] = {
-    "anli-r1": HeldOut("facebook/anli", None, "dev_r1"),
-    "anli-r2": HeldOut("facebook/anli", None, "dev_r2"),
-    "anli-r3": HeldOut("facebook/anli", None, "dev_r3"),
-    "hellaswag": HeldOut("Rowan/hellaswag", None),
-    "super_glue_cb": HeldOut("aps/super_glue", "cb"),
-    "super_glue_copa": HeldOut("aps/super_glue", "copa"),
-    "super_glue_rte": HeldOut("aps/super_glue", "rte"),
-    "super_glue_wic": HeldOut("aps/super_glue", "wic"),
-    "super_glue_wsc.fixed": HeldOut("aps/super_glue", "wsc.fixed"),
-    "winogrande_winogrande_xl": HeldOut("allenai/winogrande", "winogrande_xl"),
-}
-"""All but StoryCloze, which may not be redistributed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What is there after a download."""
-
-    files: list[Path]
-    missing: list[str]
-    """Data sets of the split that the repository has no template of."""
+HELD_OUT = {name: one for name, one in EVALUATION.items() if one.repository}
+"""Where the rows of the held-out tasks are published."""
 
 
 def fetch_training_rows(
@@ -64,10 +33,10 @@ def fetch_training_rows(
     repository: str = REPOSITORY,
     split: str = "36",
     rows: int = MAX_ROWS,
-    seed: int = 0,
     report: Report | None = None,
-) -> Fetched:
-    """Rows of every template of a split, to `train/<data set>_<template>.jsonl.gz`.
+) -> tuple[list[Path], list[str]]:
+    """Rows of every template of a split, to `train/<data set>_<template>.jsonl.gz`; the files, and the data sets of the
+    split that the repository has no template of.
 
     The templates must be in the folder already. Rows are drawn at random from the first `SHUFFLED` times as many. A
     file that is there is checked and kept, so that a broken download goes on with the first that is missing.
@@ -81,21 +50,22 @@ def fetch_training_rows(
         DiskError: the folder cannot be written.
     """
     wanted, resolved = data_sets(split), P3Dataset(folder).by_file_name()
-    published = _config_names(repository)
+    with _reached(repository):
+        published = sorted(datasets.get_dataset_config_names(repository))
     names = [one for one in published if one in resolved and (wanted is None or resolved[one][0] in wanted)]
     if not names:
         raise DataError(repository, "", f"has no template of split {split}")
     files: list[Path] = []
     for number, name in enumerate(names, start=1):
-        drawn = (_kept(repository, name, one) for one in _draw(repository, name, "train", rows, seed))
+        drawn = (_kept(repository, name, one) for one in _draw(repository, name, "train", rows))
         files.append(_write(folder, f"train/{name}.jsonl.gz", drawn))
         if report is not None:
             report(number, len(names))
     found = {resolved[name][0] for name in names}
-    return Fetched(files, sorted((wanted or found) - found))
+    return files, sorted((wanted or found) - found)
 
 
-def fetch_held_out_rows(folder: Path, sources: Mapping[str, HeldOut], *, report: Report | None = None) -> Fetched:
+def fetch_held_out_rows(folder: Path, sources: Mapping[str, HeldOut], *, report: Report | None = None) -> list[Path]:
     """All validation rows of the held-out tasks, as they are published, to `eval/<task>.jsonl`.
 
     Raises:
@@ -104,11 +74,11 @@ def fetch_held_out_rows(folder: Path, sources: Mapping[str, HeldOut], *, report:
     """
     files: list[Path] = []
     for number, (name, source) in enumerate(sources.items(), start=1):
-        drawn = _draw(source.repository, source.config, source.split, None, 0)
+        drawn = _draw(source.repository, source.config, source.split, None)
         files.append(_write(folder, f"eval/{name}.jsonl", drawn))
         if report is not None:
             report(number, len(sources))
-    return Fetched(files, [])
+    return files
 
 
 def _kept(repository: str, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,19 +87,14 @@ def _kept(repository: str, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {field: row[field] for field in FIELDS}
 
 
-def _config_names(repository: str) -> list[str]:
-    with _reached(repository):
-        return sorted(datasets.get_dataset_config_names(repository))
-
-
-def _draw(repository: str, config: str | None, split: str, rows: int | None, seed: int) -> Iterator[dict[str, Any]]:
+def _draw(repository: str, config: str | None, split: str, rows: int | None) -> Iterator[dict[str, Any]]:
     """Rows one at a time, opened when the first is asked for."""
     with _reached(repository):
         opened = datasets.load_dataset(repository, config, split=split, streaming=True)
         if rows is None:
             yield from opened
             return
-        yield from islice(opened.shuffle(seed=seed, buffer_size=SHUFFLED * rows), rows)
+        yield from islice(opened.shuffle(seed=0, buffer_size=SHUFFLED * rows), rows)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd
 from random import Random
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,65 +25,50 @@ BLOCK = 4
 _ROUND = 1_000
 
 
-class TaskSource(Protocol):
-    """Numbered tasks; the same number may be worded differently on each visit."""
-
-    def __len__(self) -> int: ...
-
-    def task(self, number: int, visit: int) -> Task:
-        """The task as seen on its `visit`-th turn."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class FixedTasks:
-    """A source whose tasks are always worded the same."""
+class TaskSource:
+    """Numbered tasks, and how each is seen on its `visit`-th turn: one may be worded differently every time."""
 
-    tasks: Sequence[Task]
+    count: int
+    task: Callable[[int, int], Task]
+    """By number and visit."""
 
     def __len__(self) -> int:
-        return len(self.tasks)
+        return self.count
 
-    def task(self, number: int, visit: int) -> Task:
-        del visit
-        return self.tasks[number]
+    def first(self) -> list[Task]:
+        """All of them as on their first turn."""
+        return [self.task(number, 0) for number in range(self.count)]
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnDemonstrations:
-    """A source whose tasks show other rows of their own on every visit.
+def fixed(tasks: Sequence[Task]) -> TaskSource:
+    """Tasks that are always worded the same."""
+    return TaskSource(len(tasks), lambda number, visit: tasks[number])
+
+
+def demonstrated(tasks: Sequence[Task], count: int) -> TaskSource:
+    """Tasks that show other rows of their own on every visit.
 
     They are A.1's k support examples: none of them is among the visit's examples, of which the mixture draws m to ask.
     """
 
-    tasks: Sequence[Task]
-    count: int
+    def task(number: int, visit: int) -> Task:
+        shown = min(count, len(tasks[number].examples) - 1)
+        return with_demonstrations(tasks[number], shown, visit) if shown else tasks[number]
 
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def task(self, number: int, visit: int) -> Task:
-        task = self.tasks[number]
-        count = min(self.count, len(task.examples) - 1)
-        return with_demonstrations(task, count, visit) if count else task
+    return TaskSource(len(tasks), task)
 
 
-@dataclass(frozen=True, slots=True)
-class Undemonstrated:
-    """A source whose tasks come without their demonstrations on some share of their turns."""
+def undemonstrated(source: TaskSource, share: float, seed: int) -> TaskSource:
+    """Tasks that come without their demonstrations on some share of their turns."""
 
-    source: TaskSource
-    share: float
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def task(self, number: int, visit: int) -> Task:
-        task = self.source.task(number, visit)
-        if np.random.default_rng((self.seed, 3, number, visit)).random() >= self.share:
+    def task(number: int, visit: int) -> Task:
+        task = source.task(number, visit)
+        if np.random.default_rng((seed, 3, number, visit)).random() >= share:
             return task
         return replace(task, instruction=replace(task.instruction, demonstrations=()))
+
+    return TaskSource(len(source), task)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ active from there on can be told where that is (PEFT's activated LoRA is told by
 
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tagi.config import PromptStyle
 from tagi.data.types import Demonstration, Instruction
@@ -26,42 +26,41 @@ INVOCATION = "\n\nInput:"
 parts are those of the whole text."""
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedInstruction:
+class Rendered(NamedTuple):
     """A text with an instruction, and how many demonstrations it holds after the limit was applied."""
 
     text: str
     demonstrations: int
 
 
-def render_instruction(
-    instruction: Instruction, *, style: PromptStyle, demonstrations: int, fits: Callable[[str], bool]
-) -> RenderedInstruction:
+def render_prompt(
+    instruction: Instruction,
+    text: str | None,
+    *,
+    style: PromptStyle,
+    demonstrations: int,
+    fits: Callable[[str], bool],
+) -> Rendered:
     """The definition followed by up to `demonstrations` demonstrations, as many as `fits` lets through.
 
     As in Tk-Instruct, the first demonstration that makes the text too long ends the list, so the last ones
     are dropped first. A definition that is too long by itself is kept and left to the caller to truncate.
 
     Args:
-        fits: Whether a candidate text is within the length limit.
+        text: The input, for a model that reads the instruction with every input; None for the instruction alone.
+        fits: Whether a candidate text, input included, is within the length limit.
 
     Raises:
-        InputError: If the definition is blank.
+        InputError: If the definition or the input is blank.
     """
-    return _with_demonstrations(_definition(instruction.definition, style), instruction, style, demonstrations, fits)
-
-
-def _with_demonstrations(
-    text: str, instruction: Instruction, style: PromptStyle, demonstrations: int, fits: Callable[[str], bool]
-) -> RenderedInstruction:
-    shown = instruction.demonstrations[:demonstrations]
-    blocks = [_demonstration(item, number, style) for number, item in enumerate(shown, start=1)]
-    kept = 0
-    for block in blocks:
-        if not fits(text + block):
+    tail = "" if text is None else render_input(text, style=style)
+    head, kept = "" if tail and style == "t0" else _definition(instruction.definition, style), 0
+    for number, item in enumerate(instruction.demonstrations[:demonstrations], start=1):
+        block = render_demonstration(item, style=style, number=number)
+        if not fits(head + block + tail):
             break
-        text, kept = text + block, kept + 1
-    return RenderedInstruction(text, kept)
+        head, kept = head + block, number
+    return Rendered(head + tail, kept)
 
 
 def render_input(text: str, *, style: PromptStyle) -> str:
@@ -80,40 +79,8 @@ def render_input(text: str, *, style: PromptStyle) -> str:
     return f"Now complete the following example -\n{_closed(f'Input: {stripped}')}\nOutput: "
 
 
-def render_demonstration(item: Demonstration, *, style: PromptStyle) -> str:
-    """One demonstration by itself, for a model that encodes demonstrations apart from the input."""
-    return _demonstration(item, 1, style)
-
-
-def render_prompt(
-    instruction: Instruction, text: str, *, style: PromptStyle, demonstrations: int, fits: Callable[[str], bool]
-) -> RenderedInstruction:
-    """The whole prompt, for a model that reads the instruction with every input.
-
-    Args:
-        fits: Whether a candidate prompt, input included, is within the length limit.
-
-    Raises:
-        InputError: If the definition or the input is blank.
-    """
-    tail = render_input(text, style=style)
-    definition = _definition(instruction.definition, style) if style != "t0" else ""
-    head = _with_demonstrations(
-        definition, instruction, style, demonstrations, lambda candidate: fits(candidate + tail)
-    )
-    return RenderedInstruction(head.text + tail, head.demonstrations)
-
-
-def _definition(definition: str, style: PromptStyle) -> str:
-    stripped = definition.strip()
-    if not stripped:
-        raise InputError("the instruction is empty")
-    if style == "chat":
-        return stripped
-    return f"{stripped}\n" if style != "tk" else _closed(f"Definition: {stripped}") + "\n\n"
-
-
-def _demonstration(item: Demonstration, number: int, style: PromptStyle) -> str:
+def render_demonstration(item: Demonstration, *, style: PromptStyle, number: int = 1) -> str:
+    """One demonstration, by its number among all that are shown."""
     source, target = item.input.strip(), item.output.strip()
     if style == "plain":
         return f"{source} => {target}\n"
@@ -123,6 +90,15 @@ def _demonstration(item: Demonstration, number: int, style: PromptStyle) -> str:
         return f"{source}\n{target}\n\n"
     lines = f" Positive Example {number} -", _closed(f"Input: {source}"), _closed(f" Output: {target}")
     return "\n".join(lines) + "\n\n"
+
+
+def _definition(definition: str, style: PromptStyle) -> str:
+    stripped = definition.strip()
+    if not stripped:
+        raise InputError("the instruction is empty")
+    if style == "chat":
+        return stripped
+    return f"{stripped}\n" if style != "tk" else _closed(f"Definition: {stripped}") + "\n\n"
 
 
 def _closed(text: str) -> str:

@@ -5,11 +5,12 @@ Templates are other people's programs: they see the row and nothing else, and ma
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jinja2 import TemplateError
@@ -72,11 +73,8 @@ def read_templates(path: Path) -> list[Template]:
     if not isinstance(entries, dict):
         raise DataError(path, "templates", "must map ids to templates")
     templates = [_template(path, key, entry) for key, entry in entries.items()]
-    names: set[str] = set()
-    for one in templates:
-        if one.name in names:
-            raise DataError(path, one.name, "is the name of two templates")
-        names.add(one.name)
+    if twice := [name for name, count in Counter(one.name for one in templates).items() if count > 1]:
+        raise DataError(path, twice[0], "is the name of two templates")
     return templates
 
 
@@ -109,13 +107,20 @@ def render(template: Template, row: Mapping[str, Any], *, seed: str = "", limits
             are empty or not all different, or the target is none of them.
     """
     protected = _protect(row)
-    choices = _choices(template, protected, seed, limits)
-    parts = _parts(template, template.jinja, protected | {"answer_choices": _Labels(_protect(choices))}, seed, limits)
+    choices: list[str] = []
+    if template.answer_choices is not None:
+        choices = _parts(template, "answer_choices", protected, seed=seed, limits=limits)
+        if not all(choices):
+            raise _refused(template, "answer_choices", "a choice is empty")
+        if len(set(choices)) < len(choices):
+            raise _refused(template, "answer_choices", f"two choices are the same in {choices}")
+    labels = {"answer_choices": _Labels(_protect(choices))}
+    parts = _parts(template, "jinja", protected | labels, seed=seed, limits=limits)
     if len(parts) < 2 or not parts[0] or not parts[1]:
         return None
     if choices and parts[1] not in choices:
-        raise _refused(template, "jinja", f"the target {parts[1]!r} is none of the choices {list(choices)}")
-    return Rendered(parts[0], parts[1], choices)
+        raise _refused(template, "jinja", f"the target {parts[1]!r} is none of the choices {choices}")
+    return Rendered(parts[0], parts[1], tuple(choices))
 
 
 def masked(template: Template) -> str:
@@ -127,8 +132,8 @@ def masked(template: Template) -> str:
     Raises:
         DataError: the template cannot be rendered without a row.
     """
-    choices = _Choices(_masked_parts(template, template.answer_choices or ""))
-    return _masked_parts(template, template.jinja, answer_choices=choices)[0]
+    choices = _Choices(_parts(template, "answer_choices", {}, masks=True))
+    return _parts(template, "jinja", {"answer_choices": choices}, masks=True)[0]
 
 
 class _Labels(list[str]):
@@ -149,46 +154,29 @@ class _Choices(list[str]):
         return list.__getitem__(self, index) if known else f"<{index if isinstance(index, Mask) else 'choice'}>"
 
 
-def _masked_parts(template: Template, body: str, **known: Any) -> list[str]:
-    text = _run(template, "jinja", _compiled(body, masks=True), known, "", LIMITED)
-    return [part.strip() for part in text.split(SEPARATOR)]
-
-
-def _choices(template: Template, row: Mapping[str, Any], seed: str, limits: Limits) -> tuple[str, ...]:
-    if template.answer_choices is None:
-        return ()
-    choices = _parts(template, template.answer_choices, row, seed, limits, field="answer_choices")
-    if not all(choices):
-        raise _refused(template, "answer_choices", "a choice is empty")
-    if len(set(choices)) < len(choices):
-        raise _refused(template, "answer_choices", f"two choices are the same in {choices}")
-    return tuple(choices)
-
-
 def _parts(
-    template: Template, body: str, values: Mapping[str, Any], seed: str, limits: Limits, field: str = "jinja"
+    template: Template,
+    field: Literal["jinja", "answer_choices"],
+    values: Mapping[str, Any],
+    *,
+    masks: bool = False,
+    seed: str = "",
+    limits: Limits = LIMITED,
 ) -> list[str]:
-    text = _run(template, field, _compiled(body, masks=False), values, seed, limits)
-    return [part.replace(_PROTECTED, SEPARATOR).strip() for part in text.split(SEPARATOR)]
-
-
-def _run(
-    template: Template, field: str, program: Compiled | str, values: Mapping[str, Any], seed: str, limits: Limits
-) -> str:
-    """The rendered body.
+    """The parts of a rendered field.
 
     Whatever a template's program raises is the template's fault, and is said in one sentence.
     """
+    program = _compiled(getattr(template, field) or "", masks=masks)
     if isinstance(program, str):
         raise _refused(template, field, program)
     try:
         text = generate(program, values, seed=seed, limits=limits)
         text.encode()  # a template's own escapes can write half characters
-        return text
-    except (Exception, RecursionError) as error:
-        raise _refused(
-            template, field, f"cannot be rendered ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise _refused(template, field, f"cannot be rendered ({said})") from error
+    return [part.replace(_PROTECTED, SEPARATOR).strip() for part in text.split(SEPARATOR)]
 
 
 @cache

@@ -30,21 +30,10 @@ _FILTERS = (
 _METHODS: Mapping[type, frozenset[str]] = {
     str: frozenset(
         [
-            *(
-                "capitalize",
-                "casefold",
-                "count",
-                "endswith",
-                "find",
-                "index",
-                "isalnum",
-                "isalpha",
-                "isdecimal",
-                "isdigit",
-            ),
-            *("islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip", "partition"),
-            *("removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split"),
-            *("splitlines", "startswith", "strip", "swapcase", "title", "upper"),
+            *("capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdecimal"),
+            *("isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip"),
+            *("partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit"),
+            *("rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper"),
         ]
     ),
     Mapping: frozenset(["get", "items", "keys", "values"]),
@@ -156,11 +145,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value) and (allowed is None or attr in allowed)
 
     def wrap_str_format(self, value: Any) -> None:
-        """The sandbox's own `format` is as little allowed as Python's."""
-        if getattr(value, "__name__", "") in ("format", "format_map") and isinstance(
-            getattr(value, "__self__", None), str
-        ):
-            raise SecurityError("formatting by format is not allowed")
+        """No `format` of the sandbox's own takes the place of Python's, which is unsafe as other methods are."""
 
     def call(self, context: Context, obj: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         own = budget()
@@ -195,15 +180,15 @@ def _product(left: Any, right: Any) -> int:
     return 1
 
 
+def _measured(value: Any) -> Any:
+    return budget().measured(value)
+
+
 def _printed(value: Any) -> Any:
     """What is printed or joined; nothing stands for what is not there."""
     if value is None:
         raise ValueError("a field that it prints is null")
-    return budget().measured(value)
-
-
-def _measured(value: Any) -> Any:
-    return budget().measured(value)
+    return _measured(value)
 
 
 def _place(value: Any) -> Any:
@@ -214,12 +199,11 @@ def _place(value: Any) -> Any:
 
 def _counted(values: Iterable[Any]) -> list[Any]:
     """What a loop runs over, counted item by item."""
-    own = budget()
     counted: list[Any] = []
     for value in values:
-        own.step()
+        budget().step()
         counted.append(value)
-    return own.measured(counted)
+    return _measured(counted)
 
 
 def _join(values: Iterable[Any], separator: str = "") -> str:
@@ -289,10 +273,6 @@ def _most_frequent(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in counts if count == counts[0][1]]
 
 
-def _zip(*each: Sequence[Any]) -> list[tuple[Any, ...]]:
-    return list(zip(*each, strict=False))
-
-
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that counts as a turn, and whose arguments and result are measured."""
 
@@ -329,7 +309,11 @@ def environment(*, masks: bool) -> ImmutableSandboxedEnvironment:
     filters = {name: FILTERS[name] for name in _FILTERS} | _OWN
     made.filters = {name: _bounded(one) for name, one in filters.items()} | _WATCHING
     made.filters["_place"] = _measured if masks else _place
-    made.globals = {"range": made.globals["range"], "zip": _zip, "namespace": made.globals["namespace"]}
+    made.globals = {
+        "range": made.globals["range"],
+        "zip": lambda *each: list(zip(*each, strict=False)),
+        "namespace": made.globals["namespace"],
+    }
     return made
 
 

@@ -18,7 +18,6 @@ MAX_LENGTH = 1024
 _CHUNK = 256
 
 Tokens = NDArray[np.integer[Any]]
-Segments = tuple[Tokens, Tokens, Tokens]
 
 
 class Cut(NamedTuple):
@@ -31,7 +30,7 @@ class Cut(NamedTuple):
     """Whether c ends where the document does, and not where it was cut off."""
 
 
-def cut(tokens: Tokens, rng: np.random.Generator) -> Segments:
+def cut(tokens: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Tokens]:
     """Cut a document into instruction a, input b and target c (Eq. 3).
 
     The cuts are two independent uniform draws, sorted, given that every part has a token: each of the

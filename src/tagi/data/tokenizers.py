@@ -70,7 +70,8 @@ def unigram(texts: Iterable[str], vocabulary_size: int, *, extra_ids: int = 0) -
     trainer = trainers.UnigramTrainer(
         vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK, show_progress=False
     )
-    tokenizer.train_from_iterator((_keep(text, alphabet) for text in normalized), trainer)
+    kept = ("".join(one if one in alphabet else " " for one in text) for text in normalized)
+    tokenizer.train_from_iterator(kept, trainer)
     found = tokenizer.get_vocab_size()
     if found != vocabulary_size:
         size = "large" if found < vocabulary_size else "small"
@@ -192,10 +193,6 @@ def _alphabet(texts: Sequence[str]) -> set[str]:
     }
 
 
-def _keep(text: str, alphabet: set[str]) -> str:
-    return "".join(character if character in alphabet else " " for character in text)
-
-
 def _finish(tokenizer: Tokenizer, sentinels: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, SPECIAL_TOKENS.index(EOS))]
@@ -221,25 +218,16 @@ def load(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:
     """
     try:
         found = without_limits(AutoTokenizer.from_pretrained(folder))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ImportError) as error:
-        raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged") from error
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        # what the tokenizers library makes of a file that it cannot read
-        raise CheckpointError(f"{folder}: the tokenizer's files are damaged ({error})") from error
-    if shape is not None:
-        _check_tokenizer(found, shape, folder)
-    return found
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, shape: Shape, folder: Path) -> None:
-    """An embedding may have more rows than the tokenizer has ids, as padded ones do, but not fewer."""
-    most = max(tokenizer.get_vocab().values(), default=-1)
-    if most >= shape.vocab_size:
+    except Exception as error:  # the tokenizers library raises just that
+        raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged ({error})") from error
+    if shape is None:
+        return found
+    most = max(found.get_vocab().values(), default=-1)
+    if most >= shape.vocab_size:  # an embedding may have more rows than there are ids, as padded ones do
         raise CheckpointError(
             f"{folder}: the tokenizer has ids up to {most}, but the language model embeds those below "
             f"{shape.vocab_size} only; resize its embedding, or take the tokenizer that it was trained with"
         )
-    if tokenizer.eos_token_id is None:
+    if found.eos_token_id is None:
         raise CheckpointError(f"{folder}: the tokenizer has no end token (eos_token), so that no answer would ever end")
+    return found

@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Self, TypeVar, overload
 
 from tagi.errors import ConfigError
 
@@ -38,6 +39,25 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Generated(Sequence[Example]):
+    """So many examples, each of them made when it is asked for."""
+
+    size: int
+    make: Callable[[int], Example]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        chosen = range(self.size)[index]
+        return self.make(chosen) if isinstance(chosen, int) else [self.make(i) for i in chosen]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A task: one instruction and its instances.
 
@@ -49,6 +69,10 @@ class Task:
     instruction: Instruction
     categories: tuple[str, ...]
     examples: Sequence[Example]
+
+    def first(self, count: int | None) -> Self:
+        """The task with its first examples only."""
+        return replace(self, examples=self.examples[:count])
 
 
 def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) -> list[T]:
@@ -63,3 +87,9 @@ def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) 
         near = difflib.get_close_matches(unknown[0], by_name, n=1)
         raise ConfigError(f"there is no task {unknown[0]!r} here" + (f", did you mean {near[0]}?" if near else ""))
     return [by_name[one] for one in dict.fromkeys(wanted)] or every
+
+
+def taken(things: Sequence[T], limit: int | None, seed: str | None) -> Sequence[T]:
+    """The first `limit` of some things, or with a seed as many of them at random; None takes all."""
+    count = len(things) if limit is None else min(limit, len(things))
+    return things[:count] if seed is None else Random(seed).sample(things, count)

@@ -317,9 +317,7 @@ class Tagi:
     def prompts(self, instruction: Instruction | None, text: str, *, follows: bool = False) -> list[list[int]]:
         """Token ids of everything that the language model reads to answer one input: one prompt, or one for each
         demonstration where predictions are averaged."""
-        if instruction is not None and self.model.method.demonstrations == "averaged":
-            return self.collator.members(instruction, text)
-        return [self.collator.input(instruction, text, follows=follows)]
+        return self.collator.prompts(instruction, text, follows=follows)
 
     def neutral(self, tasks: int = 1) -> TaskAdapter:
         """The adapter that changes nothing: the bare model."""

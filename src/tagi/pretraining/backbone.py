@@ -2,7 +2,7 @@
 prefix language modelling)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from tagi.backbones.files import read_safetensors
-from tagi.config import BackboneConfig, CorpusConfig, Frozen, RunConfig
+from tagi.config import CorpusConfig, Frozen, RunConfig
 from tagi.config.files import read_json
 from tagi.data import tokenizers
 from tagi.data.segments import TokenStore
@@ -68,7 +68,8 @@ def read_text(config: RunConfig) -> Text:
                 with atomic_folder(folder) as draft:
                     _keep(config, chosen, draft)
     about, tokenizer = read_about(folder), tokenizers.load(folder)
-    _check_same(about, chosen, folder)
+    if corpora.files_hash(chosen) != about.files:  # how they are cut into rows may change
+        raise CheckpointError(f"{folder}: the files of data.corpus have changed since; choose another output")
     kept = read_safetensors(folder / TOKENS)
     return Text(about, tokenizer, TokenStore(kept["tokens"].numpy(), kept["offsets"].numpy()))
 
@@ -125,7 +126,8 @@ def _corpus(config: RunConfig) -> CorpusConfig:
 def _keep(config: RunConfig, chosen: CorpusConfig, folder: Path) -> None:
     """Read, choose, tokenize: everything that training needs of the text, into a folder."""
     corpus = corpora.read(chosen)
-    (folder / DROPPED).write_text(corpus.dropped_lines(), encoding="utf-8")
+    dropped = "".join(json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in corpus.dropped)
+    (folder / DROPPED).write_text(dropped, encoding="utf-8")
     tokenizer = _tokenizer(config, corpus)
     tokenizers.save(tokenizer, folder)
     store = TokenStore.of((one.text for one in corpus.documents), tokenizer)
@@ -141,33 +143,17 @@ def _keep(config: RunConfig, chosen: CorpusConfig, folder: Path) -> None:
     write_about(about, folder)
 
 
-def _check_same(about: About, chosen: CorpusConfig, folder: Path) -> None:
-    """Refuse text that was kept of other files; how it is cut into rows may change."""
-    if corpora.files_hash(chosen) != about.files:
-        raise CheckpointError(f"{folder}: the files of data.corpus have changed since; choose another output")
-
-
 def _tokenizer(config: RunConfig, corpus: Corpus) -> PreTrainedTokenizerBase:
     """The one of the checkpoint that a run starts from, the config's, or one trained on the corpus."""
     if config.start_from is not None:
         return tokenizers.load(Path(config.start_from))
     assert config.backbone is not None
     if config.backbone.tokenizer == "unigram":
-        return tokenizers.unigram(_sample(corpus), _pieces(config.backbone), extra_ids=EXTRA_IDS)
+        assert config.backbone.shape is not None
+        pieces = config.backbone.shape.vocab_size - EXTRA_IDS
+        if pieces <= 0:
+            raise ConfigError(f"backbone.shape.vocab_size: {EXTRA_IDS} of it are sentinels; it must be larger")
+        count = len(corpus.documents)
+        drawn = Random(0).sample(range(count), min(count, TOKENIZER_DOCUMENTS))
+        return tokenizers.unigram((corpus.documents[i].text for i in drawn), pieces, extra_ids=EXTRA_IDS)
     return tokenizers.load(Path(str(config.backbone.tokenizer or config.backbone.path)))
-
-
-def _pieces(config: BackboneConfig) -> int:
-    """Ids of a tokenizer that is trained, sentinels left out."""
-    assert config.shape is not None
-    if config.shape.vocab_size <= EXTRA_IDS:
-        raise ConfigError(
-            f"backbone.shape.vocab_size: {EXTRA_IDS} of it are sentinels, {config.shape.vocab_size} is too few"
-        )
-    return config.shape.vocab_size - EXTRA_IDS
-
-
-def _sample(corpus: Corpus) -> Iterator[str]:
-    """Documents in random order, as many as a tokenizer is trained on."""
-    count = min(len(corpus.documents), TOKENIZER_DOCUMENTS)
-    return (corpus.documents[i].text for i in Random(0).sample(range(len(corpus.documents)), count))

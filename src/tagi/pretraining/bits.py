@@ -1,7 +1,7 @@
 """How well a language model predicts text: bits per byte, which compares models across tokenizers."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, cast
 
 import torch
@@ -15,14 +15,10 @@ from tagi.data.tokenizers import sentinels
 from tagi.errors import ConfigError, InputError
 from tagi.infer.engine import Tagi
 from tagi.losses import IGNORE, cross_entropy
-from tagi.pretraining.packing import Objective, PackedBatch, PackedText, prefix_lm, span_corruption
+from tagi.pretraining.packing import PackedBatch, PackedText, prefix_lm, span_corruption
 from tagi.pretraining.stage import PackedT5
 
 Kind = Literal["spans", "prefix"]
-_OBJECTIVES: dict[Kind, Callable[[CorpusConfig, PreTrainedTokenizerBase], Objective]] = {
-    "spans": span_corruption,
-    "prefix": prefix_lm,
-}
 _ROWS = 16
 _SPACE = "▁"
 
@@ -48,8 +44,10 @@ def bits_per_byte(tagi: Tagi, texts: Sequence[str], config: CorpusConfig, kind: 
     store = TokenStore.of(iter(texts), tagi.tokenizer)
     if not len(store):
         raise InputError(f"nothing is left to score: none of {len(texts)} documents has {SEGMENTS} tokens")
-    text = PackedText(store, _OBJECTIVES[kind](config, tagi.tokenizer), seed=0)
-    return _bits(tagi, _epoch(text), piece_bytes(tagi.tokenizer))
+    text = PackedText(store, (span_corruption if kind == "spans" else prefix_lm)(config, tagi.tokenizer), seed=0)
+    rows = text.epoch_rows(0)
+    batches = (text.batch(first, min(_ROWS, rows - first)) for first in range(0, rows, _ROWS))
+    return _bits(tagi, batches, piece_bytes(tagi.tokenizer))
 
 
 def piece_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -61,11 +59,6 @@ def piece_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     sizes[[cast(int, number) for number in silent]] = 0
     sizes[cast(int, tokenizer.unk_token_id)] = 1
     return sizes
-
-
-def _epoch(text: PackedText) -> Iterator[PackedBatch]:
-    rows = text.epoch_rows(0)
-    return (text.batch(first, min(_ROWS, rows - first)) for first in range(0, rows, _ROWS))
 
 
 @torch.inference_mode()

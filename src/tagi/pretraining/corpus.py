@@ -2,9 +2,8 @@
 without those that share words with a test row."""
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -51,24 +50,14 @@ class Corpus:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Documents and characters kept, documents dropped and repeated, by source."""
-        kept = Counter(one.source for one in self.documents)
-        characters: Counter[str] = Counter()
+        sources = {one.source for one in (*self.documents, *self.dropped)} | self.repeated.keys()
+        found = {source: dict.fromkeys(("documents", "characters", "dropped"), 0) for source in sorted(sources)}
         for one in self.documents:
-            characters[one.source] += len(one.text)
-        dropped = Counter(one.source for one in self.dropped)
-        return {
-            source: {
-                "documents": kept[source],
-                "characters": characters[source],
-                "dropped": dropped[source],
-                "repeated": self.repeated.get(source, 0),
-            }
-            for source in sorted(kept.keys() | dropped.keys() | self.repeated.keys())
-        }
-
-    def dropped_lines(self) -> str:
-        """The dropped documents as JSON lines."""
-        return "".join(json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in self.dropped)
+            found[one.source]["documents"] += 1
+            found[one.source]["characters"] += len(one.text)
+        for one in self.dropped:
+            found[one.source]["dropped"] += 1
+        return {source: counts | {"repeated": self.repeated.get(source, 0)} for source, counts in found.items()}
 
 
 def read(config: CorpusConfig) -> Corpus:
@@ -133,23 +122,13 @@ def held_out(config: CorpusConfig) -> list[str]:
 def _documents(config: CorpusConfig) -> Iterator[Document]:
     if config.c4 is not None:
         for path in list_files(Path(config.c4), "train"):
-            yield from (
-                Document("c4", f"{number} of {path.name}", text) for number, text in enumerate(documents([path]), 1)
-            )
+            for number, text in enumerate(documents([path]), 1):
+                yield Document("c4", f"{number} of {path.name}", text)
     if config.sni is not None:
-        yield from _sni(SniDataset(Path(config.sni)))
+        sni = SniDataset(Path(config.sni))
+        rows = ((name, row) for name in sni.english(sni.names("train")) for row in sni.load(name).examples)
+        yield from (Document("sni", f"{name} {row.id}", row.input) for name, row in rows)
     if config.p3 is not None:
-        yield from _p3(P3Dataset(Path(config.p3)))
-
-
-def _sni(dataset: SniDataset) -> Iterable[Document]:
-    for name in dataset.english(dataset.names("train")):
-        for example in dataset.load(name).examples:
-            yield Document("sni", f"{name} {example.id}", example.input)
-
-
-def _p3(dataset: P3Dataset) -> Iterable[Document]:
-    for one in dataset.train_sets():
-        for task in dataset.train_tasks(one, limit=None):
-            for example in task.examples:
-                yield Document("p3", f"{one.name} {example.id}", example.input)
+        p3 = P3Dataset(Path(config.p3))
+        tasks = (task for one in p3.train_sets() for task in p3.train_tasks(one, limit=None))
+        yield from (Document("p3", f"{task.name} {row.id}", row.input) for task in tasks for row in task.examples)

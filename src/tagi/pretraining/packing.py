@@ -4,7 +4,7 @@ Every row is a pure function of the seed and its number, so that training resume
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -99,16 +99,17 @@ class SpanCorruption:
     @property
     def longest(self) -> int:
         lengths = np.arange(2, self.length + self.target_length + 1)
-        inputs, targets = self._sizes(lengths)
+        inputs, targets = self.sizes(lengths)
         return int(lengths[(inputs <= self.length) & (targets <= self.target_length)].max())
 
     @property
     def room(self) -> tuple[int, int]:
         return self.length, self.target_length
 
-    def sizes(self, lengths: Ids, ends: NDArray[np.bool_], draws: Ids) -> tuple[Ids, Ids]:
+    def sizes(self, lengths: Ids, ends: NDArray[np.bool_] | None = None, draws: Ids | None = None) -> tuple[Ids, Ids]:
         del ends, draws
-        return self._sizes(lengths)
+        hidden, spans = self.hidden(lengths)
+        return lengths - hidden + spans + 1, hidden + spans + 1
 
     def pair(self, piece: Tokens, ends: bool, draw: int) -> Pair:
         del ends
@@ -128,10 +129,6 @@ class SpanCorruption:
         hidden = np.clip(np.round(lengths * self.density).astype(np.int64), 1, lengths - 1)
         most = np.minimum(np.minimum(hidden, lengths - hidden), len(self.sentinels))
         return hidden, np.clip(np.round(hidden / self.mean_span).astype(np.int64), 1, most)
-
-    def _sizes(self, lengths: Ids) -> tuple[Ids, Ids]:
-        hidden, spans = self.hidden(lengths)
-        return lengths - hidden + spans + 1, hidden + spans + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,15 +182,6 @@ def divided(total: int, parts: int, rng: np.random.Generator) -> Ids:
     return np.diff(cuts, prepend=0, append=total)
 
 
-class _Epoch(NamedTuple):
-    """What is drawn for one pass over the corpus."""
-
-    rows: Sequence[Sequence[int]]
-    """The pieces that stand in each row."""
-    draws: Ids
-    """The randomness of each piece."""
-
-
 class PackedText:
     """An endless pass over a corpus in rows of fixed length, in a new order and with new draws in every epoch."""
 
@@ -201,32 +189,30 @@ class PackedText:
         self.store, self.objective, self.seed = store, objective, seed
         self.pieces = pieces(store, objective.longest)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-        self._count = lru_cache(maxsize=None)(lambda epoch: len(self._epoch(epoch).rows))
+        self.epoch_rows: Callable[[int], int] = lru_cache(maxsize=None)(lambda epoch: len(self._epoch(epoch)[0]))
+        """Rows of an epoch."""
 
     def batch(self, first: int, rows: int) -> PackedBatch:
         """Rows `first` up to `first + rows`."""
         return packed([self._row(first + i) for i in range(rows)], self.objective.room)
 
-    def epoch_rows(self, epoch: int) -> int:
-        """Rows of an epoch."""
-        return self._count(epoch)
-
     def _row(self, index: int) -> list[Pair]:
         epoch = 0
-        while index >= (rows := self._count(epoch)):
+        while index >= (rows := self.epoch_rows(epoch)):
             index, epoch = index - rows, epoch + 1
-        drawn = self._epoch(epoch)
-        return [self._pair(number, int(drawn.draws[number])) for number in drawn.rows[index]]
+        rows_of_pieces, draws = self._epoch(epoch)
+        pairs: list[Pair] = []
+        for number in rows_of_pieces[index]:
+            first, last, ends = (x[number] for x in self.pieces)
+            pairs.append(self.objective.pair(self.store.tokens[first:last], bool(ends), int(draws[number])))
+        return pairs
 
-    def _pair(self, number: int, draw: int) -> Pair:
-        first, last, ends = (x[number] for x in self.pieces)
-        return self.objective.pair(self.store.tokens[first:last], bool(ends), draw)
-
-    def _draw_epoch(self, epoch: int) -> _Epoch:
+    def _draw_epoch(self, epoch: int) -> tuple[Sequence[Sequence[int]], Ids]:
+        """The pieces that stand in each row of a pass over the corpus, and the randomness of each piece."""
         order = epoch_order(self.seed, epoch, len(self.pieces.first))
         draws = np.random.default_rng((self.seed, 3, epoch)).integers(0, 1 << 62, len(order))
         inputs, targets = self.objective.sizes(self.pieces.last - self.pieces.first, self.pieces.ends, draws)
-        return _Epoch(filled(order, inputs, targets, self.objective.room), draws)
+        return filled(order, inputs, targets, self.objective.room), draws
 
 
 def pieces(store: TokenStore, longest: int) -> Pieces:

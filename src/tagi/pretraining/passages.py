@@ -93,7 +93,7 @@ class Passages:
     def of(texts: Iterable[str], origin: Path = Path("texts")) -> "Passages":
         """Cut texts into sentences; what is no plain sentence of 4 to 32 words ends a run and is left out."""
         sentences, runs = list[str](), array("i")
-        by_word: defaultdict[str, array[int]] = defaultdict(_numbers)
+        by_word: defaultdict[str, array[int]] = defaultdict(lambda: array("i"))
         for run, sentence in _runs(texts):
             for word in dict.fromkeys(map(bare, sentence.split())):
                 by_word[word].append(len(sentences))
@@ -105,13 +105,8 @@ class Passages:
     def nameable(self) -> tuple[str, ...]:
         """The lower-case words that an instruction may name: not too rare, not too common."""
         most = COMMON * len(self.sentences)
-        return tuple(
-            sorted(
-                word
-                for word, where in self.by_word.items()
-                if RARE <= len(where) <= most and len(word) > 2 and word.isalpha() and word.islower()
-            )
-        )
+        words = sorted(word for word, where in self.by_word.items() if RARE <= len(where) <= most)
+        return tuple(word for word in words if len(word) > 2 and word.isalpha() and word.islower())
 
     @cached_property
     def with_number(self) -> Sequence[int]:
@@ -126,7 +121,7 @@ class Passages:
     @cached_property
     def by_initial(self) -> Mapping[str, Sequence[int]]:
         """The sentences by the lower-case letter that they begin with."""
-        found: defaultdict[str, array[int]] = defaultdict(_numbers)
+        found: defaultdict[str, array[int]] = defaultdict(lambda: array("i"))
         for i, text in enumerate(self.sentences):
             found[bare(text)[0].lower()].append(i)
         return dict(found)
@@ -143,10 +138,6 @@ class Passages:
     def some_word(self, rng: Random) -> str:
         """A nameable word."""
         return self.nameable[int(rng.random() * len(self.nameable))]
-
-
-def _numbers() -> "array[int]":
-    return array("i")
 
 
 def _runs(texts: Iterable[str]) -> Iterator[tuple[int, str]]:

@@ -20,7 +20,7 @@ def chances(probe: Probe, tasks: Sequence[Task]) -> dict[str, float]:
     if probe == "copy":
         return {"copy_input": points["copy_input"], "random_span": fmean(map(random_span, rows))}
     if probe == "choose":
-        return {"random_option": fmean(map(random_option, rows)), "majority": points["majority"]}
+        return {"random_option": fmean(1 / len(row.choices) for row in rows), "majority": points["majority"]}
     return {"majority": points["majority"]}
 
 
@@ -29,8 +29,3 @@ def random_span(example: Example) -> float:
     words, answer = normalize_answer(example.input).split(), normalize_answer(example.targets[0]).split()
     spans = [words[start : start + len(answer)] for start in range(len(words) - len(answer) + 1)]
     return spans.count(answer) / len(spans) if spans else 0.0
-
-
-def random_option(example: Example) -> float:
-    """One over the number of options."""
-    return 1 / len(example.choices)

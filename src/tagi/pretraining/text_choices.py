@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tagi.pretraining.passages import Passage, bare, places
-from tagi.pretraining.text_kinds import LETTERS, PLACES, Draw, Kind, Row, inner_names, listed, need, once
+from tagi.pretraining.text_kinds import LETTERS, PLACES, Draw, Kinds, Row, inner_names, listed, need, once
 
 LONGEST_OPTION = 14
 """Words of a sentence that is an option."""
-_CHOICE, _VERDICT = ("options", "layout"), ("negated",)
+
+KINDS = Kinds()
+"""Choosing, and yes or no."""
 
 
 class Offer(NamedTuple):
@@ -19,18 +21,26 @@ class Offer(NamedTuple):
     about: Passage | None = None
 
 
-def offered(make: Callable[[Draw], Offer]) -> Callable[[Draw], Row]:
-    """Rows with the right option at every place equally often."""
+Options = Callable[[Draw], Offer]
+Rule = Callable[[Draw, Passage], bool]
 
-    def row(draw: Draw) -> Row:
-        offer, count = make(draw), draw.values.options
-        need(len(offer.wrong) == count - 1)
-        options = list(offer.wrong)
-        options.insert(draw.want % count, offer.right)
-        need(len({option.lower() for option in options}) == count)
-        return _row(draw, options, draw.want % count, offer.about)
 
-    return row
+def _choose(*clauses: str, name: str = "") -> Callable[[Options], Options]:
+    """A kind by what draws its options; rows have the right one at every place equally often."""
+
+    def added(make: Options) -> Options:
+        @KINDS.add("choose", *clauses, name=name or make.__name__.lstrip("_"), also=("options", "layout"))
+        def _chosen(draw: Draw) -> Row:
+            offer, count = make(draw), draw.values.options
+            need(len(offer.wrong) == count - 1)
+            options = list(offer.wrong)
+            options.insert(draw.want % count, offer.right)
+            need(len({option.lower() for option in options}) == count)
+            return _row(draw, options, draw.want % count, offer.about)
+
+        return make
+
+    return added
 
 
 def _row(draw: Draw, options: list[str], right: int, about: Passage | None) -> Row:
@@ -49,48 +59,56 @@ def lettered(options: Sequence[str]) -> str:
 # --- choose -----------------------------------------------------------------------------------------------
 
 
-def _extreme(best: Callable[[Sequence[str]], str], key: Callable[[str], object]) -> Callable[[Draw], Offer]:
+def _extreme(draw: Draw, best: Callable[..., str], key: Callable[[str], object] = str) -> Offer:
     """Of some words the one at the end of an order, if no other stands there too."""
-
-    def make(draw: Draw) -> Offer:
-        words = draw.words(draw.values.options)
-        right = best(words)
-        need(sum(key(word) == key(right) for word in words) == 1)
-        return Offer(right, [word for word in words if word != right])
-
-    return make
+    words = draw.words(draw.values.options)
+    right = best(words, key=key)
+    need(sum(key(word) == key(right) for word in words) == 1)
+    return Offer(right, [word for word in words if word != right])
 
 
-def _with_letter(holds: Callable[[str, str], bool]) -> Callable[[Draw], Offer]:
+_choose("is the longest", "has the most letters", name="longest")(lambda draw: _extreme(draw, max, len))
+_choose("is the shortest", "has the fewest letters", name="shortest")(lambda draw: _extreme(draw, min, len))
+_choose("comes first in the alphabet", "stands first in a dictionary", name="first_in_alphabet")(
+    lambda draw: _extreme(draw, min)
+)
+_choose("comes last in the alphabet", "stands last in a dictionary", name="last_in_alphabet")(
+    lambda draw: _extreme(draw, max)
+)
+
+
+def _with_letter(draw: Draw, holds: Callable[[str, str], bool]) -> Offer:
     """One word with the named letter where it should stand, and others without it there."""
-
-    def make(draw: Draw) -> Offer:
-        words = draw.words(30)
-        right = [word for word in words if holds(word, draw.values.letter)]
-        wrong = [word for word in words if not holds(word, draw.values.letter)]
-        need(right)
-        return Offer(right[0], wrong[: draw.values.options - 1])
-
-    return make
+    words = draw.words(30)
+    right = [word for word in words if holds(word, draw.values.letter)]
+    need(right)
+    return Offer(right[0], [word for word in words if word not in right][: draw.values.options - 1])
 
 
-def _nth_option(draw: Draw) -> Row:
-    """The named place, among enough options to have it."""
-    place = PLACES[draw.values.place]
-    options = draw.words(max(draw.values.options, place + 1))
-    return _row(draw, options, place % len(options), None)
+_choose('begins with the letter "{letter}"', 'has "{letter}" as its first letter', name="begins_with")(
+    lambda draw: _with_letter(draw, str.startswith)
+)
+_choose('ends with the letter "{letter}"', 'has "{letter}" as its last letter', name="ends_with")(
+    lambda draw: _with_letter(draw, str.endswith)
+)
+_choose('has the letter "{letter}" in it', 'contains the letter "{letter}"', name="has_letter")(
+    lambda draw: _with_letter(draw, str.__contains__)
+)
 
 
-def _number(draw: Draw) -> Offer:
+@_choose("is a number", "is written in digits")
+def _is_number(draw: Draw) -> Offer:
     return Offer(str(draw.rng.randint(2, 2000)), draw.words(draw.values.options - 1))
 
 
-def _name(draw: Draw) -> Offer:
+@_choose("begins with a capital letter", "is a name")
+def _is_name(draw: Draw) -> Offer:
     names = inner_names(draw.passage())
     need(names)
     return Offer(draw.rng.choice(names), draw.words(draw.values.options - 1))
 
 
+@_choose("occurs in the text", "is a word of the text")
 def _in_text(draw: Draw) -> Offer:
     """Wrong options are words of another passage, so that they are as common as the right one."""
     passage, other = draw.passage(1, 2), draw.passage(2, 3)
@@ -98,12 +116,14 @@ def _in_text(draw: Draw) -> Offer:
     return Offer(right[0], _some(draw, other, draw.values.options - 1, without=passage), passage)
 
 
+@_choose("does not occur in the text", "is no word of the text")
 def _not_in_text(draw: Draw) -> Offer:
     passage, other = draw.passage(1, 2), draw.passage(2, 3)
     right = _some(draw, other, 1, without=passage)
     return Offer(right[0], _some(draw, passage, draw.values.options - 1), passage)
 
 
+@_choose('comes right after "{word}" in the text', 'follows the word "{word}" in the text')
 def _follows(draw: Draw) -> Offer:
     """The word after the named one; the wrong ones stand elsewhere in the text."""
     passage = draw.with_word(1, 2)
@@ -115,25 +135,36 @@ def _follows(draw: Draw) -> Offer:
     return Offer(right, others[: draw.values.options - 1], passage)
 
 
-def _sentence_with(draw: Draw) -> Offer:
+@_choose('contains the word "{word}"', 'has the word "{word}" in it')
+def _holds_word(draw: Draw) -> Offer:
     right = _short(draw.with_word())
     wrong = _wrong_sentences(draw)
     need(not any(places(one.split(), draw.values.word) for one in wrong))
     return Offer(right, wrong)
 
 
-def _question(draw: Draw) -> Offer:
+@_choose("is a question", "asks something")
+def _asks(draw: Draw) -> Offer:
     right = _short(draw.one_of(draw.passages.questions))
     wrong = _wrong_sentences(draw)
     need(not any(one.endswith("?") for one in wrong))
     return Offer(right, wrong)
 
 
+@_choose("continues the text", "is the sentence that comes right after the text")
 def _continues(draw: Draw) -> Offer:
     """The sentence that follows in the document; the wrong ones come from anywhere."""
     passage = draw.passage(2, 2)
     text, right = (Passage([sentence], passage.run) for sentence in passage.sentences)
     return Offer(_short(right), _wrong_sentences(draw), text)
+
+
+@KINDS.add("choose", "comes {place}", "is the {place} of them", also=("options",))
+def _nth_option(draw: Draw) -> Row:
+    """The named place, among enough options to have it."""
+    place = PLACES[draw.values.place]
+    options = draw.words(max(draw.values.options, place + 1))
+    return _row(draw, options, place % len(options), None)
 
 
 def _wrong_sentences(draw: Draw) -> list[str]:
@@ -158,50 +189,88 @@ def _some(draw: Draw, passage: Passage, count: int, *, shortest: int = 4, withou
 # --- yes or no --------------------------------------------------------------------------------------------
 
 
-def judged(
-    holds: Callable[[Draw, Passage], bool], likely: Callable[[Draw], Passage], *, sentences: tuple[int, int] = (1, 3)
-) -> Callable[[Draw], Row]:
-    """Rows of which every second one is true; what may be true is drawn by `likely`, the rest from all passages."""
+def _judge(
+    clauses: tuple[str, ...],
+    negated: tuple[str, ...],
+    likely: Callable[[Draw], Passage] = lambda draw: draw.passage(1, 3),
+    sentences: tuple[int, int] = (1, 3),
+) -> Callable[[Rule], Rule]:
+    """A kind by its rule. Every second row is true; what may be true is `likely`, the rest drawn from all passages."""
 
-    def row(draw: Draw) -> Row:
-        true = draw.want % 2 == 0
-        passage = likely(draw) if true else draw.passage(*sentences)
-        need(holds(draw, passage) == true)
-        return Row(passage.text, "yes" if true != draw.values.negated else "no", passage.run, ("yes", "no"))
+    def added(holds: Rule) -> Rule:
+        @KINDS.add("yes_no", *clauses, name=holds.__name__.lstrip("_"), also=("negated",), negated=negated)
+        def _judged(draw: Draw) -> Row:
+            true = draw.want % 2 == 0
+            passage = likely(draw) if true else draw.passage(*sentences)
+            need(holds(draw, passage) == true)
+            return Row(passage.text, "yes" if true != draw.values.negated else "no", passage.run, ("yes", "no"))
 
-    return row
+        return holds
+
+    return added
 
 
-def _any(draw: Draw) -> Passage:
-    return draw.passage(1, 3)
-
-
-def _holds_word(draw: Draw, passage: Passage) -> bool:
+@_judge(
+    ('contains the word "{word}"', 'has the word "{word}" in it'),
+    ('does not contain the word "{word}"', 'is without the word "{word}"'),
+    lambda draw: draw.with_word(1, 3),
+)
+def _has_word(draw: Draw, passage: Passage) -> bool:
     return bool(places(passage.words, draw.values.word))
 
 
-def _holds_number(draw: Draw, passage: Passage) -> bool:
+@_judge(
+    ("contains a number in digits", "has a number written in digits in it"),
+    ("contains no number in digits", "is without digits"),
+    lambda draw: draw.one_of(draw.passages.with_number, 1, 3),
+)
+def _has_number(draw: Draw, passage: Passage) -> bool:
     return any(map(str.isdigit, passage.text))
 
 
+@_judge(
+    ("has more than {length} words", "is longer than {length} words"),
+    ("has no more than {length} words", "is at most {length} words long"),
+)
 def _is_long(draw: Draw, passage: Passage) -> bool:
     """No row is a matter of one or two words."""
     need(abs(len(passage.words) - draw.values.length - 0.5) > 2)
     return len(passage.words) > draw.values.length
 
 
+@_judge(
+    ('begins with the letter "{letter}"', 'has "{letter}" as its first letter'),
+    ('does not begin with the letter "{letter}"', 'begins with another letter than "{letter}"'),
+    lambda draw: draw.starting(draw.passages.by_initial.get(draw.values.letter, ()), 1, 3),
+)
 def _begins(draw: Draw, passage: Passage) -> bool:
     return bare(passage.text)[0].lower() == draw.values.letter
 
 
+@_judge(
+    ("has exactly {sentences}", "is {sentences} long"),
+    ("does not have exactly {sentences}", "is more or less than {sentences} long"),
+    lambda draw: draw.passage(draw.values.sentences, draw.values.sentences),
+)
 def _has_sentences(draw: Draw, passage: Passage) -> bool:
     return len(passage.sentences) == draw.values.sentences
 
 
+@_judge(
+    ("ends with a question", "ends with a question mark"),
+    ("does not end with a question", "ends with something other than a question mark"),
+    lambda draw: draw.ending(draw.passages.questions, 1, 3),
+)
 def _ends_in_question(draw: Draw, passage: Passage) -> bool:
     return passage.text.endswith("?")
 
 
+@_judge(
+    ("has more words in its first sentence than in its second", "has a first sentence longer than its second"),
+    ("has fewer words in its first sentence than in its second", "has a first sentence shorter than its second"),
+    lambda draw: draw.passage(2, 2),
+    sentences=(2, 2),
+)
 def _falls(draw: Draw, passage: Passage) -> bool:
     """No row is a matter of one word."""
     first, second = (len(sentence.split()) for sentence in passage.sentences)
@@ -209,117 +278,6 @@ def _falls(draw: Draw, passage: Passage) -> bool:
     return first > second
 
 
-def _with_comma(draw: Draw, passage: Passage) -> bool:
+@_judge(("contains a comma", "has at least one comma"), ("contains no comma", "is without commas"))
+def _has_comma(draw: Draw, passage: Passage) -> bool:
     return "," in passage.text
-
-
-def _longest(words: Sequence[str]) -> str:
-    return max(words, key=len)
-
-
-def _shortest(words: Sequence[str]) -> str:
-    return min(words, key=len)
-
-
-def _choose(name: str, clauses: tuple[str, ...], make: Callable[[Draw], Offer], *uses: str) -> Kind:
-    return Kind(name, "choose", clauses, offered(make), (*uses, *_CHOICE))
-
-
-def _judge(
-    name: str,
-    clauses: tuple[str, ...],
-    negated: tuple[str, ...],
-    row: Callable[[Draw], Row],
-    *uses: str,
-) -> Kind:
-    return Kind(name, "yes_no", clauses, row, (*uses, *_VERDICT), negated)
-
-
-KINDS = (
-    _choose("longest", ("is the longest", "has the most letters"), _extreme(_longest, len)),
-    _choose("shortest", ("is the shortest", "has the fewest letters"), _extreme(_shortest, len)),
-    _choose("first_in_alphabet", ("comes first in the alphabet", "stands first in a dictionary"), _extreme(min, str)),
-    _choose("last_in_alphabet", ("comes last in the alphabet", "stands last in a dictionary"), _extreme(max, str)),
-    _choose(
-        "begins_with",
-        ('begins with the letter "{letter}"', 'has "{letter}" as its first letter'),
-        _with_letter(str.startswith),
-        "letter",
-    ),
-    _choose(
-        "ends_with",
-        ('ends with the letter "{letter}"', 'has "{letter}" as its last letter'),
-        _with_letter(str.endswith),
-        "letter",
-    ),
-    _choose(
-        "has_letter",
-        ('has the letter "{letter}" in it', 'contains the letter "{letter}"'),
-        _with_letter(str.__contains__),
-        "letter",
-    ),
-    _choose("is_number", ("is a number", "is written in digits"), _number),
-    _choose("is_name", ("begins with a capital letter", "is a name"), _name),
-    _choose("in_text", ("occurs in the text", "is a word of the text"), _in_text),
-    _choose("not_in_text", ("does not occur in the text", "is no word of the text"), _not_in_text),
-    _choose(
-        "follows", ('comes right after "{word}" in the text', 'follows the word "{word}" in the text'), _follows, "word"
-    ),
-    _choose("holds_word", ('contains the word "{word}"', 'has the word "{word}" in it'), _sentence_with, "word"),
-    _choose("asks", ("is a question", "asks something"), _question),
-    _choose("continues", ("continues the text", "is the sentence that comes right after the text"), _continues),
-    Kind("nth_option", "choose", ("comes {place}", "is the {place} of them"), _nth_option, ("place", "options")),
-    _judge(
-        "has_word",
-        ('contains the word "{word}"', 'has the word "{word}" in it'),
-        ('does not contain the word "{word}"', 'is without the word "{word}"'),
-        judged(_holds_word, lambda draw: draw.with_word(1, 3)),
-        "word",
-    ),
-    _judge(
-        "has_number",
-        ("contains a number in digits", "has a number written in digits in it"),
-        ("contains no number in digits", "is without digits"),
-        judged(_holds_number, lambda draw: draw.one_of(draw.passages.with_number, 1, 3)),
-    ),
-    _judge(
-        "is_long",
-        ("has more than {length} words", "is longer than {length} words"),
-        ("has no more than {length} words", "is at most {length} words long"),
-        judged(_is_long, _any),
-        "length",
-    ),
-    _judge(
-        "begins",
-        ('begins with the letter "{letter}"', 'has "{letter}" as its first letter'),
-        ('does not begin with the letter "{letter}"', 'begins with another letter than "{letter}"'),
-        judged(_begins, lambda draw: draw.starting(draw.passages.by_initial.get(draw.values.letter, ()), 1, 3)),
-        "letter",
-    ),
-    _judge(
-        "has_sentences",
-        ("has exactly {sentences}", "is {sentences} long"),
-        ("does not have exactly {sentences}", "is more or less than {sentences} long"),
-        judged(_has_sentences, lambda draw: draw.passage(draw.values.sentences, draw.values.sentences)),
-        "sentences",
-    ),
-    _judge(
-        "ends_in_question",
-        ("ends with a question", "ends with a question mark"),
-        ("does not end with a question", "ends with something other than a question mark"),
-        judged(_ends_in_question, lambda draw: draw.ending(draw.passages.questions, 1, 3)),
-    ),
-    _judge(
-        "falls",
-        ("has more words in its first sentence than in its second", "has a first sentence longer than its second"),
-        ("has fewer words in its first sentence than in its second", "has a first sentence shorter than its second"),
-        judged(_falls, lambda draw: draw.passage(2, 2), sentences=(2, 2)),
-    ),
-    _judge(
-        "has_comma",
-        ("contains a comma", "has at least one comma"),
-        ("contains no comma", "is without commas"),
-        judged(_with_comma, _any),
-    ),
-)
-"""Choosing, and yes or no."""

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any, Literal, NamedTuple, get_args
+from string import Formatter
+from typing import Any, Literal, NamedTuple, TypeVar
 from zlib import crc32
 
 from tagi.pretraining.passages import Passage, Passages, bare, places
 
 Family = Literal["copy", "extract", "rewrite", "choose", "yes_no"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
 LONGEST_ANSWER = 30
 """Words of an answer."""
 COUNT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -63,19 +63,8 @@ class Pool(NamedTuple):
 POOLS: dict[str, Pool] = {
     "name": Pool(
         (
-            "Maria",
-            "Tom",
-            "Ahmed",
-            "Lucy",
-            "Peter",
-            "Anna",
-            "Carlos",
-            "Nina",
-            "George",
-            "Helen",
-            "Oscar",
-            "Ruth",
-            "Victor",
+            *("Maria", "Tom", "Ahmed", "Lucy", "Peter", "Anna", "Carlos", "Nina"),
+            *("George", "Helen", "Oscar", "Ruth", "Victor"),
         ),
         ("Sofia", "Daniel", "Amir", "Clara"),
     ),
@@ -188,7 +177,7 @@ class Kind:
     family: Family
     clauses: tuple[str, ...]
     row: Callable[[Draw], Row]
-    uses: tuple[str, ...] = ()
+    uses: tuple[str, ...]
     """Names of the values; the others stay at their defaults."""
     negated: tuple[str, ...] = ()
     """The clauses where `negated` is drawn."""
@@ -212,6 +201,34 @@ class Kind:
         quoted = [f'"{letter}"' for letter in LETTERS[: values.options]]
         tails = [tail.format(letters=listed(quoted)) for tail in BY_LETTER]
         return [f"{one} {tail}" for one in said for tail in tails]
+
+
+Drawn = TypeVar("Drawn", bound=Callable[[Draw], Row])
+
+
+class Kinds(list[Kind]):
+    """Kinds of tasks, in order."""
+
+    def add(
+        self,
+        family: Family,
+        *clauses: str,
+        name: str = "",
+        also: tuple[str, ...] = (),
+        negated: tuple[str, ...] = (),
+    ) -> Callable[[Drawn], Drawn]:
+        """Decorates what draws the rows of a kind; the kind has its name, unless another is given.
+
+        Args:
+            also: values that it uses beside those that the clauses name.
+        """
+        named = dict.fromkeys(field for clause in clauses for _, field, _, _ in Formatter().parse(clause) if field)
+
+        def added(row: Drawn) -> Drawn:
+            self.append(Kind(name or row.__name__.lstrip("_"), family, clauses, row, (*named, *also), negated))
+            return row
+
+        return added
 
 
 LETTERS = "ABCD"

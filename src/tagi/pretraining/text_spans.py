@@ -1,12 +1,14 @@
 """Text tasks whose answer is a part of the input that the instruction names."""
 
-from tagi.pretraining.passages import Passage, bare
+from functools import partial
+
+from tagi.pretraining.passages import Passage, bare, places
 from tagi.pretraining.text_kinds import (
     MARKS,
     PLACES,
     POOLS,
     Draw,
-    Kind,
+    Kinds,
     Row,
     answered,
     inner_names,
@@ -17,6 +19,10 @@ from tagi.pretraining.text_kinds import (
 
 _FIELDS = 3, 4
 
+KINDS = Kinds()
+"""Copying and extracting."""
+_copy, _extract = partial(KINDS.add, "copy"), partial(KINDS.add, "extract")
+
 
 def span(words: list[str]) -> str:
     """Words as one text, without the comma that follows it."""
@@ -26,42 +32,49 @@ def span(words: list[str]) -> str:
 # --- copy -------------------------------------------------------------------------------------------------
 
 
+@_copy("the first {count} words of the text", "the {count} words that the text begins with")
 def _first_words(draw: Draw) -> Row:
     passage, count = draw.passage(1, 2), draw.values.count
     need(len(passage.words) > count + 2)
     return answered(passage, span(passage.words[:count]))
 
 
+@_copy("the last {count} words of the text", "the {count} words that the text ends with")
 def _last_words(draw: Draw) -> Row:
     passage, count = draw.passage(1, 2), draw.values.count
     need(len(passage.words) > count + 2)
     return answered(passage, span(passage.words[-count:]))
 
 
+@_copy("the {nth} word of the text", "only the {nth} word")
 def _nth_word(draw: Draw) -> Row:
     passage = draw.passage(1, 2)
     need(len(passage.words) > draw.values.nth + 2)
     return answered(passage, bare(passage.words[draw.values.nth]))
 
 
+@_copy("the last word of the text", "the word that the text ends with")
 def _last_word(draw: Draw) -> Row:
     passage = draw.passage(1, 2)
     return answered(passage, bare(passage.words[-1]))
 
 
+@_copy("the {place} sentence", "the {place} sentence of the text", "the whole {place} sentence")
 def _sentence(draw: Draw) -> Row:
     passage, place = draw.passage(2, 3), PLACES[draw.values.place]
     need(len(passage.sentences) > place)
     return answered(passage, passage.sentences[place])
 
 
+@_copy('the sentence that contains the word "{word}"', 'the sentence with the word "{word}" in it')
 def _sentence_with(draw: Draw) -> Row:
     passage = draw.with_word(2, 3)
-    found = [sentence for sentence in passage.sentences if draw.values.word in map(_plain, sentence.split())]
+    found = [sentence for sentence in passage.sentences if places(sentence.split(), draw.values.word)]
     need(len(found) == 1)
     return answered(passage, found[0])
 
 
+@_copy("the sentence with the fewest words", "the shortest sentence, counted in words")
 def _shortest_sentence(draw: Draw) -> Row:
     passage = draw.passage(2, 3)
     lengths = sorted(len(sentence.split()) for sentence in passage.sentences)
@@ -69,6 +82,7 @@ def _shortest_sentence(draw: Draw) -> Row:
     return answered(passage, min(passage.sentences, key=lambda sentence: len(sentence.split())))
 
 
+@_copy("the question that the text asks", "the sentence that is a question")
 def _question(draw: Draw) -> Row:
     passage = draw.one_of(draw.passages.questions, 2, 3)
     found = [sentence for sentence in passage.sentences if sentence.endswith("?")]
@@ -76,6 +90,7 @@ def _question(draw: Draw) -> Row:
     return answered(passage, found[0])
 
 
+@_copy('everything that comes after the word "{word}"', 'the text from behind the word "{word}" to the end')
 def _after(draw: Draw) -> Row:
     passage = draw.with_word()
     words, place = passage.words, once(passage.words, draw.values.word)
@@ -83,11 +98,13 @@ def _after(draw: Draw) -> Row:
     return answered(passage, " ".join(words[place + 1 :]))
 
 
+@_copy('everything that comes before the word "{word}"', 'the text from the beginning to just before the word "{word}"')
 def _before(draw: Draw) -> Row:
     passage = draw.with_word()
     return answered(passage, span(passage.words[: once(passage.words, draw.values.word)]))
 
 
+@_copy("what stands between {mark}", "the words in {mark}", "the part of the text that is in {mark}")
 def _between_marks(draw: Draw) -> Row:
     """One to five words of a passage stand between marks that it does not have by itself."""
     passage, (opened, closed) = draw.passage(1, 2), MARKS[draw.values.mark]
@@ -105,6 +122,7 @@ def _between_marks(draw: Draw) -> Row:
 # --- extract ----------------------------------------------------------------------------------------------
 
 
+@_extract('the word right after "{word}"', 'the one word that follows the word "{word}"')
 def _word_after(draw: Draw) -> Row:
     passage = draw.with_word(1, 2)
     words, place = passage.words, once(passage.words, draw.values.word)
@@ -112,6 +130,7 @@ def _word_after(draw: Draw) -> Row:
     return answered(passage, bare(words[place + 1]))
 
 
+@_extract('the word right before "{word}"', 'the one word that the word "{word}" follows')
 def _word_before(draw: Draw) -> Row:
     passage = draw.with_word(1, 2)
     words, place = passage.words, once(passage.words, draw.values.word)
@@ -119,6 +138,7 @@ def _word_before(draw: Draw) -> Row:
     return answered(passage, bare(words[place - 1]))
 
 
+@_extract("the number in the text", "the number that the text mentions, as it is written there")
 def _number(draw: Draw) -> Row:
     passage = draw.one_of(draw.passages.with_number, 1, 2)
     found = [bare(word) for word in passage.words if any(map(str.isdigit, word))]
@@ -126,10 +146,17 @@ def _number(draw: Draw) -> Row:
     return answered(passage, found[0])
 
 
+@_extract(
+    "the name in the text, a word with a capital letter that does not begin a sentence",
+    "the only word inside a sentence that is written with a capital letter",
+)
 def _name(draw: Draw) -> Row:
     return answered(*one_name(draw))
 
 
+@_extract(
+    'the only word that begins with the letter "{letter}"', 'the word in the text whose first letter is "{letter}"'
+)
 def _with_initial(draw: Draw) -> Row:
     passage = draw.passage()
     found = [bare(word) for word in passage.words if bare(word).lower().startswith(draw.values.letter)]
@@ -137,6 +164,7 @@ def _with_initial(draw: Draw) -> Row:
     return answered(passage, found[0])
 
 
+@_extract("the longest word of the text", "the word with the most letters")
 def _longest_word(draw: Draw) -> Row:
     passage = draw.passage()
     words = sorted(map(bare, passage.words), key=len)
@@ -146,13 +174,14 @@ def _longest_word(draw: Draw) -> Row:
 
 def _blank(passage: Passage, word: str) -> Row:
     """The last place of a word that the passage has elsewhere too becomes a blank."""
-    places = [place for place, one in enumerate(passage.words) if bare(one) == word]
-    need(len(places) > 1 and "_" not in passage.text)
-    place = places[-1]
+    found = [place for place, one in enumerate(passage.words) if bare(one) == word]
+    need(len(found) > 1 and "_" not in passage.text)
+    place = found[-1]
     words = [*passage.words[:place], passage.words[place].replace(word, "_"), *passage.words[place + 1 :]]
     return answered(passage, word, " ".join(words))
 
 
+@_extract("the name in the text that belongs in the blank (_)", 'the name of the text for which "_" stands')
 def _blank_name(draw: Draw) -> Row:
     passage = draw.passage(1, 3)
     names = inner_names(passage)
@@ -160,6 +189,7 @@ def _blank_name(draw: Draw) -> Row:
     return _blank(passage, draw.rng.choice(names))
 
 
+@_extract("the word of the text that belongs in the blank (_)", 'the word of the text for which "_" stands')
 def _blank_word(draw: Draw) -> Row:
     """A word of four letters or more; shorter ones are mostly grammar."""
     passage = draw.passage(1, 3)
@@ -169,6 +199,7 @@ def _blank_word(draw: Draw) -> Row:
     return _blank(passage, draw.rng.choice(twice))
 
 
+@_extract('what is written after "{key}:"', "the {key} that is given", 'the entry under "{key}"')
 def _field(draw: Draw) -> Row:
     """Names, numbers and short spans of several passages under headings, one of which the instruction names."""
     own = draw.values.key
@@ -191,132 +222,3 @@ def _entry(draw: Draw, passage: Passage) -> str:
     words = passage.words[start : start + count]
     need(all(word[-1].isalnum() and word[0].isalnum() for word in words))
     return " ".join(words)
-
-
-def _plain(word: str) -> str:
-    return bare(word).lower()
-
-
-KINDS = (
-    Kind(
-        "first_words",
-        "copy",
-        ("the first {count} words of the text", "the {count} words that the text begins with"),
-        _first_words,
-        ("count",),
-    ),
-    Kind(
-        "last_words",
-        "copy",
-        ("the last {count} words of the text", "the {count} words that the text ends with"),
-        _last_words,
-        ("count",),
-    ),
-    Kind("nth_word", "copy", ("the {nth} word of the text", "only the {nth} word"), _nth_word, ("nth",)),
-    Kind("last_word", "copy", ("the last word of the text", "the word that the text ends with"), _last_word),
-    Kind(
-        "sentence",
-        "copy",
-        ("the {place} sentence", "the {place} sentence of the text", "the whole {place} sentence"),
-        _sentence,
-        ("place",),
-    ),
-    Kind(
-        "sentence_with",
-        "copy",
-        ('the sentence that contains the word "{word}"', 'the sentence with the word "{word}" in it'),
-        _sentence_with,
-        ("word",),
-    ),
-    Kind(
-        "shortest_sentence",
-        "copy",
-        ("the sentence with the fewest words", "the shortest sentence, counted in words"),
-        _shortest_sentence,
-    ),
-    Kind("question", "copy", ("the question that the text asks", "the sentence that is a question"), _question),
-    Kind(
-        "after",
-        "copy",
-        ('everything that comes after the word "{word}"', 'the text from behind the word "{word}" to the end'),
-        _after,
-        ("word",),
-    ),
-    Kind(
-        "before",
-        "copy",
-        (
-            'everything that comes before the word "{word}"',
-            'the text from the beginning to just before the word "{word}"',
-        ),
-        _before,
-        ("word",),
-    ),
-    Kind(
-        "between_marks",
-        "copy",
-        ("what stands between {mark}", "the words in {mark}", "the part of the text that is in {mark}"),
-        _between_marks,
-        ("mark",),
-    ),
-    Kind(
-        "word_after",
-        "extract",
-        ('the word right after "{word}"', 'the one word that follows the word "{word}"'),
-        _word_after,
-        ("word",),
-    ),
-    Kind(
-        "word_before",
-        "extract",
-        ('the word right before "{word}"', 'the one word that the word "{word}" follows'),
-        _word_before,
-        ("word",),
-    ),
-    Kind(
-        "number",
-        "extract",
-        ("the number in the text", "the number that the text mentions, as it is written there"),
-        _number,
-    ),
-    Kind(
-        "name",
-        "extract",
-        (
-            "the name in the text, a word with a capital letter that does not begin a sentence",
-            "the only word inside a sentence that is written with a capital letter",
-        ),
-        _name,
-    ),
-    Kind(
-        "with_initial",
-        "extract",
-        (
-            'the only word that begins with the letter "{letter}"',
-            'the word in the text whose first letter is "{letter}"',
-        ),
-        _with_initial,
-        ("letter",),
-    ),
-    Kind("longest_word", "extract", ("the longest word of the text", "the word with the most letters"), _longest_word),
-    Kind(
-        "blank_name",
-        "extract",
-        ("the name in the text that belongs in the blank (_)", 'the name of the text for which "_" stands'),
-        _blank_name,
-    ),
-    Kind(
-        "blank_word",
-        "extract",
-        ("the word of the text that belongs in the blank (_)", 'the word of the text for which "_" stands'),
-        _blank_word,
-    ),
-    Kind(
-        "field",
-        "extract",
-        ('what is written after "{key}:"', "the {key} that is given", 'the entry under "{key}"'),
-        _field,
-        ("key",),
-    ),
-)
-"""Copying and extracting."""

@@ -5,25 +5,25 @@ values that its instruction names (a word, a number, a letter, …), worded in m
 A few values are named in probes only: every fifth word (by a hash), and those in `text_kinds.POOLS` under `new`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
-from typing import Literal, overload
+from typing import Literal
 from zlib import crc32
 
 from tagi.data.mixture import TaskSource
 from tagi.data.sources.base import Source
 from tagi.data.sources.c4 import C4
-from tagi.data.types import Demonstration, Example, Instruction, Task
+from tagi.data.types import Demonstration, Example, Generated, Instruction, Task
 from tagi.errors import DataError
 from tagi.pretraining import text_choices, text_rewrites, text_spans
 from tagi.pretraining.passages import Passages
 from tagi.pretraining.text_kinds import Draw, Family, Kind, Row, Unsuited, Values
 
-KINDS = text_spans.KINDS + text_rewrites.KINDS + text_choices.KINDS
+KINDS = (*text_spans.KINDS, *text_rewrites.KINDS, *text_choices.KINDS)
 TEXT_TASKS = 10_000
 """Training tasks, each kind equally often."""
 TEXT_DOCUMENTS = 10_000
@@ -58,42 +58,18 @@ class TextTask:
 
         Its category is its kind.
         """
-        rows = TextRows(self)
+        drawn = (self.row(ROWS_PER_TASK + number, demonstration=True) for number in range(demonstrations))
+        shown = tuple(Demonstration(row.input, row.answer) for row in drawn if row is not None)
         definition = Random((self.seed << 32) ^ wording).choice(self.kind.wordings(self.values))
-        told = Instruction(definition, rows.demonstrations(demonstrations))
-        return Task(self.name, told, (self.kind.name,), rows)
-
-
-@dataclass(frozen=True)
-class TextRows(Sequence[Example]):
-    """A text task's rows, each a function of the task's seed and the index alone."""
-
-    task: TextTask
-
-    def __len__(self) -> int:
-        return ROWS_PER_TASK
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        chosen = range(ROWS_PER_TASK)[index]
-        return self._example(chosen) if isinstance(chosen, int) else [self._example(i) for i in chosen]
-
-    def demonstrations(self, count: int) -> tuple[Demonstration, ...]:
-        """Worked examples from sentences that no row has; fewer than `count` where so many cannot be drawn."""
-        drawn = (self.row(ROWS_PER_TASK + number, demonstration=True) for number in range(count))
-        return tuple(Demonstration(row.input, row.answer) for row in drawn if row is not None)
+        examples = Generated(ROWS_PER_TASK, self._example)
+        return Task(self.name, Instruction(definition, shown), (self.kind.name,), examples)
 
     def row(self, index: int, *, demonstration: bool = False) -> Row | None:
-        """A row by its number; None where the documents give none in many attempts."""
-        task = self.task
-        rng = Random((task.seed << 32) ^ index)
-        draw = Draw(task.passages, rng, task.values, index)
+        """A row, a function of the seed and its number alone; None where the documents give none in many attempts."""
+        draw = Draw(self.passages, Random((self.seed << 32) ^ index), self.values, index)
         for _ in range(_MOST_DRAWS):
             try:
-                row = task.kind.row(draw)
+                row = self.kind.row(draw)
             except Unsuited:
                 continue
             if (row.run % _DEMONSTRATION_SHARE == 0) == demonstration:
@@ -104,26 +80,18 @@ class TextRows(Sequence[Example]):
         """In the rare case that there is no such row, one of the first two, which the task was accepted for."""
         row = self.row(index) or self.row(index % 2)
         assert row is not None
-        return Example(f"{self.task.name}-{index}", row.input, (row.answer,), row.choices)
+        return Example(f"{self.name}-{index}", row.input, (row.answer,), row.choices)
 
 
-@dataclass(frozen=True)
-class TextTasks:
-    """Text tasks by number, worded anew on every visit."""
+def text_tasks(passages: Passages, seed: int, demonstrations: int = 0, first: int = 0) -> TaskSource:
+    """Text tasks by their numbers from `first` on, worded anew on every visit."""
 
-    passages: Passages
-    seed: int
-    demonstrations: int = 0
-    first: int = 0
-    count: int = TEXT_TASKS
+    def task(number: int, visit: int) -> Task:
+        number += first
+        made = text_task(passages, number, KINDS[number % len(KINDS)], seed)
+        return made.task(wording=visit, demonstrations=demonstrations)
 
-    def __len__(self) -> int:
-        return self.count
-
-    def task(self, number: int, visit: int) -> Task:
-        number += self.first
-        made = text_task(self.passages, number, KINDS[number % len(KINDS)], self.seed)
-        return made.task(wording=visit, demonstrations=self.demonstrations)
+    return TaskSource(TEXT_TASKS, task)
 
 
 def text_task(passages: Passages, number: int, kind: Kind, seed: int, *, new: bool = False) -> TextTask:
@@ -139,8 +107,7 @@ def text_task(passages: Passages, number: int, kind: Kind, seed: int, *, new: bo
     rng = Random(own)
     for _ in range(_MOST_VALUES):
         task = TextTask(passages, number, kind, kind.values(passages, rng, new=new), own)
-        rows = TextRows(task)
-        if rows.row(0) is not None and rows.row(1) is not None:
+        if task.row(0) is not None and task.row(1) is not None:
             return task
     raise DataError(passages.origin, "text", f"gives no rows for tasks of the kind {kind.name}")
 
@@ -150,15 +117,15 @@ class Text(Source):
 
     def train(self, shown: int) -> TaskSource:
         passages = _passages(self.folder, "train", self.data.max_documents or TEXT_DOCUMENTS)
-        return TextTasks(passages, self.data.seed, shown)
+        return text_tasks(passages, self.data.seed, shown)
 
     def valid(self, shown: int) -> list[Task]:
         """Instructions name values as in training."""
         if not self.data.valid_tasks:
             return []
-        held_out = TextTasks(_passages(self.folder, "validation"), self.data.seed, shown, first=TEXT_TASKS)
+        held_out = text_tasks(_passages(self.folder, "validation"), self.data.seed, shown, first=TEXT_TASKS)
         tasks = (held_out.task(number, 0) for number in range(self.data.valid_tasks))
-        return [_with_rows(task, self.data.valid_instances) for task in tasks]
+        return [task.first(self.data.valid_instances) for task in tasks]
 
     def texts(self) -> Iterator[str]:
         return C4(self.data).texts()
@@ -197,17 +164,13 @@ def probes(
     def made(kinds: Iterable[Kind], first: int, new: bool) -> tuple[Task, ...]:
         chosen = enumerate(islice(cycle(kinds), tasks), start=first)
         each = [text_task(passages, number, kind, seed, new=new) for number, kind in chosen]
-        return tuple(_with_rows(one.task(demonstrations=demonstrations), instances) for one in each)
+        return tuple(one.task(demonstrations=demonstrations).first(instances) for one in each)
 
     found: dict[Probe, ProbeTasks] = {}
     for name, families in PROBES.items():
         kinds = [kind for kind in KINDS if kind.family in families]
         found[name] = ProbeTasks(made(kinds, 0, False), made([kind for kind in kinds if kind.has_new], tasks, True))
     return found
-
-
-def _with_rows(task: Task, count: int) -> Task:
-    return Task(task.name, task.instruction, task.categories, task.examples[:count])
 
 
 @lru_cache(maxsize=4)

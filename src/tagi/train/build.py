@@ -35,7 +35,7 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
     if objective.taught is not None:
         _check_taught(config, objective.taught, sources)
     distils, joined = config.objective.lambda_kl > 0, not model.backbone.has_encoder
-    collator = Collator(tokenizer, config.prompt, model.method, joined, prompts=distils, shots=config.objective.shots)
+    collator = Collator(tokenizer, config.prompt, model.method, joined, distils=distils, shots=config.objective.shots)
     record = Record.of(config, launched(), sources)
 
     def write(folder: Path) -> None:

@@ -10,20 +10,21 @@ import pytest
 from test_text_tasks import write_c4
 
 from cli_runs import Run, mistake, write_config
+from sni_folders import write_sni
 from tagi.cli.pretraining import every_source
 from tagi.config import DataConfig, RunConfig
 from tagi.config.files import parse
-from tagi.data.mixture import FixedTasks, Mixture, WeightedSources
+from tagi.data.mixture import Mixture, TaskSource, WeightedSources, fixed
 from tagi.data.sources.micro import Micro
-from tagi.data.synthetic.microtasks import micro_vocabulary, write_sni
+from tagi.data.synthetic.microtasks import micro_vocabulary
 from tagi.data.tokenizers import unigram, unknown_words
 from tagi.data.types import Example, Instruction, Task
 from tagi.errors import ConfigError
 from training_runs import config, furthest, logged, run
 
 
-def make_tasks(name: str, sizes: Sequence[int]) -> FixedTasks:
-    return FixedTasks(
+def make_tasks(name: str, sizes: Sequence[int]) -> TaskSource:
+    return fixed(
         [
             Task(
                 f"{name}{i}",
@@ -79,7 +80,7 @@ def test_every_row_of_every_part_is_visited() -> None:
     # turns are whole: 0.2 from its share measured
     assert Counter(group.task.name[0] for group in groups)["b"] == pytest.approx(0.7 * len(groups), abs=1)
     seen = {row.id for group in groups for row in group.examples}
-    assert seen == {row.id for source in (A, B, C) for task in source.tasks for row in task.examples}
+    assert seen == {row.id for source in (A, B, C) for task in source.first() for row in task.examples}
 
 
 def test_a_part_sees_its_tasks_equally_often() -> None:

@@ -15,7 +15,7 @@ from cli_runs import Run, mistake
 from tagi.data.mixture import with_demonstrations
 from tagi.data.sandbox import environment
 from tagi.data.sources import p3_files
-from tagi.data.sources.p3_files import EVALUATION, LABELS, P3Dataset, TrainSet, data_sets
+from tagi.data.sources.p3_files import EVALUATION, P3Dataset, TrainSet, data_sets
 from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import ConfigError, DataError
 
@@ -227,7 +227,8 @@ def test_damaged_data_is_named(folder: Path, file: str, text: str, words: str) -
 
 def unlabelled() -> Iterator[tuple[str, dict[str, Any], str]]:
     """Every held-out task with every value that is no label of it."""
-    for name, (field, allowed) in LABELS.items():
+    for name, one in EVALUATION.items():
+        field, allowed = one.field, one.labels
         others = [-1, "-1", "", " ", None, True, False, 1.0, 0.0, 0.5, len(allowed) + 1, "x", [], [1], {}, 10**30]
         if not isinstance(allowed[0], str):
             others += ["0", "1"]
@@ -242,8 +243,8 @@ def unlabelled() -> Iterator[tuple[str, dict[str, Any], str]]:
 def test_unlabelled_rows_are_refused(name: str, row: dict[str, Any], words: str, folder: Path) -> None:
     """The templates of this folder would answer: the row has all of their fields."""
     templates = RTE.replace("answer_choices[label]", "'Yes'")
-    write(folder / "templates" / EVALUATION[name] / "templates.yaml", templates)
-    field, allowed = LABELS[name]
+    write(folder / "templates" / EVALUATION[name].templates / "templates.yaml", templates)
+    field, allowed = EVALUATION[name].field, EVALUATION[name].labels
     told = {"premise": "a", "hypothesis": "b"}
     lines = [json.dumps({**told, field: allowed[-1]}), json.dumps({**told, **row})]
     write(folder / "eval" / f"{name}.jsonl", "\n".join(lines))
@@ -289,7 +290,8 @@ def published(shared_data: Path) -> P3Dataset:
 def test_every_published_file_name_has_its_template(published: P3Dataset) -> None:
     found = published.train_sets()
     assert len(found) == len({one.name for one in found}) == 294
-    missing = {split: P3Dataset(published.root, split).missing() for split in p3_files.SPLITS}
+    here = {one.data_set for one in found}
+    missing = {split: sorted(set(data_sets(split) or ()) - here) for split in p3_files.SPLITS}
     assert missing == {"5": [], "10": [], "20": ["quail"], "36": ["cos_e/v1.11", "quail"]}
 
 

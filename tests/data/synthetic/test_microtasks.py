@@ -1,12 +1,12 @@
 """Microtasks: what every operation does, how it is worded, and that the splits are honest."""
 
-import json
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
+from sni_folders import write_sni
 from tagi.data.sources.sni_files import load_task
 from tagi.data.synthetic.micro_english import CATEGORIES, PHRASINGS, WORDS
 from tagi.data.synthetic.micro_ops import FAMILIES, OPERATIONS, Operation
@@ -26,13 +26,10 @@ from tagi.data.synthetic.microtasks import (
     MicroTask,
     draw_words,
     micro_vocabulary,
-    new_phrasings,
     tokenize,
     word_pool,
-    write_sni,
 )
 from tagi.errors import ConfigError
-from tagi.files import DiskError
 
 EXPECTED = [
     (Operation("reverse"), "red wolf saw dog", "dog saw wolf red"),
@@ -290,48 +287,9 @@ def test_shuffled_partner_falls_back_to_the_least_agreeing_task() -> None:
         assert shuffled_partner([remove, remove, identity], seed)[:2] == [2, 2]
 
 
-def test_new_phrasings_reword_the_same_tasks(split: Split) -> None:
-    tasks = new_phrasings(split.compositions, count=20, seed=0, demonstrations=2)
-    by_name = {f"{task.name}_reworded": task for task in split.compositions}
-    assert len({task.name for task in tasks}) == 20
-    for task in tasks:
-        original = by_name[task.name]
-        assert task.instruction.definition not in original.definitions()
-        assert task.examples[0] == original.task().examples[0]
-
-
-def test_written_tasks_have_the_official_layout(tmp_path: Path, split: Split) -> None:
-    train = [task.task(demonstrations=2) for task in split.compositions[:3]]
-    test = [task.task() for task in split.test[:2]]
-    write_sni(tmp_path, train, test, instances=5)
-    assert (tmp_path / "splits/default/train_tasks.txt").read_text().split() == [task.name for task in train]
-    assert (tmp_path / "splits/default/test_tasks.txt").read_text().split() == [task.name for task in test]
-    assert len(list((tmp_path / "tasks").iterdir())) == 5
-    record = json.loads((tmp_path / "tasks" / f"{train[0].name}.json").read_text())
-    assert record["Definition"] == [train[0].instruction.definition]
-    assert record["Categories"] == [split.compositions[0].operations[-1].family]
-    assert [(p["input"], p["output"]) for p in record["Positive Examples"]] == [
-        (positive.input, positive.output) for positive in train[0].instruction.demonstrations
-    ]
-    assert record["Instances"] == [
-        {"id": example.id, "input": example.input, "output": list(example.targets)} for example in train[0].examples[:5]
-    ]
-    assert record["Negative Examples"] == []
-
-
 def test_written_tasks_are_read_back_as_they_were(tmp_path: Path, split: Split) -> None:
     task = split.compositions[0].task(demonstrations=2)
     write_sni(tmp_path, [task], [], instances=5)
     read = load_task(tmp_path / "tasks" / f"{task.name}.json")
     assert (read.name, read.instruction, read.categories) == (task.name, task.instruction, task.categories)
     assert list(read.examples) == task.examples[:5]
-
-
-def test_crash_while_writing_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("tagi.files.os.replace", fail)
-    with pytest.raises(DiskError, match="disk full"):
-        write_sni(tmp_path, [microtask(Operation("reverse")).task()], [])
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

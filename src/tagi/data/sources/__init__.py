@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from tagi.config import DataConfig, DataPart
-from tagi.data.mixture import TaskSource, Undemonstrated, WeightedSources
+from tagi.data.mixture import TaskSource, WeightedSources, undemonstrated
 from tagi.data.sources.base import Group, Source
 from tagi.data.sources.c4 import C4
 from tagi.data.sources.everyday import Everyday
@@ -76,4 +76,4 @@ class Sources:
 
 def _shown(data: DataConfig, source: TaskSource, seed: int) -> TaskSource:
     """The source, some of its turns without demonstrations."""
-    return Undemonstrated(source, data.zero_shot, seed) if data.zero_shot else source
+    return undemonstrated(source, data.zero_shot, seed) if data.zero_shot else source

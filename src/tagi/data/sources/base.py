@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Literal, TypeVar, overload
+from typing import Generic, Literal, TypeVar
 
 from tagi.config import DataConfig
-from tagi.data.mixture import TaskSource
-from tagi.data.types import Example, Task
+from tagi.data.mixture import TaskSource, demonstrated
+from tagi.data.types import Generated, Task
 from tagi.errors import ConfigError
 
 Group = Literal["category", "task"]
 T = TypeVar("T")
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,34 @@ class Source:
         return ConfigError(f"data.source: {self.data.source} has no {what}")
 
 
+class TaskList(Source, Generic[AnyTask]):
+    """A source that lists its training tasks."""
+
+    @cached_property
+    def tasks(self) -> Sequence[AnyTask]:
+        """The training tasks, without the held-out ones."""
+        raise NotImplementedError
+
+    def turns(self, tasks: Sequence[AnyTask], shown: int) -> TaskSource:
+        """Some of them as they take turns; they show rows of their own, unless their files give demonstrations."""
+        return demonstrated(tasks, shown)
+
+    def train(self, shown: int) -> TaskSource:
+        return self.turns(self.tasks, shown)
+
+    def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
+        groups = grouped(self.tasks, lambda task: task.name if by == "task" else task.categories[0])
+        return {name: self.turns(own, shown) for name, own in groups.items()}
+
+    def texts(self) -> Iterator[str]:
+        """Definitions, inputs and targets."""
+        for task in self.tasks:
+            yield task.instruction.definition
+            for example in task.examples:
+                yield example.input
+                yield from example.targets
+
+
 def meta_split(names: Sequence[str], valid: int, seed: int) -> tuple[list[str], list[str]]:
     """Hold out `valid` whole tasks of the training part for model selection: (meta-train, validation).
 
@@ -89,41 +119,7 @@ def grouped(things: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
     return dict(sorted(groups.items()))
 
 
-def group_of(task: Task, by: Group) -> str:
-    """A task's first category, or its name."""
-    return task.name if by == "task" else task.categories[0]
-
-
-def texts_of(tasks: Iterable[Task]) -> Iterator[str]:
-    """Definitions, inputs and targets."""
-    for task in tasks:
-        yield task.instruction.definition
-        for example in task.examples:
-            yield example.input
-            yield from example.targets
-
-
-@dataclass(frozen=True, slots=True)
-class Later(Sequence[Example]):
-    """Examples without the first ones, read or generated on demand like the whole."""
-
-    examples: Sequence[Example]
-    first: int
-
-    def __len__(self) -> int:
-        return max(len(self.examples) - self.first, 0)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.examples[self.first + range(len(self))[index]]
-
-
-def later(task: Task, skip: int) -> Task:
+def later(task: AnyTask, skip: int) -> AnyTask:
     """A task without its first instances.
 
     Raises:
@@ -131,4 +127,5 @@ def later(task: Task, skip: int) -> Task:
     """
     if len(task.examples) <= skip:
         raise ConfigError(f"data.skip: {task.name} has no more than {skip} instances; none is left to train on")
-    return replace(task, examples=Later(task.examples, skip))
+    whole = task.examples
+    return replace(task, examples=Generated(len(whole) - skip, lambda index: whole[skip + index]))

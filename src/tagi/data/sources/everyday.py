@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from tagi.data.mixture import DrawnDemonstrations, TaskSource
+from tagi.data.mixture import TaskSource, demonstrated
 from tagi.data.records import Record, parse_json, written
-from tagi.data.sources.base import Group, Source, group_of, grouped, later, texts_of
+from tagi.data.sources.base import TaskList, grouped, later
 from tagi.data.types import Example, Instruction, Task, named
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_text
@@ -33,51 +33,41 @@ class _TaskFile(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Worded:
-    """A task in its first wording, and all of its wordings: the definition, then its paraphrases."""
+class Worded(Task):
+    """A task in one of its wordings: the definition, then its paraphrases."""
 
-    task: Task
     wordings: tuple[str, ...]
 
     def within(self, number: int) -> Task:
-        """The task in one of its wordings."""
-        return replace(self.task, instruction=Instruction(self.wordings[number]))
+        """The task in another of them."""
+        return replace(self, instruction=Instruction(self.wordings[number]))
 
 
-@dataclass(frozen=True, slots=True)
-class WordedTasks:
-    """Tasks in one of their wordings, drawn anew on every visit, as are the rows that they show (`count`)."""
-
-    tasks: Sequence[Worded]
-    count: int
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def task(self, number: int, visit: int) -> Task:
-        one = self.tasks[number]
-        drawn = Random(f"{self.seed} {one.task.name} {visit}").randrange(len(one.wordings))
-        return DrawnDemonstrations([one.within(drawn)], self.count).task(0, visit)
-
-
-class Everyday(Source):
+class Everyday(TaskList[Worded]):
     """The tasks of both folders; whole families of similar inputs are held out of `train/` for validation.
 
     Demonstrations are other rows of a task, for the files give none.
     """
 
-    def train(self, shown: int) -> TaskSource:
-        return self._turns(self._training, shown)
+    @cached_property
+    def tasks(self) -> list[Worded]:
+        data = self.data
+        if data.part == "test":
+            return [later(one, data.skip) for one in named(self._read("test"), lambda one: one.name, data.only)]
+        return named(self._split[0], lambda one: one.name, data.only)
 
-    def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        groups = grouped(self._training, lambda one: group_of(one.task, by))
-        return {name: self._turns(own, shown) for name, own in groups.items()}
+    def turns(self, tasks: Sequence[Worded], shown: int) -> TaskSource:
+        """Each in one of its wordings, drawn anew on every visit, as are the rows that it shows."""
+
+        def task(number: int, visit: int) -> Task:
+            one = tasks[number]
+            drawn = Random(f"{self.data.seed} {one.name} {visit}").randrange(len(one.wordings))
+            return demonstrated([one.within(drawn)], shown).task(0, visit)
+
+        return TaskSource(len(tasks), task)
 
     def valid(self, shown: int) -> list[Task]:
-        held_out = DrawnDemonstrations([one.task for one in self._split[1]], shown)
-        tasks = [held_out.task(number, 0) for number in range(len(held_out))]
-        return [replace(task, examples=task.examples[: self.data.valid_instances]) for task in tasks]
+        return [task.first(self.data.valid_instances) for task in demonstrated(self._split[1], shown).first()]
 
     def test(self, shown: int, wording: int = 0) -> list[Task]:
         """See `Source.test`.
@@ -88,37 +78,29 @@ class Everyday(Source):
         Raises:
             ConfigError: a task has no such wording.
         """
-        tasks = named(self._read("test"), lambda one: one.task.name, self.data.only)
+        tasks = named(self._read("test"), lambda one: one.name, self.data.only)
         if few := next((one for one in tasks if wording >= len(one.wordings)), None):
-            raise ConfigError(f"wording: {wording} is none of {few.task.name}, which has 0 to {len(few.wordings) - 1}")
-        drawn = DrawnDemonstrations([one.within(wording) for one in tasks], shown)
-        return [drawn.task(number, 0) for number in range(len(drawn))]
+            raise ConfigError(f"wording: {wording} is none of {few.name}, which has 0 to {len(few.wordings) - 1}")
+        return demonstrated([one.within(wording) for one in tasks], shown).first()
 
     def wordings(self) -> int:
         """In how many ways every test task's instruction is worded."""
         return min(len(one.wordings) for one in self._read("test"))
 
     def texts(self) -> Iterator[str]:
-        yield from texts_of(one.task for one in self._training)
-        for one in self._training:
+        yield from super().texts()
+        for one in self.tasks:
             yield from one.wordings[1:]
 
     def files(self) -> list[Path]:
         return _files(self.folder, self.data.part)
 
     @cached_property
-    def _training(self) -> list[Worded]:
-        data = self.data
-        if data.part == "test":
-            tasks = named(self._read("test"), lambda one: one.task.name, data.only)
-            return [replace(one, task=later(one.task, data.skip)) for one in tasks]
-        return named(self._split[0], lambda one: one.task.name, data.only)
-
-    @cached_property
     def _split(self) -> tuple[list[Worded], list[Worded]]:
         """The meta-train tasks, and the validation ones: families in random order, until there are enough tasks."""
         tasks, held_out = self._read("train"), list[Worded]()
-        families = grouped(tasks, lambda one: _family(one.task.name))
+        # `b_mail_subject`, `b_mail_sender`, … ask different things of similar inputs
+        families = grouped(tasks, lambda one: "_".join(one.name.split("_")[:2]))
         for name in Random(self.data.seed).sample(list(families), len(families)):
             if len(held_out) >= self.data.valid_tasks:
                 break
@@ -128,16 +110,16 @@ class Everyday(Source):
             raise ConfigError(f"data.valid_tasks: {self.data.valid_tasks} leaves no training task of {len(tasks)}")
         return kept, held_out
 
-    def _turns(self, tasks: Sequence[Worded], shown: int) -> TaskSource:
-        return WordedTasks(tasks, shown, self.data.seed)
-
     def _read(self, part: Part) -> list[Worded]:
-        return [_worded(path) for path in _files(self.folder, part)]
-
-
-def _family(name: str) -> str:
-    """The tasks `b_mail_subject`, `b_mail_sender`, … ask different things of similar inputs."""
-    return "_".join(name.split("_")[:2])
+        tasks: list[Worded] = []
+        for path in _files(self.folder, part):
+            content = parse_json(_TaskFile, read_text(path), path)
+            rows = enumerate(content.instances)
+            examples = [Example(f"{path.stem}-{number}", row.input, tuple(row.output)) for number, row in rows]
+            wordings = (content.definition[0], *content.paraphrases)
+            told = Instruction(wordings[0])
+            tasks.append(Worded(path.stem, told, tuple(content.categories), examples, wordings))
+        return tasks
 
 
 def _files(folder: Path, part: Part) -> list[Path]:
@@ -145,11 +127,3 @@ def _files(folder: Path, part: Part) -> list[Path]:
     if not files:
         raise DataError(folder / part, "", "holds no task file (*.json)")
     return files
-
-
-def _worded(path: Path) -> Worded:
-    content = parse_json(_TaskFile, read_text(path), path)
-    rows = enumerate(content.instances)
-    examples = [Example(f"{path.stem}-{number}", row.input, tuple(row.output)) for number, row in rows]
-    wordings = (content.definition[0], *content.paraphrases)
-    return Worded(Task(path.stem, Instruction(wordings[0]), tuple(content.categories), examples), wordings)

@@ -1,11 +1,11 @@
 """Synthetic tasks as a source: single list operations and compositions of two, worded anew on every visit."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from tagi.data.mixture import TaskSource, epoch_order
-from tagi.data.sources.base import Group, Later, Source, grouped
+from tagi.data.sources.base import Group, Source, grouped, later
 from tagi.data.synthetic.micro_splits import Split, splits
 from tagi.data.synthetic.microtasks import MicroTask
 from tagi.data.types import Task, named
@@ -17,20 +17,14 @@ DOCUMENTS = 20_000
 _EXAMPLES_SHOWN = 4
 
 
-@dataclass(frozen=True, slots=True)
-class MicroTasks:
-    """Synthetic tasks as they take turns."""
+def turns(tasks: Sequence[MicroTask], shown: int, skip: int = 0) -> TaskSource:
+    """Synthetic tasks as they take turns, without the first `skip` instances."""
 
-    tasks: tuple[MicroTask, ...]
-    shown: int
-    skip: int = 0
+    def task(number: int, visit: int) -> Task:
+        task = tasks[number].task(wording_seed=visit, demonstrations=shown)
+        return later(task, skip) if skip else task
 
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def task(self, number: int, visit: int) -> Task:
-        task = self.tasks[number].task(wording_seed=visit, demonstrations=self.shown)
-        return replace(task, examples=Later(task.examples, self.skip)) if self.skip else task
+    return TaskSource(len(tasks), task)
 
 
 class Micro(Source):
@@ -45,18 +39,19 @@ class Micro(Source):
         """Compositions once an epoch, single operations as often as their family has turns."""
         data, split = self.data, self.split
         if data.part == "test":
-            return MicroTasks(tuple(named(split.test, lambda task: task.name, data.only)), shown, data.skip)
-        tasks = repeated_singles(split.singles, SINGLE_VISITS) + split.compositions
-        return MicroTasks(tuple(named(tasks, lambda task: task.name, data.only)), shown)
+            return turns(named(split.test, lambda task: task.name, data.only), shown, data.skip)
+        sizes = Counter(task.operations[0].family for task in split.singles)
+        repeated = ([task] * max(SINGLE_VISITS // sizes[task.operations[0].family], 1) for task in split.singles)
+        tasks = [*chain.from_iterable(repeated), *split.compositions]
+        return turns(named(tasks, lambda task: task.name, data.only), shown)
 
     def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
         """By the family of the last operation, or each by itself."""
         each = grouped(self.split.train, lambda t: t.name if by == "task" else t.operations[-1].family)
-        return {name: MicroTasks(tuple(own), shown) for name, own in each.items()}
+        return {name: turns(own, shown) for name, own in each.items()}
 
     def valid(self, shown: int) -> list[Task]:
-        worded = [task.task(demonstrations=shown) for task in self.split.valid]
-        return [replace(task, examples=task.examples[: self.data.valid_instances]) for task in worded]
+        return [task.task(demonstrations=shown).first(self.data.valid_instances) for task in self.split.valid]
 
     def test(self, shown: int) -> list[Task]:
         chosen = named(self.split.test, lambda task: task.name, self.data.only)
@@ -72,11 +67,4 @@ class Micro(Source):
             sentences = [f"{example.input}. {example.targets[0]}." for example in shown]
             yield " ".join([task.instruction.definition, *sentences])
 
-    def texts(self) -> Iterator[str]:
-        return self.documents()
-
-
-def repeated_singles(singles: tuple[MicroTask, ...], visits: int) -> tuple[MicroTask, ...]:
-    """Each single operation at least once, and so often that every family has about `visits` turns."""
-    sizes = Counter(task.operations[0].family for task in singles)
-    return tuple(task for task in singles for _ in range(max(visits // sizes[task.operations[0].family], 1)))
+    texts = documents

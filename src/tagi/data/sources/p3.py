@@ -1,16 +1,15 @@
 """P3 as a source of tasks: every template in every data set is one."""
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from tagi.data.mixture import DrawnDemonstrations, TaskSource
-from tagi.data.sources.base import Group, Source, group_of, grouped, later, meta_split, texts_of
+from tagi.data.mixture import demonstrated
+from tagi.data.sources.base import TaskList, later, meta_split
 from tagi.data.sources.p3_files import P3Dataset, TrainSet
 from tagi.data.types import Task, named
 
 
-class P3(Source):
+class P3(TaskList[Task]):
     """T0's training templates and held-out tasks; demonstrations are other rows of a task, drawn on every visit."""
 
     @cached_property
@@ -31,23 +30,16 @@ class P3(Source):
         ]
         return [task for task in tasks if task.examples]
 
-    def train(self, shown: int) -> TaskSource:
-        return DrawnDemonstrations(self.tasks, shown)
-
-    def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        groups = grouped(self.tasks, lambda task: group_of(task, by))
-        return {name: DrawnDemonstrations(own, shown) for name, own in groups.items()}
-
     def valid(self, shown: int) -> list[Task]:
-        drawn = DrawnDemonstrations(self._held_out, shown)
-        return [drawn.task(number, 0) for number in range(len(drawn))]
+        """The first template of every held-out data set."""
+        first = {one.data_set: one for one in reversed(self._sets[1])}
+        limit = self.data.valid_instances
+        tasks = (task for one in first.values() for task in self.dataset.train_tasks(one, limit=limit))
+        return demonstrated([task for task in tasks if task.examples], shown).first()
 
     def test(self, shown: int) -> list[Task]:
         names = named(self.dataset.eval_names(), str, self.data.only)
         return [task for name in names for task in self.dataset.eval_tasks(name, shots=shown, seed=self.data.seed)]
-
-    def texts(self) -> Iterator[str]:
-        return texts_of(self.tasks)
 
     def files(self) -> list[Path]:
         templates = sorted({one.source for each in self.dataset.templates.values() for one in each})
@@ -61,12 +53,3 @@ class P3(Source):
         sets = self.dataset.train_sets()
         names, held_out = meta_split(sorted({one.data_set for one in sets}), self.data.valid_tasks, self.data.seed)
         return [one for one in sets if one.data_set in names], [one for one in sets if one.data_set in held_out]
-
-    @cached_property
-    def _held_out(self) -> list[Task]:
-        """The first template of every held-out data set."""
-        first = {one.data_set: one for one in reversed(self._sets[1])}
-        tasks = [
-            task for one in first.values() for task in self.dataset.train_tasks(one, limit=self.data.valid_instances)
-        ]
-        return [task for task in tasks if task.examples]

@@ -14,9 +14,9 @@ from random import Random
 from typing import Any
 
 from tagi.config import P3Instruction
-from tagi.data.promptsource import Rendered, Template, file_name, masked, read_templates, render
+from tagi.data.promptsource import Template, file_name, masked, read_templates, render
 from tagi.data.records import Record, parse_json
-from tagi.data.types import Demonstration, Example, Instruction, Task
+from tagi.data.types import Demonstration, Example, Instruction, Task, taken
 from tagi.errors import ConfigError, DataError
 from tagi.reading import json_value, read_lines
 
@@ -26,67 +26,50 @@ SPLITS = {
     "5": ("cosmos_qa", "kilt_tasks/hotpotqa", "amazon_polarity", "cnn_dailymail/3.0.0", "common_gen"),
     "10": ("glue/mrpc", "adversarial_qa/dbert", "ag_news", "dream", "gigaword"),
     "20": (
-        "paws/labeled_final",
-        "wiki_qa",
-        "ropes",
-        "quoref",
-        "dbpedia_14",
-        "multi_news",
-        "imdb",
-        "quail",
-        "quartz",
-        "wiki_bio",
+        *("paws/labeled_final", "wiki_qa", "ropes", "quoref", "dbpedia_14"),
+        *("multi_news", "imdb", "quail", "quartz", "wiki_bio"),
     ),
     "36": (
-        "adversarial_qa/dbidaf",
-        "adversarial_qa/droberta",
-        "duorc/SelfRC",
-        "duorc/ParaphraseRC",
-        "cos_e/v1.11",
-        "qasc",
-        "sciq",
-        "glue/qqp",
-        "social_i_qa",
-        "wiki_hop/original",
-        "wiqa",
-        "app_reviews",
-        "rotten_tomatoes",
-        "yelp_review_full",
-        "samsum",
-        "xsum",
+        *("adversarial_qa/dbidaf", "adversarial_qa/droberta", "duorc/SelfRC", "duorc/ParaphraseRC", "cos_e/v1.11"),
+        *("qasc", "sciq", "glue/qqp", "social_i_qa", "wiki_hop/original", "wiqa"),
+        *("app_reviews", "rotten_tomatoes", "yelp_review_full", "samsum", "xsum"),
     ),
 }
 """T0's 36 training sets; each split holds those before it too (Table 11)."""
-EVALUATION = {
-    "anli-r1": "anli",
-    "anli-r2": "anli",
-    "anli-r3": "anli",
-    "hellaswag": "hellaswag",
-    "super_glue_cb": "super_glue/cb",
-    "super_glue_copa": "super_glue/copa",
-    "super_glue_rte": "super_glue/rte",
-    "super_glue_wic": "super_glue/wic",
-    "super_glue_wsc.fixed": "super_glue/wsc.fixed",
-    "winogrande_winogrande_xl": "winogrande/winogrande_xl",
-    "story_cloze": "story_cloze/2016",
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A held-out task: where its templates lie, what is right in a row, and where its rows are published."""
+
+    templates: str
+    labels: tuple[int | str, ...]
+    """All that `field` can be. Templates do not check it: of what is published without labels (-1 or an empty string in
+    their place) they make some answer or other."""
+    repository: str = ""
+    config: str | None = None
+    split: str = "validation"
+    """T0 is scored on validation rows."""
+    field: str = "label"
+
+
+_SUPER_GLUE = "aps/super_glue"
+EVALUATION: Mapping[str, HeldOut] = {
+    "anli-r1": HeldOut("anli", (0, 1, 2), "facebook/anli", split="dev_r1"),
+    "anli-r2": HeldOut("anli", (0, 1, 2), "facebook/anli", split="dev_r2"),
+    "anli-r3": HeldOut("anli", (0, 1, 2), "facebook/anli", split="dev_r3"),
+    "hellaswag": HeldOut("hellaswag", ("0", "1", "2", "3", 0, 1, 2, 3), "Rowan/hellaswag"),
+    "super_glue_cb": HeldOut("super_glue/cb", (0, 1, 2), _SUPER_GLUE, "cb"),
+    "super_glue_copa": HeldOut("super_glue/copa", (0, 1), _SUPER_GLUE, "copa"),
+    "super_glue_rte": HeldOut("super_glue/rte", (0, 1), _SUPER_GLUE, "rte"),
+    "super_glue_wic": HeldOut("super_glue/wic", (0, 1), _SUPER_GLUE, "wic"),
+    "super_glue_wsc.fixed": HeldOut("super_glue/wsc.fixed", (0, 1), _SUPER_GLUE, "wsc.fixed"),
+    "winogrande_winogrande_xl": HeldOut(
+        "winogrande/winogrande_xl", ("1", "2"), "allenai/winogrande", "winogrande_xl", field="answer"
+    ),
+    "story_cloze": HeldOut("story_cloze/2016", (1, 2), field="answer_right_ending"),
 }
-"""The held-out tasks, and where their templates lie."""
-_TWO, _THREE = ("label", (0, 1)), ("label", (0, 1, 2))
-LABELS: Mapping[str, tuple[str, tuple[int | str, ...]]] = {
-    "anli-r1": _THREE,
-    "anli-r2": _THREE,
-    "anli-r3": _THREE,
-    "hellaswag": ("label", ("0", "1", "2", "3", 0, 1, 2, 3)),
-    "super_glue_cb": _THREE,
-    "super_glue_copa": _TWO,
-    "super_glue_rte": _TWO,
-    "super_glue_wic": _TWO,
-    "super_glue_wsc.fixed": _TWO,
-    "winogrande_winogrande_xl": ("answer", ("1", "2")),
-    "story_cloze": ("answer_right_ending", (1, 2)),
-}
-"""The field of a held-out task that says what is right, and all that it can be. Templates do not check it: of what is
-published without labels (-1 or an empty string in their place) they make some answer or other."""
+"""By name; StoryCloze may not be redistributed."""
 _SUFFIXES = (".jsonl.gz", ".jsonl")
 
 
@@ -137,16 +120,16 @@ class P3Dataset:
         """
         wanted, resolved = data_sets(self.split), self.by_file_name()
         files = sorted(path for path in (self.root / "train").glob("*") if path.name.endswith(_SUFFIXES))
-        found = [_train_set(path, resolved) for path in files]
+        found: list[TrainSet] = []
+        for path in files:
+            name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+            if name not in resolved:
+                raise DataError(path, "", "belongs to no template of templates/")
+            found.append(TrainSet(name, *resolved[name], path))
         chosen = [one for one in found if wanted is None or one.data_set in wanted]
         if not chosen:
             raise DataError(self.root / "train", "", f"holds no rows of split {self.split} (*.jsonl or *.jsonl.gz)")
         return chosen
-
-    def missing(self) -> list[str]:
-        """Data sets of the split of which no rows are here."""
-        here = {one.data_set for one in self.train_sets()}
-        return sorted(set(data_sets(self.split) or ()) - here)
 
     def train_tasks(self, one: TrainSet, *, limit: int | None = MAX_ROWS, seed: int | None = None) -> list[Task]:
         """The task of one template, or with `instruction="full"` one task for each of its rows.
@@ -156,7 +139,7 @@ class P3Dataset:
         Raises:
             DataError: a row that is not JSON or lacks a field, or a template that cannot be rendered.
         """
-        examples = _take(list(_train_rows(one.path)), limit, None if seed is None else f"{seed} {one.name}")
+        examples = taken(list(_train_rows(one.path)), limit, None if seed is None else f"{seed} {one.name}")
         return self._tasks(one.name, one.data_set, one.template, examples)
 
     def eval_tasks(self, name: str, *, limit: int | None = None, shots: int = 0, seed: int = 0) -> list[Task]:
@@ -181,13 +164,12 @@ class P3Dataset:
             raise DataError(path, "", "holds no row")
         numbers = [number for number, _ in rows]
         asked = numbers if limit is None else numbers[:limit]
-        prompts = [one for one in self.templates.get(EVALUATION[name], []) if one.original_task]
+        prompts = [one for one in self.templates.get(EVALUATION[name].templates, []) if one.original_task]
         rendered = {one: examples for one in prompts if (examples := _rendered(one, rows, path))}
         rendered = {one: examples for one, examples in rendered.items() if any(row.id in asked for row in examples)}
         if not rendered:
-            raise DataError(
-                self.root / "templates" / EVALUATION[name], "", f"has no prompt for the rows of {path.name}"
-            )
+            folder = self.root / "templates" / EVALUATION[name].templates
+            raise DataError(folder, "", f"has no prompt for the rows of {path.name}")
         tasks: list[Task] = []
         for template, shown, scored in _apart(rendered, numbers, limit, shots, f"{seed} {name}"):
             if len(shown) < shots or not scored:
@@ -222,7 +204,7 @@ class P3Dataset:
                 for _, row in _raw_rows(path):
                     yield from _texts(row)
 
-    def _tasks(self, name: str, category: str, template: Template, examples: list[Example]) -> list[Task]:
+    def _tasks(self, name: str, category: str, template: Template, examples: Sequence[Example]) -> list[Task]:
         if self.instruction == "template":
             return [Task(name, Instruction(masked(template)), (category,), examples)]
         return [Task(name, Instruction(one.input), (category,), [one]) for one in examples]
@@ -246,13 +228,6 @@ def data_sets(split: str) -> set[str] | None:
         raise ConfigError(f"data.split: P3 has no split {split!r}; there are {', '.join(SPLITS)} and all")
     upto = list(SPLITS).index(split) + 1
     return {name for one in list(SPLITS)[:upto] for name in SPLITS[one]}
-
-
-def _train_set(path: Path, resolved: Mapping[str, tuple[str, Template]]) -> TrainSet:
-    name = next(path.name.removesuffix(suffix) for suffix in _SUFFIXES if path.name.endswith(suffix))
-    if name not in resolved:
-        raise DataError(path, "", "belongs to no template of templates/")
-    return TrainSet(name, *resolved[name], path)
 
 
 def _train_rows(path: Path) -> Iterator[Example]:
@@ -283,7 +258,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _labelled(path: Path, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a held-out task, each with a label that the task has."""
-    field, allowed = LABELS[task]
+    field, allowed = EVALUATION[task].field, EVALUATION[task].labels
     for number, row in _raw_rows(path):
         label = row.get(field)
         if not any(type(label) is type(one) and label == one for one in allowed):
@@ -294,18 +269,17 @@ def _labelled(path: Path, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rendered(template: Template, rows: list[tuple[str, dict[str, Any]]], path: Path) -> list[Example]:
-    found: list[tuple[str, Rendered]] = []
+    found: list[Example] = []
     for number, row in rows:
         try:
             made = render(template, row, seed=number)
         except DataError as error:
             raise DataError(error.path, error.field, f"{error.reason}, with row {number} of {path}") from error
-        if made is not None:
-            found.append((number, made))
-    for number, one in found:
-        if not one.choices:
+        if made is not None and not made.choices:
             raise DataError(template.source, f"{template.name}: answer_choices", f"row {number} has no choices to rank")
-    return [Example(number, one.input, (one.target,), one.choices) for number, one in found]
+        if made is not None:
+            found.append(Example(number, made.input, (made.target,), made.choices))
+    return found
 
 
 def _apart(
@@ -330,8 +304,3 @@ def _demonstrations(examples: Sequence[Example], asked: Set[str], spare: Sequenc
     inputs, by_row = {one.input for one in examples if one.id in asked}, {one.id: one for one in examples}
     found = (by_row[number] for number in spare if number in by_row)
     return list(islice((one for one in found if one.input not in inputs), count))
-
-
-def _take(examples: list[Example], limit: int | None, seed: str | None) -> list[Example]:
-    count = len(examples) if limit is None else min(limit, len(examples))
-    return examples[:count] if seed is None else Random(seed).sample(examples, count)

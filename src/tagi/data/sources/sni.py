@@ -1,25 +1,22 @@
 """Super-NaturalInstructions as a source of tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tagi.data.mixture import DrawnDemonstrations, FixedTasks, TaskSource
-from tagi.data.sources.base import Group, Source, group_of, grouped, later, meta_split, texts_of
+from tagi.data.mixture import TaskSource, fixed
+from tagi.data.sources.base import TaskList, later, meta_split
 from tagi.data.sources.sni_files import SniDataset, largest_categories
 from tagi.data.types import Task, named
 
 
-class Sni(Source):
+class Sni(TaskList[Task]):
     """The tasks of the benchmark's English track, in its official split."""
 
     @cached_property
     def dataset(self) -> SniDataset:
-        """The files; keeps what training and validation take of a task."""
-        data = self.data
-        whole = data.part == "test"
-        views = ((None, None),) if whole else ((data.max_instances, data.seed), (data.valid_instances, None))
-        return SniDataset(self.folder, data.split, views)
+        """The files."""
+        return SniDataset(self.folder, self.data.split)
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -27,37 +24,31 @@ class Sni(Source):
         data = self.data
         if data.part == "test":
             return [later(task, data.skip) for task in self.test(0)]
-        chosen = named(self._names[0], str, data.only)
-        tasks = [self.dataset.load(name, limit=data.max_instances, seed=data.seed) for name in chosen]
+        tasks = [self._english[name][0] for name in named(self._names[0], str, data.only)]
         if data.categories is None:
             return tasks
         kept = set(largest_categories(tasks, data.categories))
         return [task for task in tasks if task.categories[0] in kept]
 
-    def train(self, shown: int) -> TaskSource:
-        return self._turns(self.tasks, shown)
-
-    def groups(self, by: Group, shown: int) -> dict[str, TaskSource]:
-        groups = grouped(self.tasks, lambda task: group_of(task, by))
-        return {name: self._turns(own, shown) for name, own in groups.items()}
+    def turns(self, tasks: Sequence[Task], shown: int) -> TaskSource:
+        return fixed(tasks) if self.data.support == "given" else super().turns(tasks, shown)
 
     def valid(self, shown: int) -> list[Task]:
-        return [self.dataset.load(name, limit=self.data.valid_instances) for name in self._names[1]]
+        return [self._english[name][1] for name in self._names[1]]
 
     def test(self, shown: int) -> list[Task]:
-        return [self.dataset.load(name) for name in self.dataset.chosen("test", self.data.only)[0]]
-
-    def texts(self) -> Iterator[str]:
-        return texts_of(self.tasks)
+        return self.dataset.chosen("test", self.data.only)[0]
 
     def files(self) -> list[Path]:
         return [self.folder / "tasks" / f"{name}.json" for name in self.dataset.names(self.data.part)]
 
     @cached_property
+    def _english(self) -> dict[str, list[Task]]:
+        """What training, and what validation, take of a training task; each file is read once for both."""
+        views = (self.data.max_instances, self.data.seed), (self.data.valid_instances, None)
+        return self.dataset.english(self.dataset.names("train"), *views)
+
+    @cached_property
     def _names(self) -> tuple[list[str], list[str]]:
         """Of the meta-train and the validation tasks."""
-        english = self.dataset.english(self.dataset.names("train"))
-        return meta_split(english, self.data.valid_tasks, self.data.seed)
-
-    def _turns(self, tasks: Sequence[Task], shown: int) -> TaskSource:
-        return FixedTasks(tasks) if self.data.support == "given" else DrawnDemonstrations(tasks, shown)
+        return meta_split(list(self._english), self.data.valid_tasks, self.data.seed)

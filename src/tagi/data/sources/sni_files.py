@@ -8,15 +8,14 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from tagi.data.records import Record, parse_json, written
-from tagi.data.types import Demonstration, Example, Instruction, Task, named
+from tagi.data.types import Demonstration, Example, Instruction, Task, named, taken
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_lines, read_text
 
@@ -50,11 +49,9 @@ class _Instance(Record):
 
 
 def _ids_differ(instances: list[_Instance]) -> list[_Instance]:
-    seen: set[str] = set()
-    for instance in instances:
-        if instance.id in seen:
-            raise ValueError(f"id {instance.id!r} occurs twice")
-        seen.add(instance.id)
+    name, count = Counter(instance.id for instance in instances).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"id {name!r} occurs twice")
     return instances
 
 
@@ -102,22 +99,11 @@ View = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """What stays of a task file that was read."""
-
-    other_languages: list[str]
-    tasks: dict[View, Task]
-
-
-@dataclass(frozen=True, slots=True)
 class SniDataset:
     """A download of the benchmark, whole or in part."""
 
     root: Path
     split: str = "default"
-    views: tuple[View, ...] = ()
-    """What `load` will be asked for: then a file is read once, for all of them, and no more of it is kept."""
-    _kept: "dict[str, _Kept]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def names(self, part: Part) -> list[str]:
         """Task names of one part of the split, in the file's order; opens no task file.
@@ -133,37 +119,47 @@ class SniDataset:
         names = [line.strip() for _, line in read_lines(path)]
         if not names:
             raise DataError(path, "", "names no task")
-        _check_names(names, {file.stem for file in tasks.glob("*.json")}, path)
+        here = {file.stem for file in tasks.glob("*.json")}
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise DataError(path, name, "is named twice")
+            if name not in here:
+                near = difflib.get_close_matches(name, here, n=1)
+                raise DataError(path, name, "has no task file" + (f", did you mean {near[0]}?" if near else ""))
         return names
 
     def load(self, name: str, *, limit: int | None = None, seed: int | None = None) -> Task:
         """The task of that name; see `load_task`."""
-        if (limit, seed) in self.views:
-            return self._read(name).tasks[limit, seed]
         return load_task(self._path(name), limit=limit, seed=seed)
 
-    def english(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` whose instruction, input and output are English; see `by_language`."""
-        return self.by_language(names)[0]
+    def english(self, names: Iterable[str], *views: View) -> dict[str, list[Task]]:
+        """Those of `names` that are of the benchmark's English track, each in some views; see `by_language`."""
+        return self.by_language(names, *views)[0]
 
-    def by_language(self, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-        """The tasks of the benchmark's English track, and the other languages of those that are not in it.
+    def by_language(self, names: Iterable[str], *views: View) -> tuple[dict[str, list[Task]], dict[str, str]]:
+        """The tasks whose instruction, input and output are English, and the other languages of the rest.
 
         English goes by its name or its code, in upper or lower case. A file that does not state a language counts as
-        English. Opens every file; see `views` for what is kept.
+        English. Reads every file once, and keeps of it what is asked for.
 
         Raises:
             DataError: See `load_task`; also if no task is English.
         """
-        others = {name: ", ".join(self._read(name).other_languages) for name in names}
-        english = [name for name, languages in others.items() if not languages]
-        left_out = {name: languages for name, languages in others.items() if languages}
+        english: dict[str, list[Task]] = {}
+        left_out: dict[str, str] = {}
+        for name in names:
+            path = self._path(name)
+            content = _read(path)
+            if content.other_languages:
+                left_out[name] = ", ".join(content.other_languages)
+            else:
+                english[name] = [_task(path, content, *view) for view in views]
         if left_out and not english:
             name, languages = next(iter(left_out.items()))
             raise DataError(self.root, "", f"none of {len(left_out)} tasks is English (as {name}: {languages})")
         return english, left_out
 
-    def chosen(self, part: Part, only: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    def chosen(self, part: Part, only: Sequence[str], limit: int | None = None) -> tuple[list[Task], dict[str, str]]:
         """The English tasks of a part and the other languages of the rest; of those asked for by name, where any are.
 
         Raises:
@@ -172,21 +168,12 @@ class SniDataset:
         """
         names = named(self.names(part), str, only)
         if not only:
-            return self.by_language(names)
+            english, left_out = self.by_language(names, (limit, None))
+            return [task for (task,) in english.values()], left_out
         for name in names:
-            if languages := self._read(name).other_languages:
+            if languages := _read(self._path(name)).other_languages:
                 raise ConfigError(f"{name}: is not of the English track ({', '.join(languages)}); it cannot be scored")
-        return names, {}
-
-    def _read(self, name: str) -> "_Kept":
-        if name in self._kept:
-            return self._kept[name]
-        path = self._path(name)
-        content = _read(path)
-        found = _Kept(content.other_languages, {view: _task(path, content, *view) for view in self.views})
-        if self.views:
-            self._kept[name] = found
-        return found
+        return [self.load(name, limit=limit) for name in names], {}
 
     def _path(self, name: str) -> Path:
         return self.root / "tasks" / f"{name}.json"
@@ -216,7 +203,7 @@ def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -
         categories=tuple(content.categories),
         examples=[
             Example(item.id, item.input, tuple(item.output))
-            for item in _take(content.instances, limit, None if seed is None else f"{seed} {path.stem}")
+            for item in taken(content.instances, limit, None if seed is None else f"{seed} {path.stem}")
         ],
     )
 
@@ -235,43 +222,19 @@ def largest_categories(tasks: Iterable[Task], count: int) -> list[str]:
     return sorted(sizes, key=lambda name: (-sizes[name], name))[:count]
 
 
-def overlapping_inputs(train: Iterable[Task], test: Iterable[Task]) -> dict[str, list[str]]:
-    """Ids of the training rows whose input also is a test row's, by training task; case and spaces ignored.
+def without_overlap(test: Iterable[Task], train: Iterable[Task]) -> list[Task]:
+    """The test tasks without the rows whose input also is a training row's, and without tasks of no other row.
 
-    The official splits contain such rows; a figure without them is reported beside the official one.
+    Case and spaces are ignored. The official splits contain such rows; a figure without them is reported beside the
+    official one.
     """
-    tested = {_normalised(example) for task in test for example in task.examples}
-    found = {task.name: [row.id for row in task.examples if _normalised(row) in tested] for task in train}
-    return {name: ids for name, ids in found.items() if ids}
-
-
-def without_overlap(test: Sequence[Task], train: Iterable[Task]) -> list[Task]:
-    """The test tasks without the rows whose input also is a training row's, and without tasks of no other row."""
-    seen = {name: set(ids) for name, ids in overlapping_inputs(test, train).items()}
-    kept = (
-        replace(task, examples=[row for row in task.examples if row.id not in seen.get(task.name, ())]) for task in test
-    )
+    trained = {_normalised(row) for task in train for row in task.examples}
+    kept = (replace(task, examples=[row for row in task.examples if _normalised(row) not in trained]) for task in test)
     return [task for task in kept if task.examples]
 
 
 def _read(path: Path) -> _TaskFile:
     return parse_json(_TaskFile, read_text(path), path)
-
-
-def _take(instances: list[_Instance], limit: int | None, seed: str | None) -> list[_Instance]:
-    count = len(instances) if limit is None else min(limit, len(instances))
-    return instances[:count] if seed is None else Random(seed).sample(instances, count)
-
-
-def _check_names(names: Sequence[str], available: set[str], path: Path) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DataError(path, name, "is named twice")
-        if name not in available:
-            near = difflib.get_close_matches(name, available, n=1)
-            raise DataError(path, name, "has no task file" + (f", did you mean {near[0]}?" if near else ""))
-        seen.add(name)
 
 
 def _normalised(example: Example) -> str:

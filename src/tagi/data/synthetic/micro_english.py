@@ -16,23 +16,8 @@ CATEGORY_OF = {word: plural for plural, words in CATEGORIES.items() for word in 
 WORDS = tuple(CATEGORY_OF)
 INSERTED_WORDS = tuple(word for words in CATEGORIES.values() for word in (words[0], words[-1]))
 NUMBERS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"),
 )
 ORDINALS = ("first", "second", "third")
 

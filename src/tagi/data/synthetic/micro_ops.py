@@ -39,7 +39,16 @@ class Operation(NamedTuple):
 
     def apply(self, words: Sequence[str]) -> list[str]:
         """The result for a non-empty list of words; empty where the operation is undefined."""
-        return FAMILIES[self.family].apply(words, self)
+        return FAMILIES[self.family].apply(list(words), self)
+
+    @property
+    def amount(self) -> int:
+        """Words that it keeps or drops."""
+        return NUMBERS.index(self.number)
+
+    def among(self, words: Sequence[str]) -> list[str]:
+        """Those of some words that are of its category."""
+        return [word for word in words if CATEGORY_OF.get(word) == self.category]
 
     def clauses(self, held_out: bool = False) -> tuple[str, ...]:
         """Its wordings as imperative clauses in lower case: those for training, or the held-out one."""
@@ -65,7 +74,7 @@ class Operation(NamedTuple):
 class Family:
     """Operations that differ only in their arguments: a category, a number or ordinal, a word to insert."""
 
-    apply: Callable[[Sequence[str], Operation], list[str]]
+    apply: Callable[[list[str], Operation], list[str]]
     categories: tuple[str, ...] = ("",)
     numbers: tuple[str, ...] = ("",)
     words: tuple[str, ...] = ("",)
@@ -82,126 +91,37 @@ class Family:
         ]
 
 
-def _reverse(words: Sequence[str], _: Operation) -> list[str]:
-    return list(words[::-1])
-
-
-def _sort(words: Sequence[str], _: Operation) -> list[str]:
-    return sorted(words)
-
-
-def _keep_first(words: Sequence[str], operation: Operation) -> list[str]:
-    return list(words[: NUMBERS.index(operation.number)])
-
-
-def _keep_last(words: Sequence[str], operation: Operation) -> list[str]:
-    return list(words[-NUMBERS.index(operation.number) :])
-
-
-def _drop_first(words: Sequence[str], operation: Operation) -> list[str]:
-    return list(words[NUMBERS.index(operation.number) :])
-
-
-def _drop_last(words: Sequence[str], operation: Operation) -> list[str]:
-    return list(words[: -NUMBERS.index(operation.number)])
-
-
-def _keep_only(words: Sequence[str], operation: Operation) -> list[str]:
-    return [word for word in words if CATEGORY_OF.get(word) == operation.category]
-
-
-def _remove(words: Sequence[str], operation: Operation) -> list[str]:
-    return [word for word in words if CATEGORY_OF.get(word) != operation.category]
-
-
-def _replace(words: Sequence[str], operation: Operation) -> list[str]:
-    return [operation.word if CATEGORY_OF.get(word) == operation.category else word for word in words]
-
-
-def _append(words: Sequence[str], operation: Operation) -> list[str]:
-    return [*words, operation.word]
-
-
-def _prepend(words: Sequence[str], operation: Operation) -> list[str]:
-    return [operation.word, *words]
-
-
-def _swap_ends(words: Sequence[str], _: Operation) -> list[str]:
-    return [words[-1], *words[1:-1], words[0]] if len(words) > 1 else list(words)
-
-
-def _first_to_end(words: Sequence[str], _: Operation) -> list[str]:
-    return [*words[1:], words[0]]
-
-
-def _last_to_front(words: Sequence[str], _: Operation) -> list[str]:
-    return [words[-1], *words[:-1]]
-
-
-def _deduplicate(words: Sequence[str], _: Operation) -> list[str]:
-    return list(dict.fromkeys(words))
-
-
-def _double(words: Sequence[str], _: Operation) -> list[str]:
-    return [word for word in words for _ in range(2)]
-
-
-def _every_other(words: Sequence[str], _: Operation) -> list[str]:
-    return list(words[::2])
-
-
-def _categorize(words: Sequence[str], _: Operation) -> list[str]:
-    return [SINGULAR[CATEGORY_OF[word]] if word in CATEGORY_OF else word for word in words]
-
-
-def _count_words(words: Sequence[str], _: Operation) -> list[str]:
-    return [NUMBERS[len(words)]]
-
-
-def _count(words: Sequence[str], operation: Operation) -> list[str]:
-    return [NUMBERS[len(_keep_only(words, operation))]]
-
-
-def _any(words: Sequence[str], operation: Operation) -> list[str]:
-    return ["yes" if _keep_only(words, operation) else "no"]
-
-
-def _pick(words: Sequence[str], operation: Operation) -> list[str]:
-    position = ORDINALS.index(operation.number)
-    return list(words[position : position + 1])
-
-
-def _pick_last(words: Sequence[str], _: Operation) -> list[str]:
-    return [words[-1]]
-
-
 _ALL = tuple(CATEGORIES)
 _COUNTS = NUMBERS[1:4]
 
 FAMILIES: dict[str, Family] = {
-    "reverse": Family(_reverse),
-    "sort": Family(_sort),
-    "keep_first": Family(_keep_first, numbers=_COUNTS),
-    "keep_last": Family(_keep_last, numbers=_COUNTS),
-    "drop_first": Family(_drop_first, numbers=_COUNTS),
-    "drop_last": Family(_drop_last, numbers=_COUNTS),
-    "keep_only": Family(_keep_only, categories=_ALL),
-    "remove": Family(_remove, categories=_ALL),
-    "replace": Family(_replace, categories=_ALL, words=INSERTED_WORDS),
-    "append": Family(_append, words=INSERTED_WORDS),
-    "prepend": Family(_prepend, words=INSERTED_WORDS),
-    "swap_ends": Family(_swap_ends),
-    "first_to_end": Family(_first_to_end),
-    "last_to_front": Family(_last_to_front),
-    "deduplicate": Family(_deduplicate),
-    "double": Family(_double),
-    "every_other": Family(_every_other),
-    "categorize": Family(_categorize),
-    "count_words": Family(_count_words, answers=True),
-    "count": Family(_count, categories=_ALL, answers=True),
-    "any": Family(_any, categories=_ALL, answers=True),
-    "pick": Family(_pick, numbers=ORDINALS, answers=True),
-    "pick_last": Family(_pick_last, answers=True),
+    "reverse": Family(lambda words, _: words[::-1]),
+    "sort": Family(lambda words, _: sorted(words)),
+    "keep_first": Family(lambda words, one: words[: one.amount], numbers=_COUNTS),
+    "keep_last": Family(lambda words, one: words[-one.amount :], numbers=_COUNTS),
+    "drop_first": Family(lambda words, one: words[one.amount :], numbers=_COUNTS),
+    "drop_last": Family(lambda words, one: words[: -one.amount], numbers=_COUNTS),
+    "keep_only": Family(lambda words, one: one.among(words), categories=_ALL),
+    "remove": Family(lambda words, one: [word for word in words if not one.among([word])], categories=_ALL),
+    "replace": Family(
+        lambda words, one: [one.word if one.among([word]) else word for word in words],
+        categories=_ALL,
+        words=INSERTED_WORDS,
+    ),
+    "append": Family(lambda words, one: [*words, one.word], words=INSERTED_WORDS),
+    "prepend": Family(lambda words, one: [one.word, *words], words=INSERTED_WORDS),
+    "swap_ends": Family(lambda words, _: [words[-1], *words[1:-1], words[0]] if len(words) > 1 else words),
+    "first_to_end": Family(lambda words, _: [*words[1:], words[0]]),
+    "last_to_front": Family(lambda words, _: [words[-1], *words[:-1]]),
+    "deduplicate": Family(lambda words, _: list(dict.fromkeys(words))),
+    "double": Family(lambda words, _: [word for word in words for _ in range(2)]),
+    "every_other": Family(lambda words, _: words[::2]),
+    "categorize": Family(lambda words, _: [SINGULAR.get(CATEGORY_OF.get(word, ""), word) for word in words]),
+    "count_words": Family(lambda words, _: [NUMBERS[len(words)]], answers=True),
+    "count": Family(lambda words, one: [NUMBERS[len(one.among(words))]], categories=_ALL, answers=True),
+    "any": Family(lambda words, one: ["yes" if one.among(words) else "no"], categories=_ALL, answers=True),
+    "pick": Family(lambda words, one: words[ORDINALS.index(one.number) :][:1], numbers=ORDINALS, answers=True),
+    "pick_last": Family(lambda words, _: [words[-1]], answers=True),
 }
 
 OPERATIONS = tuple(operation for name, family in FAMILIES.items() for operation in family.operations(name))

@@ -62,7 +62,7 @@ def splits(seed: int, train_compositions: int = 5000, valid: int = 100, test: in
     pool = list(islice(in_order, test + valid + train_compositions))
     Random(seed).shuffle(pool)
     candidates = chain(pool, in_order)
-    known = signature([_steps(SHOWN_TASK, words) for words in probes()])[None]
+    known = signature([MicroTask(0, SHOWN_TASK, 0).solve(words) for words in probes()])[None]
     test_pairs, known = _take("test", candidates, test - 1, known, distinct=True)
     valid_pairs, known = _take("valid", candidates, valid, known, distinct=True)
     train_pairs, _ = _take("train_compositions", candidates, train_compositions, known, distinct=False)
@@ -85,7 +85,13 @@ def shuffled_partner(tasks: Sequence[MicroTask], seed: int) -> list[int]:
     """
     table = np.stack([signature([task.solve(words) for words in probes()]) for task in tasks])
     rng = np.random.default_rng(seed)
-    return [_partner(index, table, rng.permutation(len(tasks))) for index in range(len(tasks))]
+    partners: list[int] = []
+    for index, answers in enumerate(table):
+        order = rng.permutation(len(tasks))
+        others = order[order != index]
+        equal = (table[others] == answers)[:, answers != 0].mean(axis=1)  # of the probes that this task is defined on
+        partners.append(int(others[np.argmax(equal < DIFFERENT) if (equal < DIFFERENT).any() else np.argmin(equal)]))
+    return partners
 
 
 @cache
@@ -120,14 +126,6 @@ def agreement(row: Signature, table: Signature) -> NDArray[np.float64]:
     return equal / np.maximum(both, 1)
 
 
-def _partner(index: int, table: Signature, order: NDArray[np.int64]) -> int:
-    """Agreement counts the probes that task `index` is defined on, whether or not the other is."""
-    others = order[order != index]
-    defined = table[index] != 0
-    equal = (table[others] == table[index])[:, defined].mean(axis=1)
-    return int(others[np.argmax(equal < DIFFERENT)] if (equal < DIFFERENT).any() else others[np.argmin(equal)])
-
-
 def _take(
     field: str, candidates: Iterator[tuple[Pair, Signature]], count: int, known: Signature, distinct: bool
 ) -> tuple[list[Pair], Signature]:
@@ -150,16 +148,11 @@ def _proper_compositions(seed: int) -> Iterator[tuple[Pair, Signature]]:
     simple = np.stack([signature(probes()), *(signature(answers) for answers in steps.values())])
     for first, second in _shuffled_pairs(seed):
         row = signature([second.apply(words) if words else [] for words in steps[first]])
-        if _varies(row) and agreement(row, simple).max() < SAME:
+        defined = row[row != 0]
+        if len(defined) < _LEAST_DEFINED or np.unique(defined, return_counts=True)[1].max() >= SAME * len(defined):
+            continue  # seldom defined, or one answer to nearly everything
+        if agreement(row, simple).max() < SAME:
             yield (first, second), row
-
-
-def _varies(row: Signature) -> bool:
-    """Whether the task is defined often enough and has no constant answer."""
-    defined = row[row != 0]
-    if len(defined) < _LEAST_DEFINED:
-        return False
-    return np.unique(defined, return_counts=True)[1].max() < SAME * len(defined)
 
 
 def _shuffled_pairs(seed: int) -> Iterator[Pair]:
@@ -173,10 +166,6 @@ def _shuffled_pairs(seed: int) -> Iterator[Pair]:
         yield OPERATIONS[list_operations[first]], OPERATIONS[second]
 
 
-def _steps(pair: Pair, words: Sequence[str]) -> list[str]:
-    return MicroTask(0, pair, 0).solve(words)
-
-
 def _numbered(number: int, operations: tuple[Operation, ...], seed: int) -> MicroTask:
-    unnumbered = MicroTask(number, operations, seed)
-    return MicroTask(number, operations, crc32(f"{seed} {unnumbered.name}".encode()))
+    name = MicroTask(number, operations, seed).name
+    return MicroTask(number, operations, crc32(f"{seed} {name}".encode()))

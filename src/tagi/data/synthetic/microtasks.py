@@ -4,20 +4,16 @@ A microtask is one operation, or two in a row, on a list of words. It is worded 
 instances on demand from a seed, so that the whole method can be trained and tested on any machine in minutes.
 """
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cache, cached_property
 from random import Random
-from typing import overload
 from zlib import crc32
 
 from tagi.data.synthetic.micro_english import CATEGORIES, NUMBERS, SINGULAR, WORDS
 from tagi.data.synthetic.micro_ops import OPERATIONS, Operation
-from tagi.data.types import Demonstration, Example, Instruction, Task
-from tagi.files import write_text
+from tagi.data.types import Demonstration, Example, Generated, Instruction, Task
 
 EXAMPLES_PER_TASK = 1_000_000
 SHORTEST_LIST, LONGEST_LIST = 4, 6
@@ -97,59 +93,40 @@ class MicroTask:
         A task in held-out phrasings has `_reworded` at the end of its name. Its category is the family of
         its last operation.
         """
-        examples = MicroExamples(self)
-        return Task(
-            name=self.name + ("_reworded" if held_out else ""),
-            instruction=Instruction(self.definition(wording_seed, held_out), examples.demonstrations(demonstrations)),
-            categories=(self.operations[-1].family,),
-            examples=examples,
-        )
-
-
-class MicroExamples(Sequence[Example]):
-    """A microtask's instances, each a function of the task's seed and the index alone."""
-
-    def __init__(self, task: MicroTask) -> None:
-        last = task.operations[-1]
-        named = tuple(sorted({operation.category for operation in task.operations} - {""}))
-        deduplicates = any(operation.family == "deduplicate" for operation in task.operations)
-        self._task = task
-        self._repeated = _REPEATED if deduplicates else _SELDOM_REPEATED
-        self._pools = (word_pool(named),)
-        if last.answers and last.category:  # "no" and "zero" must be right as well
-            self._pools += (word_pool(named, absent=last.category), word_pool(()))
-
-    def __len__(self) -> int:
-        return EXAMPLES_PER_TASK
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        chosen = range(EXAMPLES_PER_TASK)[index]
-        return self._example(chosen) if isinstance(chosen, int) else [self._example(i) for i in chosen]
-
-    def demonstrations(self, count: int) -> tuple[Demonstration, ...]:
-        """Worked examples; inputs set aside for them never occur among the examples."""
-        indices = range(EXAMPLES_PER_TASK, EXAMPLES_PER_TASK + count)
-        return tuple(Demonstration(*self._draw(index, for_demonstration=True)) for index in indices)
+        aside = range(EXAMPLES_PER_TASK, EXAMPLES_PER_TASK + demonstrations)
+        shown = tuple(Demonstration(*self._draw(index, for_demonstration=True)) for index in aside)
+        told = Instruction(self.definition(wording_seed, held_out), shown)
+        examples = Generated(EXAMPLES_PER_TASK, self._example)
+        return Task(self.name + ("_reworded" if held_out else ""), told, (self.operations[-1].family,), examples)
 
     def _example(self, index: int) -> Example:
         text, answer = self._draw(index, for_demonstration=False)
-        return Example(f"{self._task.name}-{index}", text, (answer,))
+        return Example(f"{self.name}-{index}", text, (answer,))
 
     def _draw(self, index: int, for_demonstration: bool) -> tuple[str, str]:
-        """Draws until every step is defined and the input belongs to the asked-for side."""
-        rng = Random((self._task.seed << 32) ^ index)
+        """An input and its answer, functions of the task's seed and the index alone.
+
+        Draws until every step is defined and the input belongs to the asked-for side.
+        """
+        rng, (pools, repeated) = Random((self.seed << 32) ^ index), self._words
         for _ in range(_MOST_DRAWS):
-            words = draw_words(rng, rng.choice(self._pools), self._repeated)
+            words = draw_words(rng, rng.choice(pools), repeated)
             text = " ".join(words)
-            if (crc32(text.encode()) % _DEMONSTRATION_SHARE == 0) == for_demonstration:
-                answer = self._task.solve(words)
-                if answer:
-                    return text, " ".join(answer)
-        raise RuntimeError(f"{self._task.name}: no input in {_MOST_DRAWS} draws has an answer")
+            aside = crc32(text.encode()) % _DEMONSTRATION_SHARE == 0
+            if aside == for_demonstration and (answer := self.solve(words)):
+                return text, " ".join(answer)
+        raise RuntimeError(f"{self.name}: no input in {_MOST_DRAWS} draws has an answer")
+
+    @cached_property
+    def _words(self) -> tuple[tuple[tuple[str, ...], ...], float]:
+        """What inputs are drawn from, and how often a word is repeated."""
+        last = self.operations[-1]
+        named = tuple(sorted({operation.category for operation in self.operations} - {""}))
+        pools = (word_pool(named),)
+        if last.answers and last.category:  # "no" and "zero" must be right as well
+            pools += (word_pool(named, absent=last.category), word_pool(()))
+        deduplicates = any(operation.family == "deduplicate" for operation in self.operations)
+        return pools, _REPEATED if deduplicates else _SELDOM_REPEATED
 
 
 @cache
@@ -165,48 +142,6 @@ def micro_vocabulary() -> tuple[str, ...]:
 def tokenize(text: str) -> list[str]:
     """Lower-case words and single punctuation marks."""
     return _TOKEN.findall(text.lower())
-
-
-def new_phrasings(tasks: Sequence[MicroTask], count: int, seed: int, demonstrations: int = 0) -> list[Task]:
-    """`count` of the tasks, drawn without replacement, worded entirely in held-out phrasings."""
-    chosen = Random(seed).sample(tasks, count)
-    return [task.task(held_out=True, demonstrations=demonstrations) for task in chosen]
-
-
-def write_sni(folder: Path, train: Iterable[Task], test: Iterable[Task], instances: int = 100) -> None:
-    """Writes tasks in the layout of Super-NaturalInstructions: `tasks/` and `splits/default/`.
-
-    Of each task the first `instances` examples are written. A crash leaves no half-written file, and the
-    split files, each written after its tasks, name only tasks that are there.
-
-    Raises:
-        DiskError: a file could not be written.
-    """
-    for split, tasks in (("train", train), ("test", test)):
-        names = [_write_task(folder / "tasks", task, instances) for task in tasks]
-        write_text(folder / "splits" / "default" / f"{split}_tasks.txt", "".join(f"{name}\n" for name in names))
-
-
-def _write_task(folder: Path, task: Task, instances: int) -> str:
-    demonstrations = [
-        {"input": positive.input, "output": positive.output, "explanation": ""}
-        for positive in task.instruction.demonstrations
-    ]
-    record = {
-        "Categories": list(task.categories),
-        "Reasoning": [],
-        "Definition": [task.instruction.definition],
-        "Input_language": ["English"],
-        "Output_language": ["English"],
-        "Positive Examples": demonstrations,
-        "Negative Examples": [],
-        "Instances": [
-            {"id": example.id, "input": example.input, "output": list(example.targets)}
-            for example in task.examples[:instances]
-        ],
-    }
-    write_text(folder / f"{task.name}.json", json.dumps(record, indent=1))
-    return task.name
 
 
 def _capital(clause: str) -> str:
