@@ -138,6 +138,7 @@ GROWN = {
     "values": "{'x': a, 'y': a}.values() | list",
     "map": "[a, a] | map('upper') | list",
     "sort": "[a, a] | sort",
+    "sum": "[[a], [a]] | map('length') | sum ~ a ~ a",
     "replace": "a | replace('a', 'aa')",
     "zip": "zip([a], [a])",
     "str.join": "a.join('xyz')",
