@@ -15,6 +15,7 @@ from serving import BASE, FIRST, SECOND, message, registered, served
 from test_engine import INPUTS, make
 
 from tagi import Tagi
+from tagi.backbones.lora import delta
 from tagi.backbones.sites import Site
 from tagi.model.peft_files import load_peft
 
@@ -148,7 +149,7 @@ def test_an_adapter_comes_as_files_of_peft_and_llama_cpp(client: httpx.Client, t
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == BASE
     lora, own = load_peft(tmp_path, tagi.model.backbone, tagi.config.backbone_fingerprint), tagi.adapt(FIRST).modules
     site = Site("decoder.self", 0, "q")
-    torch.testing.assert_close(lora[site].b @ lora[site].a, own[site].b @ own[site].a * own[site].scale)
+    torch.testing.assert_close(delta(lora[site]), delta(own[site]))
     assert client.get("/v1/tasks/taken/adapter?format=gguf").content.startswith(b"GGUF")
     assert client.get("/v1/tasks/taken/adapter?format=exe").status_code == 400
 

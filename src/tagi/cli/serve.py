@@ -41,10 +41,11 @@ def serve(
     try:
         import uvicorn
 
-        from tagi.serve.app import Service, Settings, create_app
-    except ImportError as error:
+        from tagi.serve.app import create_app
+    except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name}: is not installed; pip install 'tagi[serve]' brings it") from error
     from tagi.serve.guard import read_keys
+    from tagi.serve.service import Service, Settings
 
     if keys is None and not _loopback(host):
         raise InputError(f"--host: {host} can be reached by others; give --keys FILE, which `tagi key` writes")

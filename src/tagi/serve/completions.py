@@ -36,7 +36,7 @@ async def answered(
         if len(texts) > 1:
             raise InputError("stream: one input and one answer at a time")
         return StreamingResponse(
-            _streamed(service, head, task.key, texts[0], generation), media_type="text/event-stream"
+            _streamed(service, request, head, task.key, texts[0], generation), media_type="text/event-stream"
         )
     found = await service.finished(request, [task.key] * len(texts), texts, generation)
     logprobs = await _logprobs(service, request, asked_for, task.key, texts, found)
@@ -49,9 +49,9 @@ async def answered(
 
 
 async def _streamed(
-    service: Service, head: openai.Head, told: Told, text: str, generation: GenerationConfig
+    service: Service, request: Request, head: openai.Head, told: Told, text: str, generation: GenerationConfig
 ) -> AsyncIterator[str]:
-    async for one in service.pieces(told, text, generation):
+    async for one in service.pieces(request, told, text, generation):
         if isinstance(one, Piece):
             yield head.chunk(one.text)
         elif one.answer.error is not None:  # the status is sent already

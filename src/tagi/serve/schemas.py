@@ -1,5 +1,6 @@
 """What callers send, checked field by field; names are OpenAI's where OpenAI has them."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -134,5 +135,4 @@ class Chat(OpenAI):
     @property
     def generation(self) -> GenerationConfig:
         """As of `Sampling`, under the newer name of `max_tokens` too."""
-        most = self.max_completion_tokens or self.max_tokens
-        return Sampling(**self.model_dump(include=set(Sampling.model_fields)) | {"max_tokens": most}).generation
+        return replace(super().generation, max_new_tokens=self.max_completion_tokens or self.max_tokens)

@@ -76,7 +76,7 @@ class Service:
         futures: list[asyncio.Future[Finished]] = [loop.create_future() for _ in texts]
         deadline, seeds = time.monotonic() + self.settings.seconds, seeded(generation.seed, texts)
 
-        def emit(future: asyncio.Future[Finished]) -> Callable[[Piece | Finished], None]:
+        def emit(future: asyncio.Future[Finished]) -> Callable[[Piece | Finished], object]:
             return lambda one: loop.call_soon_threadsafe(_settle, future, one)
 
         jobs = [
@@ -86,8 +86,9 @@ class Service:
         self.worker.submit(jobs)
         try:
             found = await _unless_gone(request, asyncio.gather(*futures))
-        finally:
-            self.worker.cancel([job for job, one in zip(jobs, futures, strict=True) if not one.done()])
+        except BaseException:
+            self.worker.cancel(jobs)
+            raise
         for number, one in enumerate(found, 1):
             if one.answer.error is not None:
                 error = one.answer.error
@@ -96,8 +97,14 @@ class Service:
             self.metrics.answered(len(one.tokens))
         return found
 
-    async def pieces(self, told: Told, text: str, generation: GenerationConfig) -> AsyncIterator[Piece | Finished]:
-        """The answer to one input as it grows; whoever stops listening takes it out of the batch."""
+    async def pieces(
+        self, request: Request, told: Told, text: str, generation: GenerationConfig
+    ) -> AsyncIterator[Piece | Finished]:
+        """The answer to one input as it grows; ends where the caller hangs up, and takes it out of the batch.
+
+        Raises:
+            BusyError: too much waits.
+        """
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Finished]()
         (seed,) = seeded(generation.seed, [text])
 
@@ -108,11 +115,13 @@ class Service:
         self.worker.submit([job])
         try:
             while True:
-                one = await events.get()
+                one = await _unless_gone(request, asyncio.ensure_future(events.get()))
                 yield one
                 if isinstance(one, Finished):
                     self.metrics.answered(len(one.tokens))
                     return
+        except ClientGoneError:
+            return
         finally:
             self.worker.cancel([job])
 
@@ -170,6 +179,7 @@ async def _unless_gone(request: Request, wanted: asyncio.Future[T]) -> T:
         ClientGoneError: so it was.
     """
     gone = asyncio.ensure_future(_hung_up(request))
+    wanted.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks once the caller is gone
     try:
         await asyncio.wait((wanted, gone), return_when=asyncio.FIRST_COMPLETED)
         if wanted.done():

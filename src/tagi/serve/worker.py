@@ -72,7 +72,7 @@ class Job:
     text: str
     generation: GenerationConfig
     seed: str
-    emit: Callable[[Piece | Finished], None]
+    emit: Callable[[Piece | Finished], object]
     deadline: float
     stream: bool = False
     tokens: list[int] = field(default_factory=list)
