@@ -1,0 +1,81 @@
+"""Whatever the schema allows, and what it does not: no request makes the service fail, and it lives afterwards."""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from serving import registered, served
+
+MALFORMED = 300
+FIELDS = (
+    "instruction",
+    "name",
+    "examples",
+    "choices",
+    "model",
+    "prompt",
+    "messages",
+    "inputs",
+    "task",
+    "n",
+    "stop",
+    "seed",
+)
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1e308,
+    "",
+    " ",
+    "a",
+    "\x00",
+    "😀" * 9,
+    [],
+    [[]],
+    {},
+    [{}],
+    ["a", 1],
+    {"a": {}},
+    "a" * 5000,
+)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with served(tmp_path_factory.mktemp("store")) as client:
+        registered(client, name="task")
+        yield client
+
+
+def test_no_request_of_the_schema_makes_it_fail(client: httpx.Client) -> None:
+    """Without schemathesis' own plugin, which knows pytest up to 8."""
+    schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+    labels: list[str] = []
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        labels.append(operation.label)
+
+        @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def check(case: Any) -> None:
+            assert case.call().status_code < 500
+
+        check()
+    assert len(labels) >= 12 and "POST /v1/completions" in labels
+
+
+def test_malformed_requests_are_refused_and_the_service_lives(client: httpx.Client) -> None:
+    rng = Random(0)
+    paths = ("/v1/tasks", "/v1/completions", "/v1/chat/completions", "/v1/generate", "/v1/score")
+    seen: set[int] = set()
+    for _ in range(MALFORMED):
+        body = {field: rng.choice(VALUES) for field in rng.sample(FIELDS, rng.randint(0, 5))}
+        seen.add(client.post(rng.choice(paths), json=body).status_code)
+    assert max(seen) < 500 and 400 in seen
+    assert client.post("/v1/completions", json={"model": "task", "prompt": "a"}).status_code == 200
+    assert "tagi_waiting 0.0" in client.get("/metrics").text
