@@ -1,5 +1,6 @@
 """`tagi serve` as a program: its page's lines, its end, and what a killed one leaves behind."""
 
+import json
 import os
 import re
 import shlex
@@ -15,9 +16,10 @@ import httpx
 import pytest
 from serving import FIRST, registered
 from test_engine import INPUTS, make
+from typer.main import get_command
 
 from tagi.backbones.gguf import INSTALL, smollm2
-from tagi.cli.main import main
+from tagi.cli.main import app, main
 from tagi.serve.guard import hashed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
@@ -126,3 +128,15 @@ def test_every_line_of_the_page_runs(
         exec(python.replace("localhost:8000", f"127.0.0.1:{port}"), {})
     assert capsys.readouterr().out.splitlines() == ["['Lyon', 'Lima']", "Bergen"]
     assert (tmp_path / "tasks").is_dir() and os.listdir(tmp_path / "tasks")
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "docs/serving.md"])
+def test_containers_and_units_call_the_command_as_it_is(file: str) -> None:
+    """With every option that they name."""
+    text = (PAGE.parents[1] / file).read_text(encoding="utf-8")
+    found = re.search(r"^CMD (\[.*\])$|^ExecStart=\S*/(tagi .*)$", text, re.MULTILINE)
+    assert found is not None
+    command = json.loads(found[1]) if found[1] else shlex.split(found[2])
+    assert command[:2] == ["tagi", "serve"] and "--keys" in command
+    options = {option for one in get_command(app).commands["serve"].params for option in one.opts}  # type: ignore[attr-defined]
+    assert {one for one in command if one.startswith("--")} <= options
