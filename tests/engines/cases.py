@@ -1,6 +1,7 @@
 """Adapters of SmolLM2-135M-Instruct as files, prompts for them, and our own engine's answers to compare others with."""
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -89,7 +90,7 @@ def _differ(ours: Sequence[Ids], theirs: Sequence[Sequence[int]], case: Case) ->
 def write(method: str, folder: Path) -> Case:
     """An adapter that a random generator wrote, exported, and our answers with it."""
     backbone, base = language_model()
-    tagi = _random(backbone, base, method)
+    tagi = random_tagi(backbone, base, method)
     adapter = tagi.adapt(TOLD)
     adapter.save_pretrained(folder / "adapter")
     found = from_adapter(tagi, folder / "adapter", str(base), base)
@@ -97,7 +98,7 @@ def write(method: str, folder: Path) -> Case:
     write_peft(found, folder / "peft")
     write_gguf(found, folder / "gguf")
     follows = tagi.model.method.fuses_decoder
-    inputs = [tagi.collator.input(None, text, follows=follows) for text in _inputs()]
+    inputs = [tagi.collator.input(None, text, follows=follows) for text in texts_to_answer()]
     before = tagi.tokenizer(found.context.text)["input_ids"] if found.context is not None else []
     prompts = [[*cast(Ids, before), *one] for one in inputs]
     bare = answers(tagi.model, tagi.model.prepare(tagi.neutral()), prompts)
@@ -154,12 +155,13 @@ def python_of(engine: str) -> Path:
     return folder / "bin" / "python"
 
 
-def run(engine: str, folder: Path, **asked: Any) -> dict[str, Any]:
+def run(engine: str, folder: Path, script: str = "", env: Mapping[str, str] | None = None, **asked: Any) -> Any:
     """What an engine's script (`run_ENGINE.py`) answers, in the engine's own environment."""
     question, answer = folder / f"{engine}-asked.json", folder / f"{engine}-answered.json"
     question.write_text(json.dumps(asked), encoding="utf-8")
-    command = [python_of(engine), ROOT / "tests" / "engines" / f"run_{engine}.py", question, answer]
-    done = subprocess.run([str(one) for one in command], capture_output=True, text=True, check=False)
+    command = [python_of(engine), ROOT / "tests" / "engines" / (script or f"run_{engine}.py"), question, answer]
+    own = os.environ | dict(env or {})
+    done = subprocess.run([str(one) for one in command], capture_output=True, text=True, check=False, env=own)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads(answer.read_text(encoding="utf-8"))
 
@@ -181,7 +183,8 @@ def report(name: str, compared: Compared) -> None:
     print(f"{name}: {json.dumps(asdict(compared))}")  # noqa: T201
 
 
-def _random(backbone: Decoder, base: Path, method: str) -> Tagi:
+def random_tagi(backbone: Decoder, base: Path, method: str) -> Tagi:
+    """A random generator that changes answers."""
     hypernetwork, fusion = HypernetworkConfig(rank=8, hidden=16, bias="learned"), FusionConfig()
     model = TagiModel(backbone, methods.get(method), hypernetwork, fusion)
     models.initialise(model, seeded(SEED))
@@ -202,7 +205,7 @@ def _random(backbone: Decoder, base: Path, method: str) -> Tagi:
     return Tagi(model, tokenizer(), config)
 
 
-def _inputs() -> list[str]:
+def texts_to_answer() -> list[str]:
     """The first input of each of the first everyday tasks that are kept for tests."""
     files = sorted((ROOT / "datasets" / "everyday" / "test").glob("*.json"))[:COUNT]
     return [json.loads(file.read_text(encoding="utf-8"))["Instances"][0]["input"] for file in files]

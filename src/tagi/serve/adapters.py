@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from tagi.backbones.files import locate
 from tagi.infer.engine import Tagi
 from tagi.infer.export import from_adapter, write_gguf, write_peft
 from tagi.model.adapter import TaskAdapter
@@ -27,7 +26,7 @@ def packed(tagi: Tagi, adapter: TaskAdapter, base: str, form: Form) -> bytes:
     with tempfile.TemporaryDirectory() as place:
         saved, written = Path(place) / "adapter", Path(place) / form
         adapter.save_pretrained(saved)
-        export = from_adapter(tagi, saved, base, locate(saved))
+        export = from_adapter(tagi, saved, base, saved)
         if form == "gguf":
             write_gguf(export, written)
             return (written / "adapter.gguf").read_bytes()
