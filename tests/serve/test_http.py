@@ -56,6 +56,16 @@ def test_a_task_is_registered_shown_listed_and_forgotten(client: httpx.Client) -
     assert client.get("/v1/tasks/first").status_code == client.delete("/v1/tasks/first").status_code == 404
 
 
+def test_examples_are_shown(client: httpx.Client, official: openai.OpenAI, tagi: Tagi) -> None:
+    pairs = [("a b", "c"), ("d", "e f"), ("g h i", "j")]
+    examples = [{"input": text, "output": answer} for text, answer in pairs]
+    name = registered(client, FIRST, name="shown", examples=examples)
+    done = official.completions.create(model=name, prompt=list(INPUTS))
+    shown = tagi.task(FIRST, demonstrations=pairs).batch(INPUTS)
+    assert [one.text for one in done.choices] == shown != tagi.solve(FIRST, INPUTS)
+    assert client.get("/v1/tasks/shown").json()["examples"] == examples
+
+
 def test_a_name_is_made_of_the_instruction(client: httpx.Client) -> None:
     name = registered(client, "b c d e f .")
     assert name.startswith("b-c-d-e-") and client.get(f"/v1/tasks/{name}").status_code == 200

@@ -28,8 +28,9 @@ from tagi.serve.store import AdapterStore
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     body = BodyLimits(bytes=1 << 16, seconds=1.0)
-    with served(tmp_path_factory.mktemp("store"), body=body, most_inputs=8, most_waiting=16) as client:
+    with served(tmp_path_factory.mktemp("store"), body=body, most_inputs=8, most_scored=64, most_waiting=16) as client:
         registered(client, name="task")
+        registered(client, name="chooser", choices=["a", "b"])
         yield client
 
 
@@ -60,6 +61,8 @@ BAD: list[tuple[str, dict[str, Any], int, str]] = [
     ("/v1/generate", {"inputs": ["a"]}, 400, "either a task's name or an instruction"),
     ("/v1/generate", {"inputs": ["a"], "task": "task", "instruction": FIRST}, 400, "either a task's name"),
     ("/v1/generate", {"inputs": [], "task": "task"}, 400, "inputs"),
+    ("/v1/generate", {"inputs": ["a"], "task": "chooser"}, 400, "chooser chooses from its choices"),
+    ("/v1/score", {"inputs": ["a"] * 8, "task": "task", "choices": ["a"] * 9}, 400, "more than 64 in all"),
     ("/v1/score", {"inputs": ["a"], "task": "task"}, 400, "choices: are missing"),
     ("/v1/score", {"inputs": ["a"], "task": "task", "choices": []}, 400, "choices"),
 ]

@@ -78,7 +78,7 @@ def _add_tasks(app: FastAPI, service: Service) -> None:
     @app.get("/v1/tasks")
     async def every() -> dict[str, Any]:
         """The tasks that are registered."""
-        return {"tasks": [_shown(service, one) for one in await asyncio.to_thread(service.tasks.all)]}
+        return {"tasks": await asyncio.to_thread(lambda: [_shown(service, one) for one in service.tasks.all()])}
 
     @app.get("/v1/tasks/{name}")
     async def one(name: str) -> dict[str, Any]:
@@ -135,6 +135,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         named = [(one.task, one.instruction) for one in items]
         named = [pair if pair != (None, None) else (body.task, body.instruction) for pair in named]
         found = {pair: service.told(*pair) for pair in dict.fromkeys(named)}
+        if chooses := [task for (task, _), (_, choices) in found.items() if choices]:
+            raise InputError(f"task: {chooses[0]} chooses from its choices; POST /v1/score or /v1/completions")
         answers = await service.finished(request, [found[pair][0] for pair in named], texts, body.generation)
         return {
             "answers": [

@@ -15,6 +15,8 @@ from tagi.serve.store import AdapterStore, explained, key_of, open_database
 TASKS = "tasks.sqlite3"
 _TABLE = "CREATE TABLE IF NOT EXISTS tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL) WITHOUT ROWID"
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST_EXAMPLES = 8
+"""That a task's instruction may bring along; all of them are shown."""
 _WORDS = 4
 """Words of an instruction that a name is made of where none is given."""
 

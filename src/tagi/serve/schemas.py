@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tagi.data.types import Demonstration, Instruction
 from tagi.infer.search import GenerationConfig
+from tagi.serve.registry import MOST_EXAMPLES
 
 LONGEST_TEXT = 200_000
 """Characters of one text; what the model can read is far less."""
@@ -34,7 +35,7 @@ class NewTask(Asked):
 
     instruction: Text
     name: str | None = None
-    examples: list[Example] = Field(default=[], max_length=8)
+    examples: list[Example] = Field(default=[], max_length=MOST_EXAMPLES)
     choices: list[Text] = Field(default=[], max_length=256)
 
     @property

@@ -16,7 +16,7 @@ from tagi.infer.engine import Tagi
 from tagi.infer.search import GenerationConfig
 from tagi.serve.guard import BodyLimits
 from tagi.serve.metrics import Metrics
-from tagi.serve.registry import TaskRegistry
+from tagi.serve.registry import MOST_EXAMPLES, TaskRegistry
 from tagi.serve.store import AdapterStore
 from tagi.serve.worker import Finished, Job, Piece, Told, Worker
 
@@ -32,6 +32,8 @@ class Settings:
     body: BodyLimits = field(default_factory=BodyLimits)
     most_inputs: int = 256
     """Of one request."""
+    most_scored: int = 4096
+    """Choices of all inputs of one request: they are scored between two steps of the batch."""
     most_waiting: int = 1024
     """Inputs that are not answered yet, of all requests."""
     seconds: float = 120.0
@@ -54,6 +56,7 @@ class Service:
         Raises:
             TagiError: this method has no adapters, or the folder cannot be used.
         """
+        tagi = tagi.showing(MOST_EXAMPLES)
         self.tagi, self.settings, self.base = tagi, settings, base
         self.store = AdapterStore(tagi, folder)
         self.tasks = TaskRegistry(self.store)
@@ -132,7 +135,14 @@ class Service:
     async def scores(
         self, request: Request, told: Told, texts: Sequence[str], choices: Sequence[str]
     ) -> list[list[float]]:
-        """Mean log-likelihood a token of every choice of every input."""
+        """Mean log-likelihood a token of every choice of every input.
+
+        Raises:
+            InputError: there are too many.
+        """
+        most = self.settings.most_scored
+        if len(texts) * len(choices) > most:
+            raise InputError(f"{len(texts)} inputs of {len(choices)} choices are more than {most:,} in all")
 
         def score() -> list[list[float]]:
             adapter = self.store.get(told) if isinstance(told, str) else self.tagi.adapt(told)
@@ -142,7 +152,7 @@ class Service:
 
     # --- what callers name -----------------------------------------------------------------------------------
 
-    def told(self, task: str | None, instruction: str | None, where: str = "") -> tuple[Told, tuple[str, ...]]:
+    def told(self, task: str | None, instruction: str | None) -> tuple[Told, tuple[str, ...]]:
         """What a request names, and what it chooses from.
 
         Raises:
@@ -150,7 +160,7 @@ class Service:
             NotFoundError: no task has that name.
         """
         if (task is None) == (instruction is None):
-            raise InputError(f"{where}give either a task's name or an instruction")
+            raise InputError("give either a task's name or an instruction")
         if task is not None:
             found = self.tasks.get(task)
             return found.key, found.choices

@@ -17,7 +17,7 @@ from tagi.errors import ConfigError
 from tagi.infer.engine import Tagi
 from tagi.infer.export import from_adapter, write_peft
 from tagi.model.checkpoint import base_source
-from tagi.serve.registry import NotFoundError, TaskRegistry
+from tagi.serve.registry import MOST_EXAMPLES, NotFoundError, TaskRegistry
 from tagi.serve.store import AdapterStore
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class AdapterFolders:
             return folder
 
     def _opened(self) -> Tagi:
-        tagi = Tagi.from_pretrained(self.checkpoint)
+        tagi = Tagi.from_pretrained(self.checkpoint).showing(MOST_EXAMPLES)
         method = tagi.model.method
         if not method.adapts or method.fuses_encoder or method.fuses_decoder:
             raise ConfigError(
