@@ -1,5 +1,7 @@
 """Exported adapters in vLLM, on the folder that the bundled language model was converted to."""
 
+from typing import Any
+
 import pytest
 from cases import Case, asked, changed, compare, report, run
 
@@ -13,7 +15,7 @@ BOUND = 1e-4
 def test_engines_vllm_gives_our_40_answers(alone: Case, activated: Case) -> None:
     """In fp32, with other kernels; an activated LoRA is refused, and not applied to the whole text."""
     assert changed(alone) >= 25
-    how = {"model": str(alone.model), "dtype": "float32", "adapter": str(alone.folder / "peft")}
+    how: dict[str, Any] = {"model": str(alone.model), "dtype": "float32", "adapter": str(alone.folder / "peft")}
     found = run("vllm", alone.folder, **asked(alone), **how, refused=str(activated.folder / "peft"))
     assert found["ids"] == alone.prompts
     compared = compare(alone, found)
