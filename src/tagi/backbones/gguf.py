@@ -87,9 +87,7 @@ def cached(file: Path, dtype: torch.dtype = torch.bfloat16, cache: Path | None =
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
     identity = f"{file.resolve()} {found.st_size} {found.st_mtime_ns} {dtype} {FORMAT}"
-    base = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagi" / "gguf" if cache is None else cache
-    )
+    base = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagi" / "gguf"
     folder = base / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     with explained(folder):
         base.mkdir(parents=True, exist_ok=True)
