@@ -323,10 +323,6 @@ class Tagi:
         """The adapter that changes nothing: the bare model."""
         return neutral(self.model.backbone, tasks)
 
-    def forward(self, batch: Batch) -> Output:
-        """Teacher-forced logits of a collated batch, with gradients."""
-        return teacher_forced(self.model, batch)
-
     @property
     def device(self) -> torch.device:
         """Where the model lies."""

@@ -33,7 +33,7 @@ def load_decoder(
     with torch.device("meta"):
         model = Decoder(shape or read_decoder_shape(folder))
     tensors, found = read_weights(folder), dict[str, Tensor]()
-    for theirs, ours in _by_file_name(model).items():
+    for theirs, ours in by_file_name(model).items():
         sizes = [model.get_parameter(name).shape for name in ours]
         turned = _is_turned(model, ours[0])
         whole = (sum(size[0] for size in sizes), *sizes[0][1:])
@@ -56,13 +56,13 @@ def save_decoder(model: Decoder, folder: Path, dtype: torch.dtype = torch.float3
 def named(model: Decoder, dtype: torch.dtype) -> dict[str, Tensor]:
     """The model's tensors as its family's files have them."""
     tensors: dict[str, Tensor] = {}
-    for theirs, ours in _by_file_name(model).items():
+    for theirs, ours in by_file_name(model).items():
         whole = torch.cat([model.get_parameter(name).detach() for name in ours])
         tensors[theirs] = (whole.T if _is_turned(model, ours[0]) else whole).to("cpu", dtype).contiguous()
     return tensors
 
 
-def _by_file_name(model: Decoder) -> dict[str, list[str]]:
+def by_file_name(model: Decoder) -> dict[str, list[str]]:
     """Name in files -> our parameters: several where a family keeps queries, keys and values in one (GPT-2)."""
     names, found = NAMES[model.shape.family], dict[str, list[str]]()
     for ours, _ in model.named_parameters():
