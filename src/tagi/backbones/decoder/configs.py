@@ -164,14 +164,9 @@ def _of_gpt2(config: PretrainedConfig) -> dict[str, Any]:
         raise ConfigError("config.json: add_cross_attention: a decoder-only model has none")
     return {
         "d_ff": config.n_inner or 4 * config.n_embd,
-        "norm": "layer",
         "norm_eps": config.layer_norm_epsilon,
         "learned": {},
-        "activation": _activation("activation_function", config.activation_function),
-        "gated": False,
-        "qkv_bias": True,
-        "o_bias": True,
-        "mlp_bias": True,
+        **_of_layer_normed(config, bias=True),
     }
 
 
@@ -190,15 +185,10 @@ def _of_opt(config: PretrainedConfig) -> dict[str, Any]:
         raise ConfigError("config.json: _remove_final_layer_norm: a model without its last norm is not known here")
     return {
         "d_ff": config.ffn_dim,
-        "norm": "layer",
         "norm_first": bool(config.do_layer_norm_before),
         "learned": {"offset": 2},
-        "activation": _activation("activation_function", config.activation_function),
-        "gated": False,
-        "qkv_bias": bool(config.enable_bias),
-        "o_bias": bool(config.enable_bias),
-        "mlp_bias": bool(config.enable_bias),
         "d_embedding": None if config.word_embed_proj_dim == config.hidden_size else config.word_embed_proj_dim,
+        **_of_layer_normed(config, bias=bool(config.enable_bias)),
     }
 
 
@@ -212,6 +202,13 @@ def _to_opt(shape: DecoderShape) -> dict[str, Any]:
         "dropout": 0.0,
         "attention_dropout": 0.0,
     }
+
+
+def _of_layer_normed(config: PretrainedConfig, *, bias: bool) -> dict[str, Any]:
+    """What GPT-2 and OPT have in common."""
+    activation = _activation("activation_function", config.activation_function)
+    biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), bias)
+    return {"norm": "layer", "activation": activation, "gated": False} | biases
 
 
 def _activation(field: str, name: str) -> str:
