@@ -111,7 +111,7 @@ def test_newcomer_is_told_that_the_hub_cannot_be_reached(hub: FakeHub, monkeypat
     with pytest.raises(CheckpointError, match="me/x: no such folder, and the hub could not be reached"):
         locate("me/x")
     with pytest.raises(CheckpointError, match="me/x: no such folder, and the hub could not be reached"):
-        read_shape("me/x")
+        read_shape(Path("me/x"))
 
 
 def test_newcomer_is_told_that_the_hub_was_not_asked(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """To and from a hub: uploading what a `save_pretrained` writes, and the folder of what a hub has."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,13 @@ FILES = ("*.safetensors", "*.json", "*.model")
 """What a language model or a checkpoint is read from."""
 _HTTPError = cast(type[Exception], HfHubHTTPError.__bases__[0])
 """What the hub's HTTP library raises, whichever one that is: not all of it is an `OSError`."""
+_REASONS: dict[type[Exception], str] = {
+    HFValidationError: "no model of a hub can have that name",
+    OfflineModeIsEnabled: "the hub was not asked (HF_HUB_OFFLINE is set); what was downloaded before does not have it",
+    # before the kind of error that it is one of
+    GatedRepoError: "the hub gives that model only to those who asked its authors (log in by `hf auth login`)",
+    RepositoryNotFoundError: "the hub has no model of that name, or a private one (log in by `hf auth login`)",
+}
 
 
 class _Upload(ModelHubMixin):
@@ -55,23 +62,14 @@ def snapshot(name: str, files: Sequence[str] = FILES) -> Path:
 
 def _why(error: BaseException) -> str:
     """What became of the question to the hub, from an error and those that led to it."""
-    chain = list(_causes(error))
-    if any(isinstance(one, HFValidationError) for one in chain):
-        return "no model of a hub can have that name"
-    if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
-        return "the hub was not asked (HF_HUB_OFFLINE is set); what was downloaded before does not have it"
-    if any(isinstance(one, GatedRepoError) for one in chain):
-        return "the hub gives that model only to those who asked its authors (log in by `hf auth login`)"
-    if any(isinstance(one, RepositoryNotFoundError) for one in chain):
-        return "the hub has no model of that name, or a private one (log in by `hf auth login`)"
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for kind, why in _REASONS.items():
+        if any(isinstance(one, kind) for one in chain):
+            return why
     answered = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
     if answered is not None:
         return f"the hub refused to give it (HTTP status {answered.response.status_code})"
     last = chain[-1]
     return f"the hub could not be reached ({' '.join(str(last).split()) or type(last).__name__})"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__

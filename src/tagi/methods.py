@@ -1,7 +1,7 @@
 """Every system as one point in one design space; the paper's Tables 1 and 8 are computed from these definitions."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tagi.config import ModuleKind, Part
@@ -94,6 +94,16 @@ class Method:
         return 1 + self.concatenates_instruction + self.fuses_instruction
 
 
+_TAGI = Method(
+    "tagi",
+    "TAGI",
+    writes=("lora",),
+    fuses_encoder=True,
+    fuses_decoder=True,
+    pretrained=True,
+    distilled=True,
+    trainable=("hypernetwork", "fusion"),
+)
 METHODS = (
     Method("no_ft", "No FT", prompt=True),
     Method("full_ft", "Full FT", prompt=True, on_target=True, trainable=("backbone",)),
@@ -143,51 +153,24 @@ METHODS = (
         pretrained=True,
         trainable=("backbone", "hypernetwork"),
     ),
-    Method(
-        "tagi",
-        "TAGI",
-        writes=("lora",),
-        fuses_encoder=True,
-        fuses_decoder=True,
-        pretrained=True,
-        distilled=True,
-        trainable=("hypernetwork", "fusion"),
-    ),
-    Method(
-        "lora_only",
-        "TAGI without fusion (LoRA only)",
-        writes=("lora",),
-        pretrained=True,
-        distilled=True,
+    _TAGI,
+    replace(
+        _TAGI,
+        name="lora_only",
+        title="TAGI without fusion (LoRA only)",
+        fuses_encoder=False,
+        fuses_decoder=False,
         trainable=("hypernetwork",),
     ),
-    Method(
-        "lora_concat",
-        "TAGI without encoder fusion",
-        writes=("lora",),
-        fuses_decoder=True,
-        pretrained=True,
-        distilled=True,
+    replace(
+        _TAGI,
+        name="lora_concat",
+        title="TAGI without encoder fusion",
+        fuses_encoder=False,
         trainable=("hypernetwork",),
     ),
-    Method(
-        "lora_fusion",
-        "TAGI without decoder concatenation",
-        writes=("lora",),
-        fuses_encoder=True,
-        pretrained=True,
-        distilled=True,
-        trainable=("hypernetwork", "fusion"),
-    ),
-    Method(
-        "fusion_only",
-        "TAGI without LoRA",
-        fuses_encoder=True,
-        fuses_decoder=True,
-        pretrained=True,
-        distilled=True,
-        trainable=("fusion",),
-    ),
+    replace(_TAGI, name="lora_fusion", title="TAGI without decoder concatenation", fuses_decoder=False),
+    replace(_TAGI, name="fusion_only", title="TAGI without LoRA", writes=(), trainable=("fusion",)),
 )
 
 

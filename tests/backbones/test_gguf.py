@@ -85,6 +85,27 @@ def written(
     return path
 
 
+OUTSIDE = {
+    "embedding": "token_embd",
+    "position": "position_embd",
+    "norm": "output_norm",
+    "output": "output",
+}
+INSIDE = {
+    "attention_norm": "attn_norm",
+    "feed_forward_norm": "ffn_norm",
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.o": "attn_output",
+    "attention.q_norm": "attn_q_norm",
+    "attention.k_norm": "attn_k_norm",
+    "feed_forward.gate": "ffn_gate",
+    "feed_forward.up": "ffn_up",
+    "feed_forward.down": "ffn_down",
+}
+
+
 def arrays(model: Decoder) -> dict[str, np.ndarray]:
     """The tensors under their names in a GGUF, rotary queries and keys of `llama` in its order."""
     shape = model.shape
@@ -94,7 +115,7 @@ def arrays(model: Decoder) -> dict[str, np.ndarray]:
         module, _, kind = name.rpartition(".")
         array = parameter.detach().numpy()
         if not module.startswith("blocks."):
-            found[f"{ours._OUTSIDE[module]}.{kind}"] = array
+            found[f"{OUTSIDE[module]}.{kind}"] = array
             continue
         _, layer, inside = module.split(".", 2)
         if shape.family == "gpt2" and inside in ("attention.q", "attention.k", "attention.v"):
@@ -104,7 +125,7 @@ def arrays(model: Decoder) -> dict[str, np.ndarray]:
             heads = shape.num_heads if inside == "attention.q" else shape.num_kv_heads
             halves = array.reshape(heads, 2, shape.head_dim // 2, *array.shape[1:])
             array = halves.swapaxes(1, 2).reshape(array.shape)
-        found[f"blk.{layer}.{ours._INSIDE[inside]}.{kind}"] = array
+        found[f"blk.{layer}.{INSIDE[inside]}.{kind}"] = array
     return found | {name: np.concatenate(parts) for name, parts in fused.items()}
 
 
@@ -299,7 +320,7 @@ def test_gguf_with_damaged_tensors_is_refused(tmp_path: Path) -> None:
         ours.cached(replace_by(None), cache=tmp_path)
     with pytest.raises(CheckpointError, match=r"tensor blk.1.attn_q.weight holds values that are no finite numbers"):
         ours.cached(replace_by(np.full((64, 64), np.nan, dtype=np.float32)), cache=tmp_path)
-    with pytest.raises(CheckpointError, match=r"blocks.1.attention.q.weight has shape \(32, 64\), not \(64, 64\)"):
+    with pytest.raises(CheckpointError, match=r"tensor blk.1.attn_q.weight has shape \(32, 64\), not \(64, 64\)"):
         ours.cached(replace_by(np.zeros((32, 64), dtype=np.float32)), cache=tmp_path)
 
 

@@ -14,7 +14,7 @@ from test_checkpoint import model_config, retensor
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
-from builders import small_t5, small_tagi, token_batch
+from builders import save_checkpoint, small_t5, small_tagi, token_batch
 from tagi.backbones.base import Prepared
 from tagi.backbones.files import INDEX, WEIGHTS
 from tagi.backbones.rows import Rows
@@ -171,7 +171,7 @@ def test_ids_of_a_config(published: Path, values: dict[str, Any], expected: tupl
     edit(published, **values)
     shape = load_t5(published).shape
     assert (shape.pad_token_id, shape.eos_token_ids, shape.decoder_start_token_id) == expected
-    assert read_shape(str(published)).eos_token_ids == expected[1]
+    assert read_shape(published).eos_token_ids == expected[1]
 
 
 def test_an_answer_may_end_in_one_of_several_tokens(published: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_ids_that_no_model_can_have(published: Path, values: dict[str, Any], wor
     edit(published, **values)
     refused(published, *words)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        read_shape(str(published))
+        read_shape(published)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "[" * 100_000, '{"model_type": "t5", "d_model": null}'])
@@ -239,7 +239,7 @@ HEAD = "hypernetwork.groups.0.head_a.32"
 
 def test_non_finite_and_packed_parts_of_a_checkpoint_are_no_weights(tmp_path: Path) -> None:
     model = small_tagi()
-    checkpoint.save(model, model_config(model), tmp_path / "ckpt")
+    save_checkpoint(model, model_config(model), tmp_path / "ckpt")
     retensor("model.safetensors", lambda t: t.update({HEAD: t[HEAD].to(torch.int8)}))(tmp_path / "ckpt")
     with pytest.raises(CheckpointError, match=rf"tensor {HEAD} has the type torch.int8"):
         checkpoint.load(tmp_path / "ckpt")
@@ -247,7 +247,7 @@ def test_non_finite_and_packed_parts_of_a_checkpoint_are_no_weights(tmp_path: Pa
 
 def test_non_finite_values_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
     model = small_tagi()
-    checkpoint.save(model, model_config(model), tmp_path / "ckpt")
+    save_checkpoint(model, model_config(model), tmp_path / "ckpt")
     retensor("model.safetensors", lambda t: t[HEAD].view(-1)[-1:].fill_(torch.nan))(tmp_path / "ckpt")
     sentence = rf"model.safetensors: tensor {HEAD} holds values that are no finite numbers"
     with pytest.raises(CheckpointError, match=sentence):
@@ -256,7 +256,7 @@ def test_non_finite_values_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
 
 def test_tensors_that_the_config_knows_nothing_of(tmp_path: Path) -> None:
     model = small_tagi()
-    checkpoint.save(model, model_config(model), tmp_path / "ckpt")
+    save_checkpoint(model, model_config(model), tmp_path / "ckpt")
     retensor("model.safetensors", lambda t: t.update({"fusion.9.gate": torch.zeros(1)}))(tmp_path / "ckpt")
     with pytest.raises(CheckpointError, match=r"fusion.9.gate is no part of the model that tagi.json describes"):
         checkpoint.load(tmp_path / "ckpt")
@@ -272,7 +272,7 @@ def side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_t5(small_t5(seed=5), work / "models" / "llm")
     monkeypatch.chdir(work)
     model = small_tagi(backbone=load_t5("models/llm"))
-    checkpoint.save(model, model_config(model, backbone="models/llm"), Path("runs/ckpt"))
+    save_checkpoint(model, model_config(model, backbone="models/llm"), Path("runs/ckpt"))
     return work
 
 
@@ -319,6 +319,6 @@ def test_a_backbone_by_a_relative_path_is_found_from_another_folder(
 def test_a_backbone_by_a_hub_name_stays_a_name(tmp_path: Path) -> None:
     model = small_tagi()
     config = model_config(model, backbone="google/t5-small")
-    checkpoint.save(model, config, tmp_path / "ckpt")
+    save_checkpoint(model, config, tmp_path / "ckpt")
     assert checkpoint.read_config(tmp_path / "ckpt") == config
     assert checkpoint.base_source(tmp_path / "ckpt") == "google/t5-small"

@@ -26,7 +26,7 @@ MINIMAL: dict[str, Any] = {
 EVERY_SECTION: dict[str, Any] = MINIMAL | {
     "stage": "finetune",
     "backbone": {"shape": {"vocab_size": 99, "gated": True, "activation": "gelu_new"}, "tokenizer": "unigram"},
-    "hypernetwork": {"generator": "flat", "rank": 4, "alpha": 8.0},
+    "hypernetwork": {"rank": 4, "alpha": 8.0},
     "fusion": {"width": 24, "every": 2},
     "prompt": {"style": "plain", "demonstrations": 2},
     "data": {"source": "sni", "path": "data/sni", "max_instances": None},

@@ -16,6 +16,7 @@ from tagi.data.tokenizers import word_level
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import CheckpointError, InputError
 from tagi.files import DiskError
+from tagi.infer.engine import teacher_forced
 from tagi.infer.search import GenerationConfig
 from tagi.model import adapter as adapters
 from tagi.model.adapter import Origin, TaskAdapter
@@ -98,7 +99,7 @@ def test_forward_gives_logits_with_gradients(family: str) -> None:
     batch = assemble(
         [[3, 4, 1], [5, 1]], [[3, 1], [4, 5, 1], [6, 1]], [[3, 1], [4, 1], [5, 6, 1]], torch.tensor([0, 0, 1])
     )
-    output = tagi.forward(batch)
+    output = teacher_forced(tagi.model, batch)
     assert output.logits.shape == (3, 3, tagi.model.backbone.shape.vocab_size)
     output.logits.sum().backward()
     hypernetwork = tagi.model.hypernetwork

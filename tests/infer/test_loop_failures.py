@@ -207,12 +207,12 @@ def test_errors_reach_the_caller_once_the_others_are_answered(monkeypatch: pytes
     tagi = make()
     written, done = tagi.adapt(INSTRUCTIONS[0]), []
     expected = tagi.generate(INPUTS, written)
-    encode = type(tagi.collator).input
+    encode = type(tagi.collator).prompts
 
-    def spoilt(self: object, told: object, text: str, **options: object) -> list[int]:
-        return [10_000] if text == INPUTS[1] else encode(self, told, text, **options)  # type: ignore[arg-type]
+    def spoilt(self: object, told: object, text: str, **options: object) -> list[list[int]]:
+        return [[10_000]] if text == INPUTS[1] else encode(self, told, text, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(tagi.collator), "input", spoilt)
+    monkeypatch.setattr(type(tagi.collator), "prompts", spoilt)
     with pytest.raises(InputError, match="input 2: the prompt has a token that is none of"):
         tagi.answer(written, INPUTS, progress=lambda count, whole: done.append((count, whole)))
     assert done == [(number, 5) for number in range(1, 6)]

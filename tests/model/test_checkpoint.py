@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, T5ForConditionalGeneration
 
-from builders import model_config, small_decoder, small_t5, small_tagi, token_batch, trained
+from builders import model_config, save_checkpoint, small_decoder, small_t5, small_tagi, token_batch, trained
 from tagi import methods
 from tagi.backbones.base import Prepared
 from tagi.backbones.language_model import LanguageModel
@@ -48,7 +48,7 @@ def files_in(folder: Path) -> list[str]:
 def saved(tmp_path: Path) -> Path:
     """A whole checkpoint with its backbone inside."""
     model = trained(small_tagi())
-    checkpoint.save(model, model_config(model), tmp_path / "ckpt")
+    save_checkpoint(model, model_config(model), tmp_path / "ckpt")
     return tmp_path / "ckpt"
 
 
@@ -58,7 +58,7 @@ def frozen(tmp_path: Path) -> tuple[TagiModel, ModelConfig, Path]:
     save_t5(small_t5(seed=5), tmp_path / "llm")
     model = trained(small_tagi(backbone=load_t5(tmp_path / "llm")))
     config = model_config(model, backbone=str(tmp_path / "llm"))
-    checkpoint.save(model, config, tmp_path / "ckpt")
+    save_checkpoint(model, config, tmp_path / "ckpt")
     return model, config, tmp_path / "ckpt"
 
 
@@ -72,7 +72,7 @@ def frozen(tmp_path: Path) -> tuple[TagiModel, ModelConfig, Path]:
 def test_round_trip_is_exact(backbone: Callable[[], LanguageModel], method: Method, tmp_path: Path) -> None:
     model = trained(small_tagi(method.name, backbone=backbone()))
     config = model_config(model)
-    checkpoint.save(model, config, tmp_path / "ckpt")
+    save_checkpoint(model, config, tmp_path / "ckpt")
     loaded = checkpoint.load(tmp_path / "ckpt")
     assert loaded.config == config
     assert loaded.folder == tmp_path / "ckpt"
@@ -90,7 +90,7 @@ def test_round_trip_keeps_a_separate_instruction_encoder(encoder: str, tmp_path:
         for parameter in model.part("hypernetwork")[-1].parameters():
             parameter.add_(0.25)
     config = model_config(model).model_copy(update={"hypernetwork": settings})
-    checkpoint.save(model, config, tmp_path / "ckpt")
+    save_checkpoint(model, config, tmp_path / "ckpt")
     assert_same_tensors(checkpoint.load(tmp_path / "ckpt").model.state_dict(), model.state_dict())
 
 
@@ -175,14 +175,14 @@ def test_fingerprint_needs_no_order_nor_contiguous_tensors() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fingerprint_of_a_backbone_inside_is_of_what_is_written(dtype: torch.dtype, tmp_path: Path) -> None:
     model = small_tagi()
-    checkpoint.save(model, model_config(model), tmp_path / "saved", dtype=dtype)
+    save_checkpoint(model, model_config(model), tmp_path / "saved", dtype=dtype)
     loaded = checkpoint.load(tmp_path / "saved")
     assert loaded.config.backbone_fingerprint == fingerprint(loaded.model.backbone)
 
 
 def test_bfloat16_checkpoint_opens_with_rounded_values(saved: Path, tmp_path: Path) -> None:
     model = checkpoint.load(saved).model
-    checkpoint.save(model, model_config(model), tmp_path / "half", dtype=torch.bfloat16)
+    save_checkpoint(model, model_config(model), tmp_path / "half", dtype=torch.bfloat16)
     for name, tensor in checkpoint.load(tmp_path / "half").model.state_dict().items():
         expected = model.state_dict()[name]
         if expected.is_floating_point():
@@ -359,7 +359,7 @@ def test_interrupted_save_leaves_the_old_checkpoint(
     old, model = old_and_new(saved)
     monkeypatch.setattr("tagi.backbones.t5.weights.save_file", fail)
     with pytest.raises(expected, match=message):
-        checkpoint.save(model, model_config(model), saved)
+        save_checkpoint(model, model_config(model), saved)
     assert [path.name for path in saved.parent.iterdir()] == ["ckpt"]
     assert_same_tensors(checkpoint.load(saved).model.state_dict(), old)
 
@@ -367,7 +367,7 @@ def test_interrupted_save_leaves_the_old_checkpoint(
 def test_system_that_refuses_the_bytes_leaves_the_old_checkpoint(saved: Path) -> None:
     old, model = old_and_new(saved)
     with pytest.raises(DiskError, match="ckpt: cannot be written"), file_size_limit(5000):
-        checkpoint.save(model, model_config(model), saved)
+        save_checkpoint(model, model_config(model), saved)
     assert [path.name for path in saved.parent.iterdir()] == ["ckpt"]
     assert_same_tensors(checkpoint.load(saved).model.state_dict(), old)
 
@@ -375,12 +375,12 @@ def test_system_that_refuses_the_bytes_leaves_the_old_checkpoint(saved: Path) ->
 def test_first_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
     model = small_tagi()
     with pytest.raises(DiskError), file_size_limit(5000):
-        checkpoint.save(model, model_config(model), tmp_path / "new" / "ckpt")
+        save_checkpoint(model, model_config(model), tmp_path / "new" / "ckpt")
     assert files_in(tmp_path) == []
 
 
 def test_saving_over_a_checkpoint_leaves_nothing_of_the_old_one(saved: Path, tmp_path: Path) -> None:
     save_t5(small_t5(seed=5), tmp_path / "llm")
     model = trained(small_tagi(backbone=load_t5(tmp_path / "llm")))
-    checkpoint.save(model, model_config(model, backbone=str(tmp_path / "llm")), saved)
+    save_checkpoint(model, model_config(model, backbone=str(tmp_path / "llm")), saved)
     assert files_in(saved) == ["model.safetensors", "tagi.json"]

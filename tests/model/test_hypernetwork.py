@@ -21,8 +21,7 @@ LITERAL = 1e-5  # worst 1.9e-6, values up to 18
 EVERY: tuple[Target, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 PLAIN = HypernetworkConfig(rank=RANK, alpha=RANK * SCALE, prefix=RANK, bottleneck=RANK, hidden=8)
 CONFIGS = {
-    "rankwise": PLAIN,
-    "flat": PLAIN.model_copy(update={"generator": "flat"}),
+    "fixed bias": PLAIN,
     "learned bias": PLAIN.model_copy(update={"bias": "learned"}),
 }
 BACKBONES: dict[str, tuple[LanguageModel, tuple[Target, ...]]] = {
@@ -98,20 +97,17 @@ def literal_site(
 ) -> tuple[Tensor, Tensor]:
     """Eq. 2 for one site and one unpadded instruction, one output vector at a time."""
     wide, out = group.widths[place]
-    each = RANK if net.config.generator == "flat" else 1
     scale_a, scale_b = (1.0, 1.0) if net.kind == "prefix" else (wide**-0.5, RANK**-0.5)
     a, b = torch.zeros(RANK, wide), torch.zeros(out, RANK)
     learned = biases(group)
-    for number, vector in enumerate(literal_pooled(group, hidden, module, place)):
+    for rank, vector in enumerate(literal_pooled(group, hidden, module, place)):
         inner = F.gelu((vector + group.index[module, place, 0]) @ group.inner[module] + group.inner_bias[module, 0])
-        out_a = inner @ group.head_a[str(wide * each)][module]
-        out_b = inner @ group.head_b[str(out * each)][module]
-        ranks = range(RANK) if net.config.generator == "flat" else [number]
-        for i, rank in enumerate(ranks):
-            a[rank] = getattr(group, f"a0_{place}")[module, rank] + out_a[i * wide : (i + 1) * wide] * scale_a
-            b[:, rank] = out_b[i * out : (i + 1) * out] * scale_b
-            if learned:
-                b[:, rank] += learned[place][module, :, rank]
+        out_a = inner @ group.head_a[str(wide)][module]
+        out_b = inner @ group.head_b[str(out)][module]
+        a[rank] = getattr(group, f"a0_{place}")[module, rank] + out_a * scale_a
+        b[:, rank] = out_b * scale_b
+        if learned:
+            b[:, rank] += learned[place][module, :, rank]
     return a, b
 
 
@@ -141,7 +137,7 @@ def test_places_share_a_head_where_they_are_of_one_width() -> None:
         "decoder, every projection": [({"32", "24"}, {"24", "12", "32"}), ({"32", "40"}, {"40", "32"})],
     }
     for on, heads in expected.items():
-        groups = groups_of(generator(CONFIGS["rankwise"], on))
+        groups = groups_of(generator(PLAIN, on))
         assert [(set(group.head_a), set(group.head_b)) for group in groups] == heads
 
 
@@ -208,7 +204,7 @@ def product_loss(net: Hypernetwork, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def test_a0_is_kept_with_the_weights_but_is_no_parameter(on: str) -> None:
-    net = generator(CONFIGS["rankwise"], on)
+    net = generator(PLAIN, on)
     own = {tensor.data_ptr() for name, tensor in net.state_dict().items() if name not in dict(net.named_parameters())}
     assert set(net.a0) == set(net.sites)
     for site, a0 in net.a0.items():
@@ -217,7 +213,7 @@ def test_a0_is_kept_with_the_weights_but_is_no_parameter(on: str) -> None:
 
 
 def test_a_generator_starts_from_the_a0_of_a_bank(on: str) -> None:
-    one, other = generator(CONFIGS["rankwise"], on), generator(CONFIGS["rankwise"], on, seed=7)
+    one, other = generator(PLAIN, on), generator(PLAIN, on, seed=7)
     one.start_from(other.a0)
     for site, a0 in one.a0.items():
         assert torch.equal(a0, other.a0[site]), site
@@ -245,7 +241,7 @@ def test_what_is_not_generated_is_one_lora_for_all_tasks(on: str) -> None:
 
 
 def test_initialisation_depends_on_the_seed_alone() -> None:
-    one, same, other = (generator(CONFIGS["rankwise"], seed=seed, trained=False) for seed in (0, 0, 1))
+    one, same, other = (generator(PLAIN, seed=seed, trained=False) for seed in (0, 0, 1))
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, same.state_dict()[name]), name
     assert not any(torch.equal(a0, other.a0[site]) for site, a0 in one.a0.items())
@@ -271,7 +267,6 @@ SMOLLM2 = DecoderShape(
     [
         pytest.param(BASE, HypernetworkConfig(hidden=128), 10.6e6, 12_446_208, id="rankwise-base"),
         pytest.param(XL, HypernetworkConfig(hidden=256), 113e6, 122_996_736, id="rankwise-xl"),
-        pytest.param(BASE, HypernetworkConfig(generator="flat", hidden=64), 115e6, 115_128_576, id="flat-base"),
         pytest.param(SMOLLM2, HypernetworkConfig(hidden=128), 7.38e6, 8_517_120, id="rankwise-smollm2"),
     ],
 )

@@ -26,26 +26,26 @@ class Attended:
 
     layers: tuple[KeyValue, ...]  # (T, H, S, K)
     mask: Tensor  # (T, S)
-    positions: Tensor  # (T, S)
-    start: Tensor  # (T,), the position of an input's first token
 
-    @staticmethod
-    def of(layers: tuple[KeyValue, ...], mask: Tensor) -> "Attended":
-        """Keys and values of an instruction, an input's positions going on where it ends."""
-        return Attended(layers, mask, (mask.long().cumsum(1) - 1).clamp(min=0), mask.sum(1))
+    @property
+    def positions(self) -> Tensor:
+        """Of every place, (T, S)."""
+        return (self.mask.long().cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def start(self) -> Tensor:
+        """The position of an input's first token, (T,): where its instruction ends."""
+        return self.mask.sum(1)
 
     def select(self, index: Tensor) -> "Attended":
         """That of some tasks, in the order of `index`."""
-        layers = tuple(own.select(index) for own in self.layers)
-        return Attended(layers, self.mask[index], self.positions[index], self.start[index])
+        return Attended(tuple(own.select(index) for own in self.layers), self.mask[index])
 
     def padded(self, length: int) -> "Attended":
         """The same with empty places behind, `length` in all."""
         if not (more := length - self.mask.shape[1]):
             return self
-        layers = tuple(own.padded(0, more) for own in self.layers)
-        mask, positions = (F.pad(x, (0, more)) for x in (self.mask, self.positions))
-        return Attended(layers, mask, positions, self.start)
+        return Attended(tuple(own.padded(0, more) for own in self.layers), F.pad(self.mask, (0, more)))
 
     def put(self, places: Tensor, other: "Attended") -> "Attended":
         """The other's tasks in the places (C,) of some of these; the shorter instructions padded."""
@@ -53,33 +53,17 @@ class Attended:
         ours, theirs = self.padded(length), other.padded(length)
         for own, new in zip(ours.layers, theirs.layers, strict=True):
             own.k[places], own.v[places] = new.k, new.v
-        ours.mask[places], ours.positions[places] = theirs.mask, theirs.positions
-        ours.start[places] = theirs.start
+        ours.mask[places] = theirs.mask
         return ours
 
     def cut(self, length: int) -> "Attended":
         """The first `length` places."""
-        layers = tuple(own.span(0, length) for own in self.layers)
-        return Attended(layers, self.mask[:, :length], self.positions[:, :length], self.start)
+        return Attended(tuple(own.span(0, length) for own in self.layers), self.mask[:, :length])
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Attended":
         """The same on another device, its numbers of another type if one is given."""
         layers = tuple(KeyValue(own.k.to(device, dtype), own.v.to(device, dtype)) for own in self.layers)
-        return Attended(layers, *(x.to(device) for x in (self.mask, self.positions, self.start)))
-
-
-def stack_attended(each: Sequence[Attended]) -> Attended:
-    """What several batches of tasks attend to, one after another; the shorter ones padded."""
-    longest = max(one.mask.shape[1] for one in each)
-    padded = [one.padded(longest) for one in each]
-    layers = tuple(
-        KeyValue(torch.cat([own.k for own in same]), torch.cat([own.v for own in same]))
-        for same in zip(*(one.layers for one in padded), strict=True)
-    )
-    mask, positions, start = (
-        torch.cat([getattr(one, name) for one in padded]) for name in ("mask", "positions", "start")
-    )
-    return Attended(layers, mask, positions, start)
+        return Attended(layers, self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +112,29 @@ def stack_encoded(each: Sequence[EncodedInstruction]) -> EncodedInstruction:
     longest = max(one.mask.shape[1] for one in each)
     hidden = torch.cat([F.pad(one.hidden, (0, 0, 0, longest - one.mask.shape[1])) for one in each])
     mask = torch.cat([F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in each])
-    return EncodedInstruction(hidden, mask, _stack_present([(one.attended, one.tasks) for one in each]))
+    return EncodedInstruction(hidden, mask, _stack_attended([(one.attended, one.tasks) for one in each]))
 
 
-def _stack_present(each: Sequence[tuple[Attended | None, int]]) -> Attended | None:
-    """What batches of so many tasks attend to, one after another; None where none of them attends to anything."""
+def _stack_attended(each: Sequence[tuple[Attended | None, int]]) -> Attended | None:
+    """What batches of so many tasks attend to, one after another, the shorter ones padded; None where none of them
+    attends to anything."""
     filled = next((attended for attended, _ in each if attended is not None), None)
     if filled is None:
         return None
-    return stack_attended([_nothing(filled, tasks) if attended is None else attended for attended, tasks in each])
+    all_filled = [_nothing(filled, tasks) if attended is None else attended for attended, tasks in each]
+    longest = max(one.mask.shape[1] for one in all_filled)
+    padded = [one.padded(longest) for one in all_filled]
+    layers = tuple(
+        KeyValue(torch.cat([own.k for own in same]), torch.cat([own.v for own in same]))
+        for same in zip(*(one.layers for one in padded), strict=True)
+    )
+    return Attended(layers, torch.cat([one.mask for one in padded]))
 
 
 def _nothing(like: Attended, tasks: int) -> Attended:
     """What so many tasks without an instruction attend to."""
     empty = (KeyValue(*(x.new_zeros(tasks, x.shape[1], 0, x.shape[3]) for x in (own.k, own.v))) for own in like.layers)
-    return Attended.of(tuple(empty), like.mask.new_zeros(tasks, 0))
+    return Attended(tuple(empty), like.mask.new_zeros(tasks, 0))
 
 
 class Fuse(Protocol):
@@ -182,7 +174,7 @@ class Prepared:
         Raises:
             ValueError: adapters of different sites or scales.
         """
-        attended = _stack_present([(self.attended, self.tasks), (other.attended, other.tasks)])
+        attended = _stack_attended([(self.attended, self.tasks), (other.attended, other.tasks)])
         fuse = self.fuse
         if fuse is not None and other.fuse is not None:
             fuse = fuse.stack(other.fuse)
@@ -245,7 +237,10 @@ class Reader(Protocol):
 
 
 class Backbone(Protocol):
-    """A language model that runs with task adapters given as arguments."""
+    """A language model that runs with task adapters given as arguments.
+
+    What reads tokens raises an `InputError` where there are more of them than the model has positions.
+    """
 
     @property
     def shape(self) -> Any:
@@ -320,7 +315,11 @@ class Backbone(Protocol):
     def prepare(
         self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
     ) -> Prepared:
-        """Tasks with their modules and, where inputs attend to them, their instructions."""
+        """Tasks with their modules and, where inputs attend to them, their instructions.
+
+        Raises:
+            ValueError: something to fuse, and no encoder.
+        """
         ...
 
     def begin(

@@ -103,10 +103,6 @@ class Past:
         first = ours._began(ours.length).index_copy(0, places, other._began(ours.length))
         return Past(ours.layers, ours.length, first)
 
-    def distances(self, new: int) -> Tensor:
-        """Place of every key - place of each of the `new` last ones, (1, new, length + new)."""
-        return distances(new, self.length, self.layers[0].k.device)
-
     def hidden(self, length: int) -> Tensor | None:
         """Which of `length` places stand before each row's first, (R, 1, 1, length); None where none does."""
         if self.first is None:

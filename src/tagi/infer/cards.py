@@ -9,15 +9,10 @@ def checkpoint_card(method: Method, backbone: str) -> str:
     """What a checkpoint is, of a method and around a language model, and how to use it."""
     base = None if backbone == BACKBONE else backbone
     under = "The language model lies in `backbone/`." if base is None else f"The language model is {base}."
-    use = """from tagi import Tagi
-
-tagi = Tagi.from_pretrained(FOLDER)
-adapter = tagi.adapt("What to do, in plain English.")
-print(tagi.generate(["An input."], adapter))"""
-    if not method.adapts:
-        use = """from tagi import Tagi
-
-tagi = Tagi.from_pretrained(FOLDER)
-print(tagi.solve("What to do, in plain English.", ["An input."]))"""
+    use = "from tagi import Tagi\n\ntagi = Tagi.from_pretrained(FOLDER)\n"
+    if method.adapts:
+        use += 'adapter = tagi.adapt("What to do, in plain English.")\nprint(tagi.generate(["An input."], adapter))'
+    else:
+        use += 'print(tagi.solve("What to do, in plain English.", ["An input."]))'
     about = f"Method: {method.title} (`{method.name}`). {under}"
     return card("TAGI checkpoint", about, use, base=base, library_name="tagi", tags=["tagi", "text2text-generation"])

@@ -61,7 +61,10 @@ def _score(
     likelihood, real = _likelihoods(backbone, prepared, members, its, owner)
     total, tokens = (likelihood * real).sum(1), real.sum(1)
     values = (total / tokens if norm == "mean" else total).cpu()
-    return _by_input(values, [len(each) for each in prompts], [len(own) for own in answers])
+    parts = values.split([len(each) * len(own) for each, own in zip(prompts, answers, strict=True)])
+    return [
+        averaged(part.view(len(each), -1), len(each))[0].tolist() for part, each in zip(parts, prompts, strict=True)
+    ]
 
 
 def token_scores(
@@ -86,8 +89,3 @@ def _likelihoods(
     ids, mask, target_ids, real, owner = (x.to(device) for x in (ids, mask, target_ids, real, owner))
     logits = backbone.score(ids, mask, target_ids, prepared=prepared, rows=Rows(1, len(ids)), owner=owner)
     return logits.float().log_softmax(-1).gather(-1, target_ids[..., None])[..., 0], real
-
-
-def _by_input(values: Tensor, members: Sequence[int], choices: Sequence[int]) -> list[list[float]]:
-    parts = values.split([m * c for m, c in zip(members, choices, strict=True)])
-    return [averaged(part.view(m, -1), m)[0].tolist() for part, m in zip(parts, members, strict=True)]

@@ -200,7 +200,9 @@ class Tagi:
         requests = self._requests(told, inputs, tasks, generation)
         tokens: list[list[int]] = [[] for _ in requests]
         ends: dict[int, Tokens] = {}
-        for step in Scheduler(self.model.backbone, eager=False).run(_sorted(requests)):
+        # those of as many rows together, those of similar length side by side
+        ordered = sorted(requests, key=lambda one: (one.rows, max(map(len, one.prompts))))
+        for step in Scheduler(self.model.backbone, eager=False).run(ordered):
             tokens[step.number] += step.new
             if step.done:
                 ends[step.number] = step
@@ -323,10 +325,6 @@ class Tagi:
         """The adapter that changes nothing: the bare model."""
         return neutral(self.model.backbone, tasks)
 
-    def forward(self, batch: Batch) -> Output:
-        """Teacher-forced logits of a collated batch, with gradients."""
-        return teacher_forced(self.model, batch)
-
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
@@ -394,8 +392,3 @@ def teacher_forced(
     rows = Rows.of(batch.task_index, batch.instruction_ids.shape[0])
     instruction = (batch.instruction_ids, batch.instruction_mask)
     return model(*instruction, batch.input_ids, batch.input_mask, batch.target_ids, rows, encoded, checkpointing)
-
-
-def _sorted(requests: Sequence[Request]) -> list[Request]:
-    """Those of as many rows together, those of similar length side by side."""
-    return sorted(requests, key=lambda one: (one.rows, max(map(len, one.prompts))))

@@ -19,7 +19,10 @@ def of(collator: Collator, instruction: Instruction | None, inputs: Sequence[str
     for name, readings in zip(named, each, strict=True):
         most = max(readings, key=collator.dropped)
         found += _cut(collator, f"the prompt of {name}" if prompted else name, most)
-    return [*found, *_unknown(collator, [*_written(collator, instruction), *inputs])]
+    texts = [*_written(collator, instruction), *inputs]
+    if unknown := [word for text in texts for word in unknown_words(collator.tokenizer, text)]:
+        found.append(f"the model does not know {', '.join(dict.fromkeys(unknown))}")
+    return found
 
 
 def _undemonstrated(
@@ -50,9 +53,3 @@ def _written(collator: Collator, instruction: Instruction | None) -> Iterator[st
         yield instruction.definition
         for one in instruction.demonstrations[: collator.prompt.demonstrations]:
             yield from (one.input, one.output)
-
-
-def _unknown(collator: Collator, texts: Sequence[str]) -> Iterator[str]:
-    unknown = [word for text in texts for word in unknown_words(collator.tokenizer, text)]
-    if unknown:
-        yield f"the model does not know {', '.join(dict.fromkeys(unknown))}"

@@ -3,25 +3,13 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tagi.infer.search import GREEDY, GenerationConfig
-from tagi.model.adapter import TaskAdapter
+from tagi.model.adapter import SHOWN, TaskAdapter
 
-_SHOWN = 60
-"""Characters of an instruction that a printed task shows."""
-
-
-class Engine(Protocol):
-    """What a task asks of the engine."""
-
-    def generate(
-        self, inputs: Sequence[str], adapter: TaskAdapter, *, generation: GenerationConfig = GREEDY
-    ) -> list[str]: ...
-
-    def stream(self, told: TaskAdapter, text: str, *, generation: GenerationConfig = GREEDY) -> Iterator[str]: ...
-
-    def score_choices(self, told: TaskAdapter, inputs: Sequence[str], choices: Sequence[str]) -> list[list[float]]: ...
+if TYPE_CHECKING:
+    from tagi.infer.engine import Tagi  # which makes these
 
 
 class TaskFunction:
@@ -32,7 +20,7 @@ class TaskFunction:
     'Oslo'
     """
 
-    def __init__(self, engine: Engine, adapter: TaskAdapter) -> None:
+    def __init__(self, engine: "Tagi", adapter: TaskAdapter) -> None:
         self._engine, self.adapter = engine, adapter
 
     @property
@@ -71,14 +59,13 @@ class TaskFunction:
 
     def __repr__(self) -> str:
         adapter = self.adapter
-        ranks = sorted({factors.a.shape[1] for factors in adapter.modules.values()})
         numbers = sum(factors.a.numel() + factors.b.numel() for factors in adapter.modules.values())
         said = {
             "method": adapter.origins[0].method,
-            "rank": ranks[0] if len(ranks) == 1 else ranks or None,
+            "rank": adapter.rank,
             "parameters": numbers,
             "tokens": int(adapter.instruction.mask.sum()),
             "nbytes": adapter.nbytes,
         }
-        shown = textwrap.shorten(self.instruction, _SHOWN)
+        shown = textwrap.shorten(self.instruction, SHOWN)
         return f"TaskFunction({shown!r}, {', '.join(f'{name}={value!r}' for name, value in said.items())})"

@@ -34,7 +34,7 @@ from tagi.model.cards import CARD, card
 WEIGHTS, KIND = "adapter.safetensors", "task adapter"
 _SAID = "adapter"
 """What the file's metadata say of the adapter."""
-_SHOWN = 60
+SHOWN = 60
 """Characters of an instruction that a printed adapter shows."""
 _SITE = TypeAdapter(Site)
 
@@ -87,16 +87,21 @@ class TaskAdapter:
         )
 
     def __repr__(self) -> str:
-        ranks = sorted({factors.a.shape[1] for factors in self.modules.values()})
         said = {
             "method": self.origins[0].method if self.origins else None,
             "tasks": self.tasks,
-            "rank": ranks[0] if len(ranks) == 1 else ranks or None,
+            "rank": self.rank,
             "sites": len(self.modules),
             "tokens": self.instruction.mask.sum(1).tolist()[:3],
-            "instruction": textwrap.shorten(self.origins[0].definition, _SHOWN) if self.origins else None,
+            "instruction": textwrap.shorten(self.origins[0].definition, SHOWN) if self.origins else None,
         }
         return f"TaskAdapter({', '.join(f'{name}={value!r}' for name, value in said.items())})"
+
+    @property
+    def rank(self) -> int | list[int] | None:
+        """Of its modules: several where they differ, None where there are none."""
+        ranks = sorted({factors.a.shape[1] for factors in self.modules.values()})
+        return ranks[0] if len(ranks) == 1 else ranks or None
 
     @property
     def tasks(self) -> int:
@@ -138,7 +143,14 @@ class TaskAdapter:
             CheckpointError: several tasks are stacked, or it is not known whose the adapter is.
             DiskError: something else lies there, or the disk is full or cannot be written.
         """
-        _check_saveable(self, folder)
+        if self.tasks != 1:
+            raise CheckpointError(
+                f"{folder}: holds one task, not {self.tasks}; save each of tagi.model.adapter.unstack"
+            )
+        if not self.origins:
+            raise CheckpointError(
+                f"{folder}: this adapter does not say which checkpoint it belongs to; `Tagi.adapt` does"
+            )
         check_replaceable(Path(folder), WEIGHTS, KIND)
         with atomic_folder(Path(folder)) as draft:
             (draft / WEIGHTS).write_bytes(to_bytes(self))
@@ -178,7 +190,7 @@ def unstack(adapter: TaskAdapter) -> list[TaskAdapter]:
 
 def to_bytes(adapter: TaskAdapter) -> bytes:
     """One task's adapter as the content of one safetensors file, its origin with it if it is known."""
-    said = _Said(scales=_scales(adapter), origin=adapter.origins[0] if adapter.origins else None)
+    said = _Said(scales=_scales(adapter), origin=next(iter(adapter.origins), None))
     return save_bytes(_tensors(adapter), metadata={_SAID: said.model_dump_json()})
 
 
@@ -262,13 +274,6 @@ def _scales(adapter: TaskAdapter) -> dict[str, float]:
     return {str(site): factors.scale for site, factors in adapter.modules.items()}
 
 
-def _check_saveable(adapter: TaskAdapter, folder: str | Path) -> None:
-    if adapter.tasks != 1:
-        raise CheckpointError(f"{folder}: holds one task, not {adapter.tasks}; save each of tagi.model.adapter.unstack")
-    if not adapter.origins:
-        raise CheckpointError(f"{folder}: this adapter does not say which checkpoint it belongs to; `Tagi.adapt` does")
-
-
 def _card(origin: Origin) -> str:
     about = f"Written by a {origin.method} model with the fingerprint {origin.checkpoint}, with which alone it works."
     if origin.definition:
@@ -281,9 +286,8 @@ def _assembled(
     tensors: Mapping[str, Tensor], scales: Mapping[str, float], file: Path
 ) -> tuple[Modules, EncodedInstruction]:
     """Modules and instruction of one task, whose shapes belong together."""
-    layers = [
-        f"instruction.{number}" for number in range(sum(name.startswith("instruction.") for name in tensors) // 2)
-    ]
+    blocks = sum(name.startswith("instruction.") for name in tensors) // 2
+    layers = [f"instruction.{number}" for number in range(blocks)]
     needed = {"instruction", "mask"} | {f"{name}.{factor}" for name in scales for factor in "AB"}
     needed |= {f"{name}.{half}" for name in layers for half in "kv"}
     if missing := sorted(needed - tensors.keys()):
@@ -297,7 +301,7 @@ def _assembled(
     if not ((mask == 0) | (mask == 1)).all():
         raise CheckpointError(f"{file}: tensor mask holds something else than 0 and 1")
     read = tuple(_key_value(tensors, name, hidden.shape[1], file) for name in layers)
-    attended = Attended.of(read, mask.bool()) if read else None
+    attended = Attended(read, mask.bool()) if read else None
     modules = {_site(name, file): _factors(tensors, name, scales[name], file) for name in scales}
     return modules, EncodedInstruction(hidden, mask.bool(), attended)
 

@@ -5,7 +5,7 @@ generator start from) and `teachers/GROUP.safetensors`, one file for each teache
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -142,8 +142,11 @@ def save(bank: Bank, folder: Path) -> None:
         (draft / TEACHERS).mkdir()
         save_file({str(site): x.contiguous() for site, x in bank.a0.items()}, draft / START)
         for teacher in bank.manifest.teachers:
-            tensors = _named(bank.teacher(teacher.group))
-            save_file({name: x.detach().cpu().contiguous() for name, x in tensors}, draft / TEACHERS / teacher.file)
+            tensors: dict[str, Tensor] = {}
+            for site, f in bank.teacher(teacher.group).items():
+                tensors |= {f"{site}.A": f.a[0], f"{site}.B": f.b[0]}
+            whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+            save_file(whole, draft / TEACHERS / teacher.file)
         (draft / MANIFEST).write_text(bank.manifest.model_dump_json(indent=2), encoding="utf-8")
 
 
@@ -211,12 +214,6 @@ def file_name(group: str) -> str:
     """A file name for a group: its readable part and a hash that keeps groups apart."""
     readable = re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")[:60]
     return f"{readable}-{sha256(group.encode()).hexdigest()[:8]}.safetensors"
-
-
-def _named(lora: Mapping[Site, Factors]) -> Iterator[tuple[str, Tensor]]:
-    for site, factors in lora.items():
-        yield f"{site}.A", factors.a[0]
-        yield f"{site}.B", factors.b[0]
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, file: Path, shape: tuple[int, ...]) -> Tensor:

@@ -24,7 +24,6 @@ from tagi.backbones.language_model import load_language_model, save_language_mod
 from tagi.config import Frozen, FusionConfig, HypernetworkConfig, PromptConfig
 from tagi.config.files import read_json
 from tagi.errors import CheckpointError, ConfigError
-from tagi.files import atomic_folder
 from tagi.model.tagi import TagiModel
 
 CONFIG, WEIGHTS, BACKBONE = "tagi.json", "model.safetensors", "backbone"
@@ -78,16 +77,6 @@ def _hash(tensor: Tensor) -> bytes:
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
 
 
-def save(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint whole or not at all; a backbone of `backbone` is written along.
-
-    Raises:
-        DiskError: the disk is full or cannot be written.
-    """
-    with atomic_folder(folder) as draft:
-        write(model, config, draft, dtype=dtype)
-
-
 def write(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """The files of a checkpoint, into a folder that exists; a backbone inside is said to be what is written of it."""
     if config.backbone == BACKBONE:
@@ -96,18 +85,11 @@ def write(model: TagiModel, config: ModelConfig, folder: Path, *, dtype: torch.d
         config = config.model_copy(update={"backbone_fingerprint": fingerprint_tensors(written)})
     own = {name: t.to("cpu", dtype).contiguous() for name, t in own_tensors(model).items()}
     save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(_placed(config, folder).model_dump_json(indent=2), encoding="utf-8")
-
-
-def _placed(config: ModelConfig, folder: Path) -> ModelConfig:
-    """The config with the place of a backbone that lies on this machine, whatever the working directory is later.
-
-    `folder` may be a draft beside the folder whose place it takes: seen from either, the backbone lies the same way.
-    """
-    if config.backbone == BACKBONE or not Path(config.backbone).is_dir():
-        return config
-    whole, seen = placed(config.backbone, folder)
-    return config.model_copy(update={"backbone": whole, "backbone_from_here": seen})
+    if config.backbone != BACKBONE and Path(config.backbone).is_dir():
+        # Seen from a draft, the backbone lies the same way as from the folder whose place the draft takes.
+        whole, seen = placed(config.backbone, folder)
+        config = config.model_copy(update={"backbone": whole, "backbone_from_here": seen})
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
 
 
 def placed(source: str, folder: Path) -> tuple[str, str | None]:
@@ -182,12 +164,8 @@ def load(folder: Path, *, backbone: str | None = None) -> Loaded:
         model = TagiModel(base, methods.get(config.method), config.hypernetwork, config.fusion)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    _assign(model, read_safetensors(folder / WEIGHTS), folder / WEIGHTS)
-    return Loaded(model.eval(), config, folder)
-
-
-def _assign(model: TagiModel, tensors: dict[str, Tensor], file: Path) -> None:
-    own = own_tensors(model)
+    file = folder / WEIGHTS
+    tensors, own = read_safetensors(file), own_tensors(model)
     if missing := sorted(own.keys() - tensors.keys()):
         raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
     if extra := sorted(tensors.keys() - own.keys()):
@@ -197,3 +175,4 @@ def _assign(model: TagiModel, tensors: dict[str, Tensor], file: Path) -> None:
             raise CheckpointError(f"{file}: tensor {name} has another shape than {CONFIG} says")
         check_type(file, name, tensors[name])
         tensor.copy_(tensors[name])
+    return Loaded(model.eval(), config, folder)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tagi.backbones.attention import attend_shared, join_heads, padding_bias, split_heads
 from tagi.backbones.base import EncodedInstruction
 from tagi.backbones.cache import KeyValue
-from tagi.backbones.norms import RMSNorm
+from tagi.backbones.layers import RMSNorm
 from tagi.backbones.rows import Rows
 from tagi.config import FusionConfig
 from tagi.errors import ConfigError

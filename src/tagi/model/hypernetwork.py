@@ -88,8 +88,7 @@ class ModuleGroup(nn.Module):
     A learned bias is one LoRA for all tasks, A₀ and B₀, to which the generator adds what a task needs: B = B₀ +
     generated / sqrt(r). It alone is left where nothing is generated.
 
-    `rankwise`: r learned queries per site attend over I; each result becomes one row of A and one column of B.
-    `flat`: one learned query pools I to a vector per site, from which one output head writes all of A and B.
+    r learned queries per site attend over I; each result becomes one row of A and one column of B.
     A prefix's keys and values are attended to, not multiplied by hidden states, so they are not scaled.
     """
 
@@ -108,20 +107,19 @@ class ModuleGroup(nn.Module):
         self.modules_, self.widths, self.kind = [tuple(one) for one in modules], tuple(widths), kind
         self.generates, self.learned = generates, learned
         self.rank, self.scale = config.size(kind), config.scale if kind == "lora" else 1.0
-        rankwise, count, hidden = config.generator == "rankwise", len(modules), config.hidden
-        per_site, self.per_query = (self.rank, 1) if rankwise else (1, self.rank)
+        count, hidden = len(modules), config.hidden
         for place, (wide, out) in enumerate(widths):
             self._bias(f"a0_{place}", torch.empty(count, self.rank, wide))
             if learned:
                 self._bias(f"b0_{place}", torch.empty(count, out, self.rank))
         if not generates:
             return
-        self.query = nn.Parameter(torch.empty(count, len(widths), per_site, d_model))
+        self.query = nn.Parameter(torch.empty(count, len(widths), self.rank, d_model))
         self.index = nn.Parameter(torch.empty(count, len(widths), 1, d_model))
         self.inner = nn.Parameter(torch.empty(count, d_model, hidden))
         self.inner_bias = nn.Parameter(torch.empty(count, 1, hidden))
-        self.head_a = _heads(count, hidden, {wide * self.per_query for wide, _ in widths})
-        self.head_b = _heads(count, hidden, {out * self.per_query for _, out in widths})
+        self.head_a = _heads(count, hidden, {wide for wide, _ in widths})
+        self.head_b = _heads(count, hidden, {out for _, out in widths})
 
     def forward(self, hidden_TSD: Tensor, mask_TS: Tensor) -> dict[Site, Factors]:
         """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
@@ -179,8 +177,8 @@ class ModuleGroup(nn.Module):
         for width in dict.fromkeys(widths):
             places = [place for place, one in enumerate(widths) if one == width]
             chosen = inner_MTPQh if len(places) == len(widths) else inner_MTPQh[:, :, places]
-            head = heads[str(width * self.per_query)] * fan_in[places[0]] ** -0.5
-            out = (chosen.flatten(1, 3) @ head).view(*chosen.shape[:3], self.rank, width)
+            head = heads[str(width)] * fan_in[places[0]] ** -0.5
+            out = (chosen.flatten(1, 3) @ head).unflatten(1, chosen.shape[1:4])
             for number, place in enumerate(places):
                 found[place] = out[:, :, number]
         return found

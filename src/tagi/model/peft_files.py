@@ -69,7 +69,13 @@ def load_peft(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, 
 
 def _loaded(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, Factors]:
     config = read_json(_LoraConfig, folder / CONFIG, "PEFT folder")
-    _check_settings(config, folder / CONFIG)
+    if config.init_lora_weights not in _INITIAL:
+        said = repr(config.init_lora_weights)
+        raise CheckpointError(f"{folder / CONFIG}: init_lora_weights: {said} changes the language model too")
+    for name, value in (config.model_extra or {}).items():
+        off = value is None or value is False or value in ("none", [], {})
+        if name not in _INERT and not off:
+            raise CheckpointError(f"{folder / CONFIG}: {name}: {value!r} is not supported")
     sites = _targeted(config, backbone, folder / CONFIG)
     file = folder / WEIGHTS
     if (folder / PICKLED).exists() and not file.exists():
@@ -121,34 +127,16 @@ def save_peft(
         (draft / CARD).write_text(_card(base, about, causal=not backbone.has_encoder), encoding="utf-8")
 
 
-def _check_settings(config: _LoraConfig, file: Path) -> None:
-    if config.init_lora_weights not in _INITIAL:
-        raise CheckpointError(f"{file}: init_lora_weights: {config.init_lora_weights!r} changes the language model too")
-    for name, value in (config.model_extra or {}).items():
-        if name not in _INERT and not _is_off(value):
-            raise CheckpointError(f"{file}: {name}: {value!r} is not supported")
-
-
-def _is_off(value: Any) -> bool:
-    return value is None or value is False or value in ("none", [], {})
-
-
 def _targeted(config: _LoraConfig, backbone: Backbone, file: Path) -> list[Site]:
     """The projections that a config names, as PEFT matches names: whole, or their last parts."""
-    found = {
-        target: [s for s in backbone.site_weights() if _matches(backbone.site_name(s), target)]
-        for target in config.target_modules
-    }
-    for target, sites in found.items():
-        if not sites:
+    names = {site: f".{backbone.site_name(site)}" for site in backbone.site_weights()}
+    for target in config.target_modules:
+        if not any(name.endswith(f".{target}") for name in names.values()):
             raise CheckpointError(
                 f"{file}: target_modules: {target!r} is no projection of this model that LoRA can adapt"
             )
-    return [site for site in backbone.site_weights() if any(site in sites for sites in found.values())]
-
-
-def _matches(name: str, target: str) -> bool:
-    return f".{name}".endswith(f".{target}")
+    ends = tuple(f".{target}" for target in config.target_modules)
+    return [site for site, name in names.items() if name.endswith(ends)]
 
 
 def _check_names(found: Set[str], names: Iterable[str], file: Path) -> None:

@@ -49,7 +49,9 @@ class TagiModel(nn.Module):
         self.bottleneck_generator = self._generator("bottleneck", hypernetwork)
         if method.fuses_encoder and backbone.has_encoder:
             self.fusion = Fusion(backbone.d_model, backbone.shape.num_layers, fusion)
-        if method.reads_instruction_once and has_own_encoder(method, hypernetwork):
+        encoder = hypernetwork.instruction_encoder  # where the config says none, the method's definition does
+        own_encoder = method.own_encoder if encoder is None else encoder == "separate"
+        if method.reads_instruction_once and own_encoder:
             self.instruction_encoder = backbone.reader()
 
     def _generator(self, kind: ModuleKind, config: HypernetworkConfig) -> Hypernetwork | None:
@@ -172,11 +174,6 @@ def neutral(backbone: Backbone, tasks: int) -> TaskAdapter:
     weight = backbone.embedding.weight
     mask = torch.zeros(tasks, 0, dtype=torch.bool, device=weight.device)
     return TaskAdapter({}, EncodedInstruction(weight.new_zeros(tasks, 0, backbone.d_model), mask))
-
-
-def has_own_encoder(method: Method, config: HypernetworkConfig) -> bool:
-    """Whether an encoder of its own reads the instruction: as the config says, else as the method is defined."""
-    return method.own_encoder if config.instruction_encoder is None else config.instruction_encoder == "separate"
 
 
 def _check(backbone: Backbone, method: Method) -> None:

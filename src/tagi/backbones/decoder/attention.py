@@ -1,7 +1,6 @@
 """Causal attention with grouped heads, over a row's own tokens and what its task attends to. Shapes: see
 `tagi.backbones.rows`; G is the number of query heads that share one head of keys and values."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,9 +90,9 @@ def _each(mask: Tensor | None, groups: int) -> Tensor | None:
     return mask if mask is None or groups == 1 or mask.shape[2] == 1 else mask.repeat(1, 1, groups, 1)
 
 
-def right_aligned(tensors: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
-    """Each of (R, N) and the mask itself, with the tokens of a row at its end in their order."""
+def right_aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask (R, N) with the tokens of a row at its end in their order."""
     if mask.all() or bool((mask[:, 1:] >= mask[:, :-1]).all()):
-        return [*tensors, mask]
+        return ids, mask
     order = mask.long().argsort(dim=1, stable=True)
-    return [x.gather(1, order) for x in (*tensors, mask)]
+    return ids.gather(1, order), mask.gather(1, order)

@@ -4,24 +4,17 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tagi.backbones.attention import join_heads, split_heads
 from tagi.backbones.base import Prepared
 from tagi.backbones.cache import KeyValue, Past
 from tagi.backbones.decoder.attention import View, attend
 from tagi.backbones.decoder.rotary import Angles, rotate
+from tagi.backbones.layers import ACTIVATIONS
 from tagi.backbones.lora import bottleneck, prefixed, project
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Site
 from tagi.config import DecoderShape, Target
-
-ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,34 +135,26 @@ def _rotary(rope: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"config.json: rope_parameters: rope_type {kind!r} is none of default, linear, llama3")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ConfigError("config.json: rope_parameters: partial_rotary_factor is something else than 1")
-    values = {"theta": rope["rope_theta"], "scaling": "none" if kind == "default" else kind}
-    if kind != "default":
-        values["factor"] = rope["factor"]
-    if kind == "llama3":
-        values |= {
-            "low_frequency": rope["low_freq_factor"],
-            "high_frequency": rope["high_freq_factor"],
-            "original_positions": rope["original_max_position_embeddings"],
-        }
-    return values
+    scaling = "none" if kind == "default" else kind
+    return {"scaling": scaling} | {ours: rope[theirs] for ours, theirs in _rope_names(scaling).items()}
 
 
 def _rope_parameters(shape: DecoderShape) -> dict[str, Any]:
     rotary = shape.rotary
     assert rotary is not None
-    values: dict[str, Any] = {
-        "rope_type": "default" if rotary.scaling == "none" else rotary.scaling,
-        "rope_theta": rotary.theta,
-    }
-    if rotary.scaling != "none":
-        values["factor"] = rotary.factor
-    if rotary.scaling == "llama3":
-        values |= {
-            "low_freq_factor": rotary.low_frequency,
-            "high_freq_factor": rotary.high_frequency,
-            "original_max_position_embeddings": rotary.original_positions,
-        }
-    return values
+    values = {theirs: getattr(rotary, ours) for ours, theirs in _rope_names(rotary.scaling).items()}
+    return {"rope_type": "default" if rotary.scaling == "none" else rotary.scaling} | values
+
+
+def _rope_names(scaling: str) -> dict[str, str]:
+    """Our name -> Hugging Face's, of what rotary positions of that scaling have."""
+    names = {"theta": "rope_theta"}
+    if scaling != "none":
+        names["factor"] = "factor"
+    if scaling == "llama3":
+        names |= {"low_frequency": "low_freq_factor", "high_frequency": "high_freq_factor"}
+        names["original_positions"] = "original_max_position_embeddings"
+    return names
 
 
 def _of_gpt2(config: PretrainedConfig) -> dict[str, Any]:
@@ -172,14 +164,9 @@ def _of_gpt2(config: PretrainedConfig) -> dict[str, Any]:
         raise ConfigError("config.json: add_cross_attention: a decoder-only model has none")
     return {
         "d_ff": config.n_inner or 4 * config.n_embd,
-        "norm": "layer",
         "norm_eps": config.layer_norm_epsilon,
         "learned": {},
-        "activation": _activation("activation_function", config.activation_function),
-        "gated": False,
-        "qkv_bias": True,
-        "o_bias": True,
-        "mlp_bias": True,
+        **_of_layer_normed(config, bias=True),
     }
 
 
@@ -198,15 +185,10 @@ def _of_opt(config: PretrainedConfig) -> dict[str, Any]:
         raise ConfigError("config.json: _remove_final_layer_norm: a model without its last norm is not known here")
     return {
         "d_ff": config.ffn_dim,
-        "norm": "layer",
         "norm_first": bool(config.do_layer_norm_before),
         "learned": {"offset": 2},
-        "activation": _activation("activation_function", config.activation_function),
-        "gated": False,
-        "qkv_bias": bool(config.enable_bias),
-        "o_bias": bool(config.enable_bias),
-        "mlp_bias": bool(config.enable_bias),
         "d_embedding": None if config.word_embed_proj_dim == config.hidden_size else config.word_embed_proj_dim,
+        **_of_layer_normed(config, bias=bool(config.enable_bias)),
     }
 
 
@@ -220,6 +202,13 @@ def _to_opt(shape: DecoderShape) -> dict[str, Any]:
         "dropout": 0.0,
         "attention_dropout": 0.0,
     }
+
+
+def _of_layer_normed(config: PretrainedConfig, *, bias: bool) -> dict[str, Any]:
+    """What GPT-2 and OPT have in common."""
+    activation = _activation("activation_function", config.activation_function)
+    biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), bias)
+    return {"norm": "layer", "activation": activation, "gated": False} | biases
 
 
 def _activation(field: str, name: str) -> str:

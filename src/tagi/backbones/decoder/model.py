@@ -88,11 +88,6 @@ class Decoder(nn.Module):
         return copy.deepcopy(self)
 
     def sites(self, kind: ModuleKind = "lora", targets: tuple[Target, ...] = ("q", "v")) -> tuple[Site, ...]:
-        """See `Backbone.sites`.
-
-        Raises:
-            ConfigError: a target module that this model has not.
-        """
         if "gate" in targets and not self.shape.gated:
             raise ConfigError("target_modules: gate: the MLP of this language model has no gate")
         layers = range(self.shape.num_layers)
@@ -125,11 +120,6 @@ class Decoder(nn.Module):
     def read(
         self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, checkpointing: bool = False
     ) -> EncodedInstruction:
-        """See `Backbone.read`.
-
-        Raises:
-            InputError: more tokens than the model has positions.
-        """
         mask = mask.bool()
         if not mask.any():
             return EncodedInstruction(self.embedding.weight.new_zeros(*ids.shape, self.d_model), mask)
@@ -138,16 +128,11 @@ class Decoder(nn.Module):
         x_TSD, layers = self._run(
             ids, positions, hidden, prepared, Rows(len(ids), len(ids)), checkpointing=checkpointing
         )
-        return EncodedInstruction(x_TSD, mask, Attended.of(layers, mask))
+        return EncodedInstruction(x_TSD, mask, Attended(layers, mask))
 
     def prepare(
         self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
     ) -> Prepared:
-        """See `Backbone.prepare`.
-
-        Raises:
-            ValueError: something to fuse: there is no encoder.
-        """
         if fuse is not None:
             raise ValueError("a decoder-only model has no encoder to fuse anything into")
         return Prepared(encoded.tasks, modules, encoded.attended if attends else None)
@@ -155,12 +140,7 @@ class Decoder(nn.Module):
     def begin(
         self, ids: Tensor, mask: Tensor, *, prepared: Prepared, rows: Rows, room: int = 0
     ) -> tuple[Tensor, DecoderCache]:
-        """See `Backbone.begin`.
-
-        Raises:
-            InputError: more tokens than the model has positions.
-        """
-        ids, mask = right_aligned([ids], mask.bool())
+        ids, mask = right_aligned(ids, mask.bool())
         positions, hidden = _positions(mask, prepared, rows)
         x_RND, layers = self._run(ids, positions, hidden, prepared, rows)
         first = None if hidden is None else mask.shape[1] - mask.sum(1)
@@ -168,11 +148,6 @@ class Decoder(nn.Module):
         return self.logits(x_RND[:, -1]), DecoderCache(past.with_room(room) if room else past, prepared, rows)
 
     def step(self, ids: Tensor, cache: DecoderCache) -> tuple[Tensor, DecoderCache]:
-        """See `Backbone.step`.
-
-        Raises:
-            InputError: more tokens than the model has positions.
-        """
         past, prepared, rows = cache.past, cache.prepared, cache.rows
         positions = self._next_position(cache, ids)
         hidden = past.hidden(past.length + 1)
@@ -190,14 +165,9 @@ class Decoder(nn.Module):
         owner: Tensor | None = None,
         checkpointing: bool = False,
     ) -> Tensor:
-        """See `Backbone.score`.
-
-        Raises:
-            InputError: more tokens than the model has positions.
-        """
         if owner is not None:
             return self._score_after(input_ids, input_mask, target_ids, prepared, rows, owner)
-        ids, mask = right_aligned([input_ids], input_mask.bool())
+        ids, mask = right_aligned(input_ids, input_mask.bool())
         inputs, targets = ids.shape[1], target_ids.shape[1]
         both = torch.cat((ids, target_ids[:, :-1]), dim=1)  # nothing is read after the last target
         mask = F.pad(mask, (0, targets - 1), value=True)
@@ -252,7 +222,7 @@ class Decoder(nn.Module):
             x_RLD = x_RLD + self.position(positions + shape.learned.offset)
         by = None if shape.rotary is None else angles(shape.rotary, shape.head_dim, positions, x_RLD.dtype)
         length = ids.shape[1]
-        distance = distances(length, 0, ids.device) if past is None else past.distances(length)
+        distance = distances(length, 0 if past is None else past.length, ids.device)
         full, windowed = (
             view(distance, hidden, positions, prepared.attended, rows, window) for window in (None, shape.window)
         )

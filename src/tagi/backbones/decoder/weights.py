@@ -30,28 +30,10 @@ def load_decoder(
         CheckpointError: of another family, no safetensors weights, tensors missing or of another shape.
     """
     folder = locate(source)
-    return assembled(shape or read_decoder_shape(folder), read_weights(folder), folder, dtype)
-
-
-def save_decoder(model: Decoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json and model.safetensors so that `transformers` opens the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(named(model, dtype), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config_of(model.shape), indent=2), encoding="utf-8")
-
-
-def assembled(
-    shape: DecoderShape, tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype | None = torch.float32
-) -> Decoder:
-    """The model of a shape with Hugging Face's tensors.
-
-    Raises:
-        CheckpointError: tensors are missing or of another shape; names `folder` and the tensor.
-    """
     with torch.device("meta"):
-        model = Decoder(shape)
-    found: dict[str, Tensor] = {}
-    for theirs, ours in _by_file_name(model).items():
+        model = Decoder(shape or read_decoder_shape(folder))
+    tensors, found = read_weights(folder), dict[str, Tensor]()
+    for theirs, ours in by_file_name(model).items():
         sizes = [model.get_parameter(name).shape for name in ours]
         turned = _is_turned(model, ours[0])
         whole = (sum(size[0] for size in sizes), *sizes[0][1:])
@@ -64,30 +46,33 @@ def assembled(
     return model
 
 
+def save_decoder(model: Decoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write config.json and model.safetensors so that `transformers` opens the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(named(model, dtype), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config_of(model.shape), indent=2), encoding="utf-8")
+
+
 def named(model: Decoder, dtype: torch.dtype) -> dict[str, Tensor]:
     """The model's tensors as its family's files have them."""
     tensors: dict[str, Tensor] = {}
-    for theirs, ours in _by_file_name(model).items():
+    for theirs, ours in by_file_name(model).items():
         whole = torch.cat([model.get_parameter(name).detach() for name in ours])
         tensors[theirs] = (whole.T if _is_turned(model, ours[0]) else whole).to("cpu", dtype).contiguous()
     return tensors
 
 
-def file_name(family: str, ours: str) -> str:
-    """What a family's files call a parameter of ours."""
-    names = NAMES[family]
-    module, _, kind = ours.rpartition(".")
-    if not module.startswith("blocks."):
-        return f"{names[module]}.{kind}"
-    _, layer, inside = module.split(".", 2)
-    return f"{names['blocks']}.{layer}.{names[inside]}.{kind}"
-
-
-def _by_file_name(model: Decoder) -> dict[str, list[str]]:
+def by_file_name(model: Decoder) -> dict[str, list[str]]:
     """Name in files -> our parameters: several where a family keeps queries, keys and values in one (GPT-2)."""
-    found: dict[str, list[str]] = {}
+    names, found = NAMES[model.shape.family], dict[str, list[str]]()
     for ours, _ in model.named_parameters():
-        found.setdefault(file_name(model.shape.family, ours), []).append(ours)
+        module, _, kind = ours.rpartition(".")
+        if module.startswith("blocks."):
+            _, layer, inside = module.split(".", 2)
+            theirs = f"{names['blocks']}.{layer}.{names[inside]}.{kind}"
+        else:
+            theirs = f"{names[module]}.{kind}"
+        found.setdefault(theirs, []).append(ours)
     return found
 
 

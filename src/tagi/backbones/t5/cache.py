@@ -30,8 +30,6 @@ class Inputs:
 
         Worth its copy where no two rows share an instruction, and for all rows of a batch if for one of them.
         """
-        if self.whole:
-            return self
         shared = (KeyValue(rows.pick(own.k), rows.pick(own.v)) for own in attended.layers)
         layers = tuple(told.concatenate(own) for told, own in zip(shared, self.layers, strict=True))
         bias = padding_bias(rows.pick(attended.mask), self.bias.dtype)
@@ -76,18 +74,12 @@ class T5Cache:
         return replace(self, past=self.past.select(index))
 
     def stack(self, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
-        ours, theirs = self, other
-        if ours.inputs.whole != theirs.inputs.whole:
-            ours, theirs = ours._whole(), theirs._whole()
-        inputs = ours.inputs.stack(theirs.inputs)
-        return T5Cache(ours.past.stack(theirs.past, room), inputs, prepared.encoder_done(), rows)
+        inputs = self._inputs_like(other).stack(other._inputs_like(self))
+        return T5Cache(self.past.stack(other.past, room), inputs, prepared.encoder_done(), rows)
 
     def put(self, places: Tensor, other: "T5Cache", prepared: Prepared, rows: Rows, room: int) -> "T5Cache":
-        ours, theirs = self, other
-        if ours.inputs.whole != theirs.inputs.whole:
-            ours, theirs = ours._whole(), theirs._whole()
-        inputs = ours.inputs.put(places, theirs.inputs)
-        return T5Cache(ours.past.put(places, theirs.past, room), inputs, prepared.encoder_done(), rows)
+        inputs = self._inputs_like(other).put(places, other._inputs_like(self))
+        return T5Cache(self.past.put(places, other.past, room), inputs, prepared.encoder_done(), rows)
 
     def given(self, prepared: Prepared, rows: Rows) -> "T5Cache":
         return replace(self, prepared=prepared.encoder_done(), rows=rows)
@@ -96,8 +88,10 @@ class T5Cache:
         """One token on, from what each layer's self-attention has read."""
         return replace(self, past=self.past.after(layers))
 
-    def _whole(self) -> "T5Cache":
-        attended = self.prepared.attended
-        if attended is None:
-            return replace(self, inputs=replace(self.inputs, whole=True))
-        return replace(self, inputs=self.inputs.with_instruction(attended, self.rows))
+    def _inputs_like(self, other: "T5Cache") -> Inputs:
+        """The inputs, with their instructions in front if the other's have them there."""
+        if self.inputs.whole or not other.inputs.whole:
+            return self.inputs
+        if self.prepared.attended is None:
+            return replace(self.inputs, whole=True)
+        return self.inputs.with_instruction(self.prepared.attended, self.rows)

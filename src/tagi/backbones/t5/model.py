@@ -16,25 +16,18 @@ from tagi.backbones import attention as att
 from tagi.backbones.attention import join_heads, padding_bias, split_heads
 from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
 from tagi.backbones.cache import KeyValue, Past, distances
+from tagi.backbones.layers import ACTIVATIONS, RMSNorm
 from tagi.backbones.lora import bottleneck, prefixed, project
-from tagi.backbones.norms import RMSNorm
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Modules, Site, SiteKind
 from tagi.backbones.t5.cache import Inputs, T5Cache
-from tagi.backbones.t5.names import module_name
+from tagi.backbones.t5.names import ATTENTIONS
 from tagi.config import ModuleKind, T5Shape, Target
 from tagi.errors import ConfigError
 
 POSITION_STD = 3.0
 """Of the relative position biases at random initialisation. With T5's own d_model^-0.5 every head is nearly blind to
 order at first, and a small model trained from scratch names the right words in the wrong order for long."""
-
-ACTIVATIONS = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-}
 
 
 class Attention(nn.Module):
@@ -238,16 +231,14 @@ class T5(T5Encoder):
         return self.shape.d_model, self.shape.d_model if site.place == "bottleneck" else self.shape.inner_dim
 
     def site_weights(self) -> dict[Site, Tensor]:
-        """The projection matrix (out, in) of every site of LoRA."""
-        pairs = (
-            (module.site_q, module.q) if q else (module.site_v, module.v)
-            for module in self._attentions()
-            for q in (True, False)
-        )
-        return {site: linear.weight for site, linear in pairs}
+        found: dict[Site, Tensor] = {}
+        for module in self._attentions():
+            found |= {module.site_q: module.q.weight, module.site_v: module.v.weight}
+        return found
 
     def site_name(self, site: Site) -> str:
-        return module_name(site)
+        stack, _, attention = ATTENTIONS[site.kind]
+        return f"{stack}.block.{site.layer}.layer.{attention}.{site.place}"
 
     def prepare(
         self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
@@ -255,7 +246,7 @@ class T5(T5Encoder):
         attended = None
         if attends and encoded.mask.shape[1]:
             each = Rows(encoded.tasks, encoded.tasks)
-            attended = Attended.of(self.cross_key_values(encoded.hidden, modules, each), encoded.mask)
+            attended = Attended(self.cross_key_values(encoded.hidden, modules, each), encoded.mask)
         return Prepared(encoded.tasks, modules, attended, fuse)
 
     def begin(
@@ -342,11 +333,8 @@ class T5(T5Encoder):
 
     def _decoder_bias(self, length: int, past: Past | None) -> Tensor:
         """Positions, the future and what a row cannot see of a shared past, (1 or R, H, length, read places)."""
-        if past is None:
-            distance, hidden = distances(length, 0, self.decoder_position.weight.device), None
-        else:
-            distance = past.distances(length)
-            hidden = past.hidden(distance.shape[-1])
+        distance = distances(length, 0 if past is None else past.length, self.decoder_position.weight.device)
+        hidden = None if past is None else past.hidden(distance.shape[-1])
         future = (distance > 0)[:, None]
         bias = position_bias(self.decoder_position, distance, self.shape, bidirectional=False)
         return bias.masked_fill(future if hidden is None else future | hidden, torch.finfo(bias.dtype).min)

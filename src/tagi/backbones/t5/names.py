@@ -1,16 +1,8 @@
 """What Hugging Face calls the attentions of a T5."""
 
-from tagi.backbones.sites import Site
-
 ATTENTIONS: dict[str, tuple[str, str, str]] = {
     "encoder.self": ("encoder", "attention", "0.SelfAttention"),
     "decoder.self": ("decoder", "attention", "0.SelfAttention"),
     "decoder.cross": ("decoder", "cross", "1.EncDecAttention"),
 }
 """The stack of each kind of attention, our name in a block of it, and Hugging Face's."""
-
-
-def module_name(site: Site) -> str:
-    """What `transformers` calls the projection of a site."""
-    stack, _, attention = ATTENTIONS[site.kind]
-    return f"{stack}.block.{site.layer}.layer.{attention}.{site.place}"

@@ -44,15 +44,17 @@ def load_t5(source: str | Path) -> T5:
         CheckpointError: not a T5, no safetensors weights, tensors missing, of another shape, or not finite.
     """
     folder = locate(source)
-    config = read_hf_config(folder)
-    if config.model_type not in ("t5", "mt5"):
-        raise CheckpointError(f"{folder}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
+    config = _config(folder)
     tensors = _with_shared(read_weights(folder), folder)
-    try:
-        model = T5(shape_of(config, tied=_is_tied(tensors)))
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}/{error}") from error
-    _assign(model, tensors, folder)
+    model = T5(_shape(config, folder, tied=_is_tied(tensors)))
+    with torch.no_grad():
+        for ours, theirs in tensor_names(model.shape).items():
+            parameter = model.get_parameter(ours)
+            if theirs not in tensors:
+                raise CheckpointError(f"{folder}: tensor {theirs} is missing")
+            check_shape(folder, theirs, tensors[theirs], *parameter.shape)
+            check_type(folder, theirs, tensors[theirs])
+            parameter.copy_(tensors[theirs])
     return model
 
 
@@ -65,19 +67,28 @@ def save_t5(model: T5, folder: Path, dtype: torch.dtype = torch.float32) -> None
     (folder / "config.json").write_text(json.dumps(config_of(model.shape), indent=2), encoding="utf-8")
 
 
-def read_shape(source: str) -> T5Shape:
+def read_shape(folder: Path) -> T5Shape:
     """The shape that a checkpoint's `config.json` tells, without its weights.
 
     Raises:
         CheckpointError: no folder or hub model of that name can be reached, or it is no T5.
     """
-    config = read_hf_config(Path(source))
+    config = _config(folder)
+    return _shape(config, folder, tied=bool(config.tie_word_embeddings))
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    config = read_hf_config(folder)
     if config.model_type not in ("t5", "mt5"):
-        raise CheckpointError(f"{source}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
+        raise CheckpointError(f"{folder}/config.json: model_type is {config.model_type!r}, not t5 or mt5")
+    return config
+
+
+def _shape(config: PretrainedConfig, folder: Path, *, tied: bool) -> T5Shape:
     try:
-        return shape_of(config, tied=bool(config.tie_word_embeddings))
+        return shape_of(config, tied=tied)
     except ConfigError as error:
-        raise CheckpointError(f"{source}/{error}") from error
+        raise CheckpointError(f"{folder}/{error}") from error
 
 
 def shape_of(config: PretrainedConfig, *, tied: bool) -> T5Shape:
@@ -183,14 +194,3 @@ def _is_tied(tensors: dict[str, Tensor]) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.float(), other.float())
-
-
-def _assign(model: T5, tensors: dict[str, Tensor], folder: Path) -> None:
-    with torch.no_grad():
-        for ours, theirs in tensor_names(model.shape).items():
-            parameter = model.get_parameter(ours)
-            if theirs not in tensors:
-                raise CheckpointError(f"{folder}: tensor {theirs} is missing")
-            check_shape(folder, theirs, tensors[theirs], *parameter.shape)
-            check_type(folder, theirs, tensors[theirs])
-            parameter.copy_(tensors[theirs])

@@ -1,7 +1,15 @@
-"""Norms that torch has not."""
+"""Layers that torch has not, and its activations by the names of configs."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class RMSNorm(nn.Module):
