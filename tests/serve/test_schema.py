@@ -10,6 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from serving import registered, served
 
+pytestmark = pytest.mark.slow
 MALFORMED = 300
 SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 FIELDS = (

@@ -59,6 +59,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_under_load_no_acknowledged_task_is_lost(checkpoint: Path, tmp_path: Path) -> None:
     known: dict[str, str] = {}
     for number in range(3):

@@ -36,7 +36,7 @@ def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"])
         taught = (group_T >= 0).nonzero().squeeze(1)
         teachers = select(bank.lora, group_T[taught])
         relative: list[Tensor] = []
-        for site, own in select(output.adapter.modules, taught).items():
+        for site, own in select(output.adapter.modules, taught.to(output.logits.device)).items():
             teacher, device = teachers[site], own.a.device
             teacher = Factors(teacher.a.to(device), teacher.b.to(device), teacher.scale)
             relative.append(measure(own, teacher).sum() / float(energies[site]))
