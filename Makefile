@@ -70,5 +70,5 @@ $(ENGINES)/llamacpp/.installed: tests/engines/requirements-llamacpp.txt | $(ENGI
 $(ENGINES)/vllm/.installed: tests/engines/requirements-vllm.txt $(ENGINES)/vllm/.torch
 	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
 	$(@D)/bin/python -m pip uninstall --yes --quiet torchvision torchaudio torchcodec
-	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $< --editable .
 	@touch $@
