@@ -115,8 +115,10 @@ def _solve(solver: Solver, asked: Sequence[Asked], *, as_json: bool) -> None:
 
 def _choose(solver: Solver, asked: Sequence[Asked], choices: Sequence[str], *, as_json: bool) -> None:
     """The likeliest choice of every input, by mean log-likelihood of its tokens."""
+    from tagi.infer.choices import likeliest
+
     scores = solver.scores(asked, [choices] * len(asked))
-    answers = [choices[max(range(len(each)), key=each.__getitem__)] for each in scores]
+    answers = [likeliest(choices, each) for each in scores]
     notes = solver.notes(asked)
     note(*notes)
     if as_json:

@@ -11,6 +11,7 @@ from tagi.data.types import Instruction, Task
 from tagi.errors import InputError
 from tagi.eval.evaluate import InstructionControl, check_partners, check_some, draw_partners, instructions, prompted
 from tagi.eval.report import Interval, Prediction, bootstrap
+from tagi.infer.choices import likeliest
 from tagi.infer.engine import Tagi
 
 ANLI = ("anli-r1", "anli-r2", "anli-r3")
@@ -87,8 +88,8 @@ def rank(
         scores = tagi.score_choices(told, inputs, choices, norm=norm)
         if any(isnan(value) for each in scores for value in each):
             raise InputError(f"{task.name}: the model's likelihoods are not a number; are its weights damaged?")
-        best = [max(range(len(each)), key=each.__getitem__) for each in scores]
-        predictions += _predictions(task, told, [its[i] for its, i in zip(choices, best, strict=True)])
+        best = [likeliest(own, each) for own, each in zip(choices, scores, strict=True)]
+        predictions += _predictions(task, told, best)
         if progress is not None:
             progress(number + 1, len(tasks))
     return Ranking(predictions)

@@ -67,6 +67,11 @@ def _score(
     ]
 
 
+def likeliest(choices: Sequence[str], scores: Sequence[float]) -> str:
+    """The choice of the highest score, the first of equal ones."""
+    return choices[max(range(len(scores)), key=scores.__getitem__)]
+
+
 def token_scores(
     backbone: Backbone, prepared: Prepared, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
 ) -> list[list[float]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagi.infer.choices import likeliest
 from tagi.infer.search import GREEDY, GenerationConfig
 from tagi.model.adapter import SHOWN, TaskAdapter
 
@@ -51,7 +52,7 @@ class TaskFunction:
             InputError: the text or a choice is empty, or there is no choice.
         """
         (scores,) = self._engine.score_choices(self.adapter, [text], choices)
-        return choices[max(range(len(scores)), key=scores.__getitem__)]
+        return likeliest(choices, scores)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter, see `TaskAdapter.save_pretrained`."""

@@ -14,6 +14,7 @@ import tagi as package
 from tagi.errors import InputError, TagiError
 from tagi.files import DiskError
 from tagi.infer import asked
+from tagi.infer.choices import likeliest
 from tagi.serve import openai
 from tagi.serve.adapters import SUFFIX, Form, packed
 from tagi.serve.completions import answered
@@ -153,7 +154,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         if not choices:
             raise InputError("choices: are missing, and the task has none of its own")
         scores = await service.scores(request, told, service.inputs(body.inputs), choices)
-        best = [choices[max(range(len(each)), key=each.__getitem__)] for each in scores]
+        best = [likeliest(choices, each) for each in scores]
         return {"answers": best, "scores": scores, "choices": [*choices]}
 
 

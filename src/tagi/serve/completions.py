@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tagi.errors import InputError
+from tagi.infer.choices import likeliest
 from tagi.infer.search import GenerationConfig
 from tagi.serve import openai
 from tagi.serve.schemas import Chat, Completion, OpenAI
@@ -27,7 +28,7 @@ async def answered(
     generation = asked_for.generation
     if task.choices:
         scores = await service.scores(request, task.key, texts, task.choices)
-        best = [task.choices[max(range(len(each)), key=each.__getitem__)] for each in scores]
+        best = [likeliest(task.choices, each) for each in scores]
         if asked_for.stream:
             body = "".join((head.chunk(best[0]), head.chunk("", "end"), openai.event("[DONE]")))
             return Response(body, media_type="text/event-stream")

@@ -63,7 +63,7 @@ class Sampling(BaseModel):
             top_p=self.top_p,
             seed=self.seed or 0,
             max_new_tokens=self.max_tokens,
-            stop=self.stop or (),  # type: ignore[arg-type]
+            stop=self.stop or (),
         )
 
 

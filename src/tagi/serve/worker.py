@@ -78,11 +78,11 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     shown: int = 0
     prompt_tokens: int = 0
+    key: str = field(init=False)
+    """Of its task; taken once, for it is asked for in every step that the job waits."""
 
-    @property
-    def key(self) -> str:
-        """Of its task."""
-        return self.told if isinstance(self.told, str) else key_of(self.told)
+    def __post_init__(self) -> None:
+        self.key = self.told if isinstance(self.told, str) else key_of(self.told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,8 @@ class Worker:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        late = [job for job in self._open if job.deadline < now]
+        with self._lock:  # others submit meanwhile, and a set that grows cannot be gone through
+            late = [job for job in self._open if job.deadline < now]
         if late:
             self._forget(set(late))
             for job in late:
