@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## watch a model read an unseen task's instruction, wri
 
 # One thread a worker: more would wait for each other.
 test: $(VENV)/.installed-dev ## run the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not engines" --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not engines" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes
 	$(BIN)/pytest -m slow

@@ -265,9 +265,9 @@ SMOLLM2 = DecoderShape(
 @pytest.mark.parametrize(
     ("shape", "config", "mlps", "total"),
     [
-        pytest.param(BASE, HypernetworkConfig(hidden=128), 10.6e6, 12_446_208, id="rankwise-base"),
-        pytest.param(XL, HypernetworkConfig(hidden=256), 113e6, 122_996_736, id="rankwise-xl"),
-        pytest.param(SMOLLM2, HypernetworkConfig(hidden=128), 7.38e6, 8_517_120, id="rankwise-smollm2"),
+        pytest.param(BASE, HypernetworkConfig(hidden=128), 10.6e6, 12_446_208, id="base"),
+        pytest.param(XL, HypernetworkConfig(hidden=256), 113e6, 122_996_736, id="xl"),
+        pytest.param(SMOLLM2, HypernetworkConfig(hidden=128), 7.38e6, 8_517_120, id="smollm2"),
     ],
 )
 def test_parameter_count(shape: Shape, config: HypernetworkConfig, mlps: float, total: int) -> None:

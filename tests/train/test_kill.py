@@ -96,6 +96,7 @@ def kill_often(processes: ForkServerContext, whole: Path, tmp_path: Path, moment
     check_equal(folder, whole)
 
 
+@pytest.mark.slow
 def test_three_kills(processes: ForkServerContext, whole: Path, tmp_path: Path) -> None:
     kill_often(processes, whole, tmp_path, ["half a file", "before a rename", "any time"], seed=0)
 
@@ -109,6 +110,7 @@ def test_twenty_kills(processes: ForkServerContext, whole: Path, tmp_path: Path,
     kill_often(processes, whole, tmp_path, moments, seed)
 
 
+@pytest.mark.slow
 def test_the_run_that_is_killed_has_several_bests(whole: Path) -> None:
     """Otherwise nothing above would notice a best that was lost."""
     scores = [line["valid_rouge_l"] for line in logged(whole) if "valid_rouge_l" in line]

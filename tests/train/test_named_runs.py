@@ -24,7 +24,11 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = {"sni-base-def", "sni-xxl-def", "p3-large-t5lm", "p3-base-t0"}
+"""One of each kind; the others differ in sizes and lengths and take longer."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RUNS])
 def test_named_runs_finish(name: str, paper: Path, tagi: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(paper)
     for shape in ("base", "large", "xl", "xxl"):

@@ -193,6 +193,7 @@ def test_resume_refuses_another_number_of_processes_unless_steps_see_the_same(tm
     assert resume.check(shared, 2, tmp_path / "twice") == ["goes on with another training.accumulation: 2 → 1"]
 
 
+@pytest.mark.slow
 def test_resume_refuses_no_second_process_with_half_the_accumulation(tmp_path: Path) -> None:
     """One process with two batches, then two with one each: the weights of the run that stayed alone.
 

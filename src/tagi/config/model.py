@@ -11,8 +11,6 @@ from tagi.config.shapes import DecoderShape, NamedShape
 class HypernetworkConfig(Frozen):
     """The adapter generator of Eq. 2."""
 
-    generator: Literal["rankwise"] = "rankwise"
-    """The only one; saved checkpoints and runs name it."""
     rank: Positive = 32
     alpha: Annotated[float, Field(gt=0.0)] | None = None
     """LoRA scale is alpha / rank; None means alpha = rank."""

@@ -378,6 +378,7 @@ def test_category_splits_are_those_of_table_10() -> None:
         largest_categories(tasks, 60)
 
 
+@pytest.mark.slow
 def test_training_on_the_largest_categories(shared_data: Path) -> None:
     data = DataConfig(source="sni", path=str(shared_data / "sni"), max_instances=1)
     found = {count: Sni(data.model_copy(update={"categories": count})).tasks for count in (6, 15, 30, 33, None)}
