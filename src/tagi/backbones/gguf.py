@@ -17,7 +17,6 @@ import gguf
 import torch
 from filelock import FileLock
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from tagi.backbones.base import Backbone
 from tagi.backbones.decoder.model import Decoder
@@ -300,6 +299,8 @@ def _write_tokenizer(file: Path, values: Mapping[str, Any], folder: Path) -> Non
         raise CheckpointError(f"{file}: tokenizer.ggml.model: {kind!r} is none of gpt2, llama")
     if kind == "gpt2" and split not in SPLITS:
         raise CheckpointError(f"{file}: tokenizer.ggml.pre: {split!r} is none of {', '.join(SPLITS)}")
+    from transformers import AutoTokenizer  # it takes half a second, and a file is converted once
+
     with _damage(file):
         tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     if kind == "gpt2":

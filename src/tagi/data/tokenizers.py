@@ -3,6 +3,7 @@
 Both keep T5's special tokens and their ids: `<pad>` 0, `</s>` 1 (appended to every text), `<unk>` 2.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,7 +11,7 @@ from itertools import accumulate, count, takewhile
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tagi.config import Shape
 from tagi.errors import CheckpointError, ConfigError, InputError
@@ -18,6 +19,9 @@ from tagi.errors import CheckpointError, ConfigError, InputError
 PAD, EOS, UNK = SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 CHARACTER_COVERAGE = 0.9995
 """Share of a text that its unigram alphabet covers (SentencePiece's default); the rest is unknown."""
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""What a tokenizer's file calls its class where `tokenizer.json` holds all that there is to it; the first is the older
+name."""
 _SPACE = "▁"
 _SAMPLE = "sample"
 """A text that any tokenizer can read and no template changes."""
@@ -207,6 +211,17 @@ def _finish(tokenizer: Tokenizer, sentinels: Sequence[str] = ()) -> PreTrainedTo
     )
 
 
+def _opened(folder: Path) -> PreTrainedTokenizerBase:
+    """By its own class; to import what finds classes by name takes half a second, so only where the class is no plain
+    one."""
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and json.loads(settings.read_bytes()).get("tokenizer_class") in PLAIN:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def load(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder.
 
@@ -217,7 +232,7 @@ def load(folder: Path, shape: Shape | None = None) -> PreTrainedTokenizerBase:
         CheckpointError: its files are missing or damaged; it has ids that the model does not embed, or no end token.
     """
     try:
-        found = without_limits(AutoTokenizer.from_pretrained(folder))
+        found = without_limits(_opened(folder))
     except Exception as error:  # the tokenizers library raises just that
         raise CheckpointError(f"{folder}: the tokenizer's files are missing or damaged ({error})") from error
     if shape is None:
