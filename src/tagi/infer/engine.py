@@ -48,10 +48,11 @@ Told = str | Instruction | Sequence[str | Instruction] | TaskAdapter
 class Tagi:
     """A model that reads an instruction once, writes a task adapter, and solves inputs with it.
 
-    >>> tagi = Tagi.from_pretrained()
-    >>> adapter = tagi.adapt("Keep only the animals, then reverse the list.")
-    >>> tagi.generate(["red wolf saw dog plum"], adapter)
-    ['dog wolf']
+    Examples:
+        >>> tagi = Tagi.from_pretrained()
+        >>> adapter = tagi.adapt("Name the city in the text.")
+        >>> tagi.generate(["We met in Oslo last May."], adapter)
+        ['Oslo']
     """
 
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
