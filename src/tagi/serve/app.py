@@ -66,13 +66,7 @@ def _add_tasks(app: FastAPI, service: Service) -> None:
     async def register(task: NewTask, request: Request, response: Response) -> dict[str, Any]:
         """Write a task adapter from an instruction, and give it a name."""
         told = asked.instruction(task.told)
-        found, new = await asyncio.to_thread(service.tasks.add, told, name=task.name, choices=task.choices)
-        try:
-            await service.on_model(request, lambda: service.store.get(found.key))
-        except TagiError:  # the model cannot read it
-            if new:
-                service.tasks.remove(found.name)
-            raise
+        found, new = await service.register(request, told, task.name, task.choices)
         response.status_code = 201 if new else 200
         return {**_shown(service, found), "notes": service.tagi.notes(told, [])}
 
