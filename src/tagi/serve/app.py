@@ -42,8 +42,12 @@ KINDS = {
 }
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application of a service; its worker runs as long as the application does."""
+def create_app(service: Service, *, page: bool = False) -> FastAPI:
+    """The application of a service; its worker runs as long as the application does.
+
+    Args:
+        page: put the page for the browser at `/`.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,6 +62,8 @@ def create_app(service: Service) -> FastAPI:
     _add_tasks(app, service)
     _add_answers(app, service)
     _add_state(app, service)
+    if page:
+        _add_page(app, service)
     return app
 
 
@@ -169,6 +175,20 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """For Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_page(app: FastAPI, service: Service) -> None:
+    try:
+        from tagi.serve.page.mount import mount  # gradio takes seconds to import
+    except ModuleNotFoundError as error:
+        missing = f"The page needs {error.name}, which is not installed: pip install 'tagi[serve]' brings it.\n"
+
+        @app.get("/", include_in_schema=False)
+        async def without() -> Response:
+            return PlainTextResponse(missing, 501)
+
+        return
+    mount(app, service)
 
 
 def _add_errors(app: FastAPI) -> None:
