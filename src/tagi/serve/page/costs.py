@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle, islice
 from statistics import median
 
 from tagi.backbones.base import Prepared
@@ -13,8 +14,8 @@ from tagi.model.adapter import TaskAdapter
 from tagi.serve.page.asking import Asked
 from tagi.serve.service import Service
 
-INPUTS, TOKENS = 3, 8
-"""Inputs that are timed, and tokens of every answer in it: untrained answers are longer, not slower."""
+TIMED, TOKENS = 3, 8
+"""Answers by each way that are timed, and tokens of every one of them: untrained answers are longer, not slower."""
 FIXED = GenerationConfig(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
 
 
@@ -41,12 +42,12 @@ class Costs:
 
 
 async def measured(service: Service, asked: Asked, adapter: TaskAdapter) -> Costs:
-    """Each of the first inputs once more, alone and one after another, the two ways taking turns; between two of them
-    the server's batch goes on."""
+    """The first inputs once more, alone and one after another, the two ways taking turns; between two of them the
+    server's batch goes on."""
     tagi, asking = service.tagi, service.worker.asking
     attended = adapter.instruction.attended
     follows = attended is not None and bool(attended.mask.any())
-    texts = asked.texts[:INPUTS]
+    texts = asked.texts[:TIMED]
     seconds: dict[str, list[float]] = {"adapter": [], "prompt": []}
     tokens: dict[str, list[int]] = {"adapter": [], "prompt": []}
 
@@ -64,7 +65,7 @@ async def measured(service: Service, asked: Asked, adapter: TaskAdapter) -> Cost
     once = await service.on_model(None, lambda: timed(lambda: tagi.adapt_all([asked.instruction])))
     own = await service.on_model(None, lambda: tagi.model.prepare(adapter))
     bare = await service.on_model(None, lambda: tagi.model.prepare(tagi.neutral()))
-    for text in texts:
+    for text in islice(cycle(texts), TIMED):
         ways = {
             "adapter": (own, tagi.prompts(None, text, follows=follows)),
             "prompt": (bare, asking.prompts(asked.instruction, text)),
@@ -73,6 +74,6 @@ async def measured(service: Service, asked: Asked, adapter: TaskAdapter) -> Cost
             tokens[way].append(sum(map(len, prompts)))
             taken = await service.on_model(None, lambda p=prepared, q=prompts: timed(lambda: solve(p, q)))
             seconds[way].append(taken)
-    costs = {way: Cost(sum(tokens[way]) / len(texts), 1000 * median(own)) for way, own in seconds.items()}
+    costs = {way: Cost(sum(tokens[way]) / TIMED, 1000 * median(own)) for way, own in seconds.items()}
     read = int(adapter.instruction.mask.sum())
     return Costs(read, 1000 * once, costs["adapter"], costs["prompt"], len(texts))

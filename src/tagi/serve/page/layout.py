@@ -29,6 +29,7 @@ HEAD = (
     '<div class="tagi-head"><h1>tagi</h1><p>Write what to do. A hypernetwork reads it once and writes an adapter, with '
     "which {} solves any number of inputs. It is a small model and makes mistakes: check its answers.</p></div>"
 )
+HINT = render.note('A CSV has a column “input”; JSONL has lines {"input": "…"}.')
 CLICK = "() => setTimeout(() => document.querySelector('#adapter-file').click(), 50)"
 Updates = dict[Any, Any]
 SYSTEM = ("system-ui", "sans-serif")
@@ -42,7 +43,7 @@ def theme() -> gr.themes.Base:
         neutral_hue="slate",
         font=[gr.themes.Font(name) for name in SYSTEM],
         font_mono=[gr.themes.Font(name) for name in MONO],
-    )
+    ).set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
 
 
 class Page:
@@ -94,12 +95,12 @@ class Page:
         gr.HTML("<h2>2. The inputs</h2>", elem_classes="step")
         self.texts = gr.Textbox(INPUT, label="Inputs", info="One a line.", placeholder=INPUT, lines=3, max_lines=12)
         self.file = gr.File(
-            label="Or drop a file: CSV with a column input, or JSONL",
+            label="Or drop a CSV or JSONL file",
             file_types=[".csv", ".jsonl"],
             height=120,
             elem_id="inputs-file",
         )
-        self.read = gr.HTML(elem_id="inputs-read")
+        self.read = gr.HTML(HINT, elem_id="inputs-read")
         self.rows = gr.State(None, time_to_live=3600)
         with gr.Row():
             self.go = gr.Button("Answer", variant="primary", scale=3, elem_id="answer")
@@ -110,8 +111,10 @@ class Page:
         self.message = gr.HTML(elem_id="message")
         self.answers = gr.HTML(render.note("Press “Answer”."), elem_id="answers")
         with gr.Row():
-            self.attention = gr.HTML(elem_id="attention", min_width=280)
-            self.costs = gr.HTML(elem_id="costs", min_width=280)
+            with gr.Column(min_width=280):
+                self.attention = gr.HTML(elem_id="attention")
+            with gr.Column(min_width=280):
+                self.costs = gr.HTML(elem_id="costs")
         self.norms = gr.HTML(elem_id="norms")
         with gr.Row():
             self.form = gr.Dropdown(FORMS, value="peft", label="Adapter for other engines", min_width=200)
@@ -125,7 +128,7 @@ class Page:
         self.blocks.load(self.listed, None, self.task, **quiet)
         self.task.change(self.chosen, self.task, [self.about, self.own, self.message], **quiet)
         self.file.upload(self.took, self.file, [self.read, self.rows, self.file], **quiet)
-        self.file.clear(lambda: ("", None), None, [self.read, self.rows], **quiet)
+        self.file.clear(lambda: (HINT, None), None, [self.read, self.rows], **quiet)
         self.keep.click(self.register, [self.name, *written], [self.message, self.task], **quiet)
         asked = [self.texts, self.rows, *written]
         runs = [self.go.click(self.answer, asked, results, **quiet)]
