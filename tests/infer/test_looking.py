@@ -1,10 +1,8 @@
 """What a person may look at: norms of the LoRA against whole products, tokens of the instruction in their order."""
 
 import pytest
-import torch
 from test_engine import INPUTS, make
 
-from answering import answering
 from builders import SMALL_HYPERNETWORK, small_decoder, small_tagi, trained
 from tagi import Tagi
 from tagi.backbones.lora import delta

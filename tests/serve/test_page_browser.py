@@ -1,4 +1,4 @@
-"""The page in a browser: a task is written and answered, a file dropped, an adapter taken, by keyboard and on a phone."""
+"""The page in a browser: a task is written, a file dropped, an adapter taken, by keyboard and on a phone."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from serving import FIRST, served
 from test_engine import INPUTS, make
 
 pytest.importorskip("gradio", reason="the page needs gradio")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 

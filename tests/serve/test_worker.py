@@ -54,7 +54,7 @@ def test_the_bare_model_with_the_instruction_in_its_prompt_is_a_task_like_others
         worker.submit([one for one, _ in pairs])
         found = [finished(events).answer.text for _, events in pairs]
     asking = prompted(tagi)
-    each = [model.solve(one, INPUTS) for model, one in zip((tagi, asking, asking, tagi), (*told[:1] * 2, *told[1:] * 2))]
+    each = [tagi.solve(told[0], INPUTS), *(asking.solve(one, INPUTS) for one in told), tagi.solve(told[1], INPUTS)]
     assert found == [text for own in each for text in own]
     assert len({tuple(own) for own in each}) == 4
 

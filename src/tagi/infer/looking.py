@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -66,5 +67,5 @@ def _written(tagi: Tagi, instruction: Instruction, weights: Sequence[float]) -> 
     read = tagi.collator.instruction(instruction)[: len(weights)]
     texts = [str(tagi.tokenizer.decode(read[:end])) for end in range(len(read) + 1)]
     start = max(texts[-1].find(instruction.definition.strip()), 0)
-    pieces = [(len(after), after[len(before) :]) for before, after in zip(texts, texts[1:], strict=False)]
+    pieces = [(len(after), after[len(before) :]) for before, after in pairwise(texts)]
     return [(text, one) for (end, text), one in zip(pieces, weights, strict=True) if end > start]

@@ -112,7 +112,7 @@ class Guard:
 
 
 def _key(authorization: str, *, typed: bool) -> str:
-    """The key that a request brings: `Bearer KEY`, or as the password that a browser asked for, `Basic base64(:KEY)`."""
+    """The key that a request brings: `Bearer KEY`, or a password that a browser asked for, `Basic base64(NAME:KEY)`."""
     scheme, _, given = authorization.partition(" ")
     if scheme.lower() != "basic" or not typed:
         return authorization.removeprefix("Bearer ").strip()

@@ -260,7 +260,8 @@ class Worker:
         keys = [one for one in told if isinstance(one, str)]
         others = [one for one in told if isinstance(one, Instruction)]
         found = dict(zip(keys, self.store.get_all(keys), strict=True)) if keys else {}
-        found |= {BARE: self._bare(one.instruction) for one in told if isinstance(one, InPrompt)}
+        if bare := next((one for one in told if isinstance(one, InPrompt)), None):
+            found[BARE] = self._bare(bare.instruction)
         if others:
             found |= zip(map(key_of, others), each_of(self.tagi.adapt_all(others)), strict=True)
         return found

@@ -1,9 +1,9 @@
 """One run of the page: what was asked, and its answers in three columns as they grow."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -76,9 +76,7 @@ def written(definition: str, examples: Sequence[str], choices: str) -> tuple[Ins
     return asked.instruction(Instruction(definition, tuple(pairs))), chosen
 
 
-def ask(
-    service: Service, name: str, own: tuple[Instruction, tuple[str, ...]] | None, texts: Sequence[str]
-) -> Asked:
+def ask(service: Service, name: str, own: tuple[Instruction, tuple[str, ...]] | None, texts: Sequence[str]) -> Asked:
     """Inputs of a registered task, or of one's own where `own` is given.
 
     Raises:
@@ -119,7 +117,7 @@ async def answers(service: Service, one: Asked) -> AsyncIterator[Cells]:
             task.cancel()
 
 
-def _writing(service: Service, one: Asked, cells: Cells) -> list:
+def _writing(service: Service, one: Asked, cells: Cells) -> list[Coroutine[Any, Any, None]]:
     """Every answer by itself, so that what goes wrong with one is said of that one."""
 
     async def fill(way: Way, text: str, cell: Cell) -> None:
@@ -135,7 +133,7 @@ def _writing(service: Service, one: Asked, cells: Cells) -> list:
     return [fill(way, text, own[way]) for text, own in zip(one.texts, cells, strict=True) for way in WAYS]
 
 
-def _choosing(service: Service, one: Asked, cells: Cells) -> list:
+def _choosing(service: Service, one: Asked, cells: Cells) -> list[Coroutine[Any, Any, None]]:
     """One column after another."""
 
     async def fill(way: Way) -> None:

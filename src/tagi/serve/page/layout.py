@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base, Font
 
 from tagi.data.inputs import read_inputs
 from tagi.errors import InputError, TagiError
@@ -36,13 +37,13 @@ SYSTEM = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Calm, and with the fonts of the system: none is fetched."""
-    return gr.themes.Base(
+    return Base(
         primary_hue="teal",
         neutral_hue="slate",
-        font=[gr.themes.Font(name) for name in SYSTEM],
-        font_mono=[gr.themes.Font(name) for name in MONO],
+        font=[Font(name) for name in SYSTEM],
+        font_mono=[Font(name) for name in MONO],
     ).set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
 
 
@@ -131,8 +132,9 @@ class Page:
         self.file.clear(lambda: (HINT, None), None, [self.read, self.rows], **quiet)
         self.keep.click(self.register, [self.name, *written], [self.message, self.task], **quiet)
         asked = [self.texts, self.rows, *written]
-        runs = [self.go.click(self.answer, asked, results, **quiet)]
-        runs.append(self.instruction.submit(self.answer, asked, results, **quiet))
+        runs: list[Any] = [
+            one(self.answer, asked, results, **quiet) for one in (self.go.click, self.instruction.submit)
+        ]
         self.stop.click(None, None, None, cancels=runs, **quiet)
         taken = self.take.click(self.adapter, [self.form, *written], [self.message, self.taken], **quiet)
         taken.then(None, None, None, js=CLICK, **quiet)
@@ -166,7 +168,9 @@ class Page:
             lines = read_inputs(Path(file.name), io.BytesIO(content))
             told = next((line.number for line in lines if line.instruction is not None), None)
             if told is not None:
-                raise InputError(f"{file.name}: line {told}: instruction: here all inputs are of one task; leave it out")
+                raise InputError(
+                    f"{file.name}: line {told}: instruction: all inputs are of one task here; leave it out"
+                )
             texts = self.service.inputs([line.input for line in lines])
         except TagiError as error:
             return {self.read: render.error(str(error)), self.rows: None, self.file: None}
