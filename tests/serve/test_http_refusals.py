@@ -160,6 +160,21 @@ def test_keys(tmp_path: Path) -> None:
         assert client.get("/v1/tasks", headers={"Authorization": f"Bearer {key}"}).json() == {"tasks": []}
 
 
+def test_a_browser_sends_the_key_as_a_password(tmp_path: Path) -> None:
+    """Not to what changes something: another site could make it do so."""
+    key = new_key()
+    with served(tmp_path / "store", keys=(hashed(key),)) as client:
+        assert client.get("/v1/tasks").headers["WWW-Authenticate"].startswith("Basic ")
+        assert client.get("/v1/tasks", auth=("anyone", key)).status_code == 200
+        for wrong in ("", "wrong", hashed(key)):
+            assert client.get("/v1/tasks", auth=("anyone", wrong)).status_code == 401
+        for header in ("Basic", "Basic !", "Basic /w==", f"Basic {key}"):
+            assert client.get("/v1/tasks", headers={"Authorization": header}).status_code == 401
+        asked = {"instruction": FIRST}
+        assert client.post("/v1/tasks", json=asked, auth=("anyone", key)).status_code == 401
+        assert client.post("/v1/tasks", json=asked, headers={"Authorization": f"Bearer {key}"}).status_code == 201
+
+
 @pytest.mark.parametrize("text", ["", "tagi-secret\n", "abc"])
 def test_a_file_without_hashes_of_keys(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys").write_text(text)
