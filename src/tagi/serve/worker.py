@@ -33,6 +33,8 @@ _LOG = logging.getLogger("tagi.serve")
 T = TypeVar("T")
 Told = str | Instruction
 """The key of a registered instruction, or an instruction that need not be kept."""
+Input = str | tuple[int, ...]
+"""A text, which is put into the prompt's frame, or token ids, which are read as they stand."""
 
 
 class BusyError(TagiError):
@@ -69,7 +71,7 @@ class Job:
     """
 
     told: Told
-    text: str
+    input: Input
     generation: GenerationConfig
     seed: str
     emit: Callable[[Piece | Finished], object]
@@ -265,7 +267,8 @@ class Worker:
     def _hand_over(self, job: Job, ready: Ready) -> None:
         self._ready.move_to_end(job.key)
         number, tagi = next(self._numbers), self.tagi
-        prompts = tagi.prompts(None, job.text, follows=ready.follows)
+        given = job.input
+        prompts = tagi.prompts(None, given, follows=ready.follows) if isinstance(given, str) else [given]
         request = Request(number, prompts, ready.prepared, 0, job.seed, tagi.limits(job.generation), job.generation)
         job.prompt_tokens = request.told + sum(map(len, prompts))
         self._running[number] = job
