@@ -44,6 +44,7 @@ def small(folder: Path) -> tuple[Tagi, str]:
 def vllm(base: str, log: Path, **env: str) -> Iterator[httpx.Client]:
     """vLLM's server, with a socket in place of a port."""
     env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # a core of its own may be busy with other work
     with tempfile.TemporaryDirectory() as place, log.open("w") as file:
         options = ["--uds", f"{place}/vllm", "--enable-lora", "--max-lora-rank", "8", "--max-loras", "4"]
         options += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
