@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import torch
 
-from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Site
 from tagi.data.types import Instruction
@@ -52,14 +50,13 @@ def attention(
 
     What a chat template puts before the instruction is left out.
     """
-    if adapter.instruction.attended is None or not answer:
+    if not answer:
         return None
     (prompt,) = tagi.prompts(None, text, follows=True)
     ids, targets = (torch.tensor([one], device=tagi.device) for one in (prompt, list(answer)))
     prepared, rows = tagi.model.prepare(adapter), Rows(1, 1)
-    model = cast(Decoder, tagi.model.backbone)  # nothing else has an instruction that is attended to as it is
-    found = model.attention(ids, torch.ones_like(ids).bool(), targets, prepared=prepared, rows=rows)
-    return _written(tagi, instruction, found[0].float().mean(0).tolist())
+    found = tagi.model.backbone.attention(ids, torch.ones_like(ids).bool(), targets, prepared=prepared, rows=rows)
+    return None if found is None else _written(tagi, instruction, found[0].float().mean(0).tolist())
 
 
 def _written(tagi: Tagi, instruction: Instruction, weights: Sequence[float]) -> list[tuple[str, float]]:

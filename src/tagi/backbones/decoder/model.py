@@ -172,12 +172,11 @@ class Decoder(nn.Module):
 
     def attention(
         self, input_ids: Tensor, input_mask: Tensor, target_ids: Tensor, *, prepared: Prepared, rows: Rows
-    ) -> Tensor:
-        """How much every target token's query attends to each token of its task's instruction, (R, O, S): the mean
-        over blocks and heads. Arguments as of `score`; a row's weights add up to less than 1, for it attends to its
-        own tokens too."""
+    ) -> Tensor | None:
         watched: list[Tensor] = []
         self._answering(input_ids, input_mask, target_ids, prepared, rows, watched=watched)
+        if not watched:
+            return None
         return torch.stack([weights.mean(1)[:, -target_ids.shape[1] :] for weights in watched]).mean(0)
 
     def _answering(
