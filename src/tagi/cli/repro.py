@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tagi.cli.common import Json, bar, note, print_json, stderr
+from tagi.cli.common import Json, note, print_json, stderr, waiting
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
     from tagi.repro.beds import Entry, Stage
     from tagi.repro.experiments import Experiment
-    from tagi.repro.finding import Cost
     from tagi.repro.tables import Scores
 
 EXAMPLE = "Example: tagi repro table4 --scale micro --run"
@@ -49,6 +48,7 @@ def repro(
     from tagi.files import check_folder
     from tagi.repro import figures, tables
     from tagi.repro.experiments import experiment
+    from tagi.repro.finding import hours
 
     check_folder(output)
     if name in ("table1", "table8"):
@@ -61,12 +61,13 @@ def repro(
         _train(missing, len(stages))
         missing = []
     scores = _scores(made, missing)
-    estimates = _estimated(missing, stages)
-    commands = [f"{_command(stage)}  # {_said(cost)}" for stage, cost in zip(missing, estimates, strict=True)]
+    with waiting("timing steps"):
+        estimates = hours(missing, stages)
+    commands = [_command(stage) + _said(stage, time) for stage, time in zip(missing, estimates, strict=True)]
     place, values = output / f"{name}-{scale}", {"name": name, "scale": scale, **tables.as_json(made, scores.get)}
     values["missing"] = [
-        {"output": stage.output, "command": _command(stage), "flops": cost.flops, "hours": cost.hours}
-        for stage, cost in zip(missing, estimates, strict=True)
+        {"output": stage.output, "command": _command(stage), "steps": stage.run.training.steps, "hours": time}
+        for stage, time in zip(missing, estimates, strict=True)
     ]
     text = tables.markdown(made, scores.get, scale, commands)
     if name.startswith("figure"):
@@ -151,19 +152,12 @@ def _quietly(arguments: Sequence[str]) -> None:
         raise KeyboardInterrupt
 
 
-def _estimated(missing: Sequence[Stage], stages: Sequence[Stage]) -> list[Cost]:
-    from tagi.repro.finding import costs
-
-    with bar("estimating") as report:
-        return costs(missing, stages, report)
-
-
 def _command(stage: Stage) -> str:
     return shlex.join(["tagi", *stage.arguments])
 
 
-def _said(cost: Cost) -> str:
-    return f"{cost.flops:.1e} FLOPs" if cost.hours is None else f"about {cost.hours:.2g} hours here"
+def _said(stage: Stage, time: float | None) -> str:
+    return f"  # {stage.run.training.steps:,} steps" + ("" if time is None else f", about {time:.2g} hours here")
 
 
 LABELS = {

@@ -1,10 +1,11 @@
 """What of a table is there already: finished stages, scores that were kept, and what the missing stages cost."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tagi.backbones.gguf import smollm2
+from tagi.backbones.language_model import SMOLLM2
 from tagi.config import RunConfig
 from tagi.data.sources import Sources
 from tagi.errors import CheckpointError
@@ -12,9 +13,9 @@ from tagi.files import write_text
 from tagi.repro.beds import Entry, Stage
 from tagi.repro.tables import Scores
 from tagi.train import checkpoints, resume
-from tagi.train.plan import Plan, can_be_timed, plan, seconds_per_step
+from tagi.train.measure import data_at_hand, from_limits
+from tagi.train.plan import can_be_timed, chunked, plan, seconds_per_step
 
-Report = Callable[[int, int], None]
 SCORES, ASKED = "scores.json", "asked.json"
 
 
@@ -65,46 +66,46 @@ def _asked(entry: Entry) -> dict[str, object]:
     return {"arguments": list(entry.evaluation), "checkpoint": resume.digest(checkpoint(entry))}
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a missing stage costs."""
+def hours(missing: Sequence[Stage], every: Sequence[Stage]) -> list[float | None]:
+    """How long stages take on this machine; None where no step on their language model can be timed yet.
 
-    flops: float
-    hours: float | None
-    """On this machine; None where no step of the table could be timed here."""
-
-
-def costs(missing: Sequence[Stage], every: Sequence[Stage], report: Report) -> list[Cost]:
-    """What stages cost: FLOPs at the length limits, and hours by them and by one step that is timed here.
-
-    The first stage whose data and models are at hand is timed; the others are taken to do as many FLOPs a second.
+    Of every language model the first stage whose data and weights are at hand is timed for a few steps. The others are
+    taken to be as quick for a token that passes the model, at the lengths that their limits allow.
     """
-    earlier = [stage.run for stage in every]
-    known: dict[str, Plan] = {}
-    for number, stage in enumerate(missing):
-        key = _costly(stage.run)
-        known[key] = known.get(key) or plan(stage.run, earlier, draw=False)
-        report(number + 1, len(missing))
-    flops = [known[_costly(stage.run)].flops for stage in missing]
-    rate = _seconds_per_flop([(stage.run, known[_costly(stage.run)]) for stage in missing], earlier)
-    return [Cost(one, None if rate is None else one * rate / 3600) for one in flops]
+    outputs, sources = {f"{stage.output}/{checkpoints.FINAL}": stage.run for stage in every}, Sources()
+    rates: dict[str, float] = {}
+    models = [_language_model(stage.run, outputs) for stage in missing]
+    for stage, model in zip(missing, models, strict=True):
+        config = stage.run
+        if model in rates or config.stage not in ("metatrain", "finetune") or not _at_hand(config):
+            continue
+        if can_be_timed(config, plan(config, list(outputs.values()), sources=sources)):
+            rates[model] = seconds_per_step(config, sources) * config.training.steps / _passed(config)
+    return [
+        rates[model] * _passed(stage.run) / 3600 if model in rates else None
+        for stage, model in zip(missing, models, strict=True)
+    ]
 
 
-def _costly(config: RunConfig) -> str:
-    """What of a config its cost depends on."""
-    training = config.training.model_copy(update={"seed": 0, "lr": 1.0, "warmup": 0.0})
-    return config.model_copy(update={"output": "-", "training": training}).model_dump_json()
-
-
-def _seconds_per_flop(planned: Sequence[tuple[RunConfig, Plan]], earlier: Sequence[RunConfig]) -> float | None:
-    sources = Sources()
-    for config, upper in planned:
-        if config.stage in ("metatrain", "finetune") and _at_hand(config):
-            drawn = plan(config, earlier, sources=sources)
-            if can_be_timed(config, drawn):
-                return seconds_per_step(config, sources) / upper.flops_per_step
-    return None
+def _language_model(config: RunConfig, outputs: Mapping[str, RunConfig]) -> str:
+    """What tells a stage's language model from others: the config that it first came from."""
+    while config.backbone is None and config.start_from in outputs:
+        config = outputs[str(config.start_from)]
+    return str(config.start_from) if config.backbone is None else config.backbone.model_dump_json()
 
 
 def _at_hand(config: RunConfig) -> bool:
-    return config.start_from is None or Path(config.start_from).is_dir()
+    backbone = config.backbone
+    path = None if backbone is None else backbone.path
+    there = path is None or Path(path).is_dir() or (path == SMOLLM2 and smollm2() is not None)
+    return there and data_at_hand(config) and (config.start_from is None or Path(config.start_from).is_dir())
+
+
+def _passed(config: RunConfig) -> float:
+    """Tokens that pass the language model in a whole stage: forward, backward (twice where its weights have gradients),
+    and forward in a teacher."""
+    found, training = from_limits(config), config.training
+    passes = 3 if "backbone" in training.trainable and config.stage != "teachers" else 2
+    taught = found.rows * (found.prompt + config.prompt.max_target) if config.objective.lambda_kl else 0.0
+    _, chunk, chunks = chunked(config) if config.stage == "teachers" else (None, 1, 1)
+    return training.steps * chunk * chunks * (passes * found.tokens + taught)

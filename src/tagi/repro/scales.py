@@ -12,6 +12,8 @@ Pair = tuple[Bed, Bed]
 """Def and Def + 2 Pos. of one language model."""
 SETTINGS: Mapping[runs.Setting, int] = {"def": 0, "def2pos": 2}
 SHOWN = {0: "Def", 2: "Def + 2 Pos."}
+SYNTHETIC = "micro", "--instances", "10"
+"""How `tagi eval` scores on synthetic tasks."""
 _EVERY_MODULE = "[q, k, v, o, gate, up, down]"
 
 
@@ -50,7 +52,7 @@ def micro(data: str) -> Beds:
             f"micro-{setting}",
             SHOWN[shots],
             "micro",
-            ("micro", "--instances", "10"),
+            SYNTHETIC,
             {
                 "metatrain": (
                     systems,
@@ -81,7 +83,7 @@ def micro(data: str) -> Beds:
             "Ours are exact match on synthetic tasks, which the paper has not: compare the order of rows, no number.",
             "What stands for the untrained language model was metatrained on the synthetic tasks, from scratch.",
         ),
-        decoders={"Def": Entry((decoder,), ("micro", "--instances", "10"))},
+        decoders={"Def": Entry((decoder,), SYNTHETIC)},
     )
 
 
