@@ -1,16 +1,23 @@
 """`tagi repro`: from what is missing to Markdown, JSON and pictures, at toy size."""
 
 import json
+import re
 from pathlib import Path
 from shlex import split
 from typing import Any, get_args
 
 import pytest
-from toy_configs import write_configs
+from toy_configs import CONFIGS, write_configs
 
-from cli_runs import Result, Run
-from tagi.repro import experiments, scales
-from tagi.train import trainer
+from cli_runs import Result, Run, mistake
+from tagi import methods
+from tagi.repro import experiments, paper, scales
+from tagi.repro.beds import Entry
+from tagi.repro.runs import T0, TK_INSTRUCT, fid_icl, named
+from tagi.repro.scales import Scale
+from tagi.repro.tables import score
+from tagi.train import resume, trainer
+from tagi.train.checks import check_stage
 
 FEW = "micro", "--tasks", "4", "--instances", "2"
 
@@ -66,7 +73,7 @@ def test_what_is_missing_is_a_dash_with_a_command_that_trains_it(tagi: Run, toy:
         assert tagi(*split(one["command"])[1:]).code == 0
     first, again = tagi("repro", "table2", "--json"), tagi("repro", "table2", "--json")
     assert made(first)["missing"] == [] and made(first) == made(again)
-    assert (first.err.count("scoring"), again.err.count("scoring")) == (4, 0)
+    assert (first.err.count("scoring"), again.err.count("scoring")) == (5, 0)
     here, there = (toy / f"runs/micro-{one}/finetune/final/model.safetensors" for one in ("def", "def2pos"))
     here.write_bytes(there.read_bytes())
     assert tagi("repro", "table2").err.count("scoring") == 1
@@ -98,6 +105,107 @@ def test_a_figure_is_drawn_twice(tagi: Run, toy: Path, monkeypatch: pytest.Monke
     assert (toy / "runs/repro/figure4-micro.png").read_bytes().startswith(b"\x89PNG")
     assert "](figure4-micro.svg)" in (toy / "runs/repro/figure4-micro.md").read_text()
     assert len(list((toy / "runs/micro-def/teachers-6/final").glob("*.safetensors"))) == 7  # six LoRAs and A₀
+
+
+STAGES = [(scale, name) for scale in scales.BEDS for name in experiments.MADE]
+
+
+@pytest.mark.parametrize(("scale", "name"), STAGES)
+def test_every_config_of_every_table_builds(scale: Scale, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `tagi train` reads it from its command; what it starts from is made by an earlier stage, or is published."""
+    monkeypatch.chdir(CONFIGS.parent)
+    written: set[str] = set()
+    published = {*TK_INSTRUCT.values(), *(fid_icl(size, family) for size in T0 for family in ("t5lm", "t0"))}
+    for stage in experiments.experiment(name, scale, "data", range(2)).stages():  # pyright: ignore[reportArgumentType]
+        config = stage.run
+        assert (config.stage, config.output) == (stage.stage, stage.output)
+        check_stage(config, methods.get(config.method))
+        teacher = config.objective.teacher if config.objective.lambda_kl else None
+        for place in (config.start_from, config.bank, config.bank_base, teacher and teacher.checkpoint):
+            assert place is None or place in written | published, (stage.output, place)
+        written.add(f"{config.output}/final")
+
+
+@pytest.mark.parametrize("name", ["sni-base-def", "sni-xl-def2pos", "sni-xxl-def", "p3-large-t0"])
+def test_the_paper_s_tagi_is_the_named_run(name: str) -> None:
+    """So that what `tagi train all` has trained is found; of XXL, Figure 4 keeps more checkpoints."""
+    beds = scales.paper("data")
+    (bed,) = (one for one in (*(bed for pair in beds.sni for bed in pair), *beds.p3) if one.name == name)
+    found, known = {stage.stage: stage.run for stage in bed.tagi(0).stages}, dict(named(name))
+    assert list(found) == list(known)
+    for stage, config in known.items():
+        assert resume.changes(config, found[stage]) == []
+
+
+def test_the_paper_s_numbers_are_in_the_paper() -> None:
+    """Every row as it is printed there, in the same order."""
+    file = Path(__file__).resolve().parents[3] / "shared" / "paper.md"
+    if not file.exists():
+        pytest.skip(f"the paper is not here ({file})")
+    lines = [
+        re.sub(r"<[^>]*>|[‡†*×]|\\$\\S+\\$|\\$\\times ", "", line).replace("$", "")
+        for line in file.read_text().splitlines()
+    ]
+    printed = {tuple(one for one in map(str.strip, line.split("\t")[1:])) for line in lines}
+    tables = (paper.TABLE_2, paper.TABLE_3, paper.TABLE_3_HYPERT5, paper.TABLE_4, paper.TABLE_7)
+    rows = [values for table in tables for values in table.rows.values()] + list(paper.TABLE_9.values())
+    numbers = {tuple(None if one == "-" else float(one) for one in line) for line in printed if _numeric(line)}
+    assert [values for values in rows if values not in numbers] == []
+
+
+def _numeric(line: tuple[str, ...]) -> bool:
+    return bool(line) and all(re.fullmatch(r"-|\d+(\.\d+)?", one) for one in line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("table5",), ("table5", "table1")),
+        (("table2", "--scale", "pico"), ("pico", "nano")),
+        (("table2", "--seeds", "0"), ("--seeds",)),
+        (("table2", "--scale", "nano", "--data", "none", "--run"), ("none/sni", "tagi data fetch sni", "--data")),
+        (("table2", "-o", "configs/default.yaml"), ("configs/default.yaml", "file")),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], words: tuple[str, ...], tagi: Run, toy: Path) -> None:
+    mistake(tagi("repro", *arguments), *words)
+    assert not (toy / "runs").exists()
+
+
+def test_outside_of_a_checkout(tagi: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mistake(tagi("repro", "table2"), "configs/micro/")
+
+
+def test_another_run_in_its_place_is_refused(tagi: Run, toy: Path) -> None:
+    command = "train", "metatrain", "--config", "configs/micro/metatrain.yaml", "output=runs/micro-metatrain-0"
+    assert tagi(*command, "training.lr=0.5").code == 0
+    mistake(tagi("repro", "table2"), "runs/micro-metatrain-0", "another run", "training.lr: 0.5 → 0.01")
+
+
+@pytest.mark.parametrize("name", ["table1", "table8"])
+def test_the_tables_of_characteristics(name: str, tagi: Run, toy: Path) -> None:
+    rows = made(tagi("repro", name, "--json"))["rows"]
+    assert {row["label"] for row in rows if row["paper"] != row["ours"]} == set()
+    assert len(rows[0]["ours"]) == (5 if name == "table1" else 8)
+    assert "| TAGI | " in (toy / f"runs/repro/{name}.md").read_text()
+
+
+def test_help_is_among_the_commands_to_reproduce(tagi: Run) -> None:
+    lines = tagi("--help").out.splitlines()
+    heads = [number for number, line in enumerate(lines) if " Reproduce " in line]
+    assert any("repro" in line.split()[:2] for line in lines[heads[0] : heads[0] + 6])
+
+
+def test_a_mean_over_seeds_and_its_interval() -> None:
+    """Tasks are what the interval is over, each with its mean over the seeds."""
+    tasks = {f"t{n}": {"n": 2, "exact_match": float(n % 2)} for n in range(8)}
+    one, other = ({"exact_match": m, "by_task": tasks} for m in (0.4, 0.6))
+    entries = Entry((), ("a",)), Entry((), ("b",)), Entry((), ("missing",))
+    found = score(entries, "exact_match", {entries[0]: one, entries[1]: other}.get)
+    assert found is not None and found.seeds == (0.4, 0.6) and found.mean == pytest.approx(0.5)
+    assert found.interval is not None and 0 < found.interval[0] < 0.5 < found.interval[1] < 1
+    assert score((entries[2],), "exact_match", {}.get) is None
 
 
 @pytest.mark.slow

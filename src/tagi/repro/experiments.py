@@ -104,7 +104,7 @@ def experiment(name: Name, scale: Scale, data: str, seeds: Seeds) -> Experiment:
     Raises:
         ConfigError: a config file is not there.
     """
-    return _MADE[name](BEDS[scale](data), seeds)
+    return MADE[name](BEDS[scale](data), seeds)
 
 
 def _cell(make: Make, bed: Bed, seeds: Seeds) -> Cell:
@@ -358,7 +358,7 @@ def _figure4(beds: Beds, seeds: Seeds) -> Experiment:
 
 
 _NO_NUMBERS = "The paper draws this figure without printing its numbers, so that none stand here."
-_MADE: Mapping[str, Callable[[Beds, Seeds], Experiment]] = {
+MADE: Mapping[str, Callable[[Beds, Seeds], Experiment]] = {
     "table2": _table2,
     "table3": _table3,
     "table4": _table4,

@@ -7,6 +7,7 @@ from pathlib import Path
 from tagi.backbones.gguf import smollm2
 from tagi.backbones.language_model import SMOLLM2
 from tagi.config import RunConfig
+from tagi.config.files import RUN_FILE, load
 from tagi.data.sources import Sources
 from tagi.errors import CheckpointError
 from tagi.files import write_text
@@ -30,7 +31,7 @@ def finished(stage: Stage) -> bool:
         return (folder / checkpoints.FINAL).is_dir()
     if not checkpoints.finished(folder, config.training.steps):
         return False
-    if wrong := resume.differences(config, folder / checkpoints.FINAL):
+    if wrong := resume.changes(load(folder / checkpoints.FINAL / RUN_FILE), config):
         raise CheckpointError(f"{folder}: holds another run than this table's ({'; '.join(wrong)}); move it away")
     return True
 

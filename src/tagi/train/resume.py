@@ -105,10 +105,10 @@ def check(config: RunConfig, processes: int, folder: Path, sources: Sources | No
     return Record.of(config, processes, sources).check(folder)
 
 
-def differences(config: RunConfig, checkpoint: Path) -> list[str]:
-    """`field: old → new` of what a finished run was trained with and what this config says, but for places of data."""
-    changed = _changes(_flat(load(checkpoint / RUN_FILE)), _flat(config))
-    places = {f"{field}.path" for field in config.data.by_field}
+def changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """`field: old → new` of what makes two configs different runs; places of data do not."""
+    changed = _changes(_flat(before), _flat(now))
+    places = {f"{field}.path" for field in now.data.by_field}
     return [f"{field}: {text}" for field, text in changed.items() if field not in FREE | places]
 
 
