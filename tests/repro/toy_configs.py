@@ -34,6 +34,8 @@ def _toy(values: dict[str, Any], steps: int) -> dict[str, Any]:
         backbone["shape"] = SHAPE
     if "decoder" in backbone:
         backbone["decoder"] = GPT2
+    if values["prompt"]["style"] == "chat":
+        values["prompt"]["style"] = "tk"  # the toy tokenizer has no chat template
     if "path" in backbone:
         values["backbone"] = {"decoder": DECODER | {"vocab_size": 300}, "tokenizer": "unigram"}
     if values["data"]["source"] == "micro":
