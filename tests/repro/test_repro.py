@@ -15,7 +15,7 @@ from tagi.config import RunConfig
 from tagi.config.files import override
 from tagi.config.shapes import SHAPES
 from tagi.repro import experiments, paper, scales
-from tagi.repro.beds import Entry
+from tagi.repro.beds import Bed, Entry
 from tagi.repro.figures import draw
 from tagi.repro.runs import RUNS, T0, TK_INSTRUCT, fid_icl, named
 from tagi.repro.scales import Scale
@@ -226,15 +226,19 @@ def test_every_table_at_micro_scale(name: str, tagi: Run, toy: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_groups")
 @pytest.mark.parametrize("name", ["table2", "table4", "table7", "figure3", "figure4"])
-def test_tables_at_nano_scale(name: str, tagi: Run, toy: Path) -> None:
+def test_tables_at_nano_scale(name: str, tagi: Run, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On toy data in the benchmarks' layouts, the small models smaller still. Table 3 needs more rows of P3."""
     write_paper(toy)
     write_configs(toy, steps=5)
+    for stage in scales.NANO_STEPS:
+        monkeypatch.setitem(scales.NANO_STEPS, stage, 5)
     assert_complete(made(tagi("repro", name, "--scale", "nano", "--run", "--json")), toy)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_groups")
 @pytest.mark.parametrize("name", experiments.MADE)
 def test_tables_at_the_paper_s_scale(name: str, tagi: Run, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, with toy models under the published names; of P3's in-context rows only the commands are tried."""
@@ -248,6 +252,16 @@ def test_tables_at_the_paper_s_scale(name: str, tagi: Run, toy: Path, monkeypatc
         monkeypatch.setattr(experiments, "IN_CONTEXT", some)
     found = made(tagi("repro", name, "--scale", "paper", "--run", "--json"))
     assert found["missing"] == []
+
+
+@pytest.fixture
+def few_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy data has six categories and five of P3's data sets."""
+
+    def some(bed: Bed, count: int) -> tuple[str, ...]:
+        return () if bed.benchmark == "p3" else (f"data.categories={min(count, 30) // 5}",)
+
+    monkeypatch.setattr(Bed, "groups", some)
 
 
 def shortened(config: RunConfig) -> RunConfig:

@@ -8,6 +8,8 @@ import yaml
 from training_runs import DECODER, SHAPE
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TOKENIZER = "google/t5-base-lm-adapt"
+"""Which `toy_paper.write_paper` writes."""
 GPT2 = DECODER | {
     "family": "gpt2", "num_kv_heads": 4, "norm": "layer", "rotary": None, "learned": {}, "activation": "gelu_new",
     "gated": False, "qkv_bias": True, "o_bias": True, "mlp_bias": True,
@@ -37,7 +39,9 @@ def _toy(values: dict[str, Any], steps: int) -> dict[str, Any]:
     if values["prompt"]["style"] == "chat":
         values["prompt"]["style"] = "tk"  # the toy tokenizer has no chat template
     if "path" in backbone:
-        values["backbone"] = {"decoder": DECODER | {"vocab_size": 300}, "tokenizer": "unigram"}
+        values["backbone"] = {"decoder": DECODER | {"max_positions": 2048}, "tokenizer": TOKENIZER}
+    elif backbone.get("tokenizer") == "unigram":
+        backbone["tokenizer"] = TOKENIZER
     if values["data"]["source"] == "micro":
         values["data"] |= {"compositions": 20, "valid_tasks": 2, "max_documents": 20}
     if "teachers" in values:

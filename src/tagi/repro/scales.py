@@ -14,6 +14,8 @@ SETTINGS: Mapping[runs.Setting, int] = {"def": 0, "def2pos": 2}
 SHOWN = {0: "Def", 2: "Def + 2 Pos."}
 SYNTHETIC = "micro", "--instances", "10"
 """How `tagi eval` scores on synthetic tasks."""
+NANO_STEPS = {"base": 1000, "teachers": 40, "pretrain": 50, "finetune": 200}
+"""Of the T5 that all start from, and of SmolLM2's stages, which are meant to take an hour of two cores at most."""
 _EVERY_MODULE = "[q, k, v, o, gate, up, down]"
 
 
@@ -114,7 +116,13 @@ def _nano_t5(data: str, benchmark: Benchmark, setting: runs.Setting) -> Bed:
     config, shots = f"configs/{benchmark}/systems.yaml", SETTINGS[setting]
     path, name = f"data.path={data}/{benchmark}", _name("nano-t5", benchmark, setting)
     shown = (f"prompt.demonstrations={shots}", "prompt.max_instruction=384") if shots else ()
-    start = "stage=metatrain", "method=metatrain", "training.trainable=[backbone]", "training.steps=1000", path
+    start = (
+        "stage=metatrain",
+        "method=metatrain",
+        "training.trainable=[backbone]",
+        f"training.steps={NANO_STEPS['base']}",
+        path,
+    )
     base = Stage("metatrain", f"configs/{benchmark}/tagi-nano.yaml", start, f"runs/{benchmark}-base")
     bank = (
         "stage=teachers", "method=no_instruction", "teachers={group: category, rank: 8, parallel: 16}",
@@ -151,17 +159,17 @@ def _nano_smollm2(data: str, benchmark: Benchmark, setting: runs.Setting) -> Bed
     name = _name("nano-smollm2", benchmark, setting)
     held_out = 8 if benchmark == "sni" else 2
     source = f"{{source: {benchmark}, path: {data}/{benchmark}, max_instances: 100, valid_tasks: {held_out}}}"
-    common = f"data={source}", "data.valid_instances=3", "training.steps=200"
+    common = f"data={source}", "data.valid_instances=3", f"training.steps={NANO_STEPS['finetune']}"
     shown = (f"prompt.demonstrations={shots}", "prompt.max_instruction=512") if shots else ()
     bank = (
-        "stage=teachers", "method=no_instruction", *common, "training.steps=40",
+        "stage=teachers", "method=no_instruction", *common, f"training.steps={NANO_STEPS['teachers']}",
         f"teachers={{group: category, rank: 8, parallel: 4, target_modules: {_EVERY_MODULE}}}",
         "training.tasks_per_batch=1",
     )  # fmt: skip
     alone = Stage("teachers", config, bank, f"runs/nano-smollm2-{benchmark}-bank")
     pretrain = (
-        "stage=pretrain", "method=tagi", _c4(data), f"bank={alone.output}/final", "training.steps=50",
-        "training.rows_per_task=1", "training.lr=3.0e-4",
+        "stage=pretrain", "method=tagi", _c4(data), f"bank={alone.output}/final",
+        f"training.steps={NANO_STEPS['pretrain']}", "training.rows_per_task=1", "training.lr=3.0e-4",
     )  # fmt: skip
     bed = Bed(
         name,
