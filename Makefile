@@ -6,7 +6,7 @@ ENGINES := .engines
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-engines lint
+.PHONY: help demo test test-slow test-engines lint docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: $(VENV)/.installed-dev ## check style, types and the direction of imports
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev ## build the pages into build/site; a warning is an error
+	$(BIN)/mkdocs build --strict
 
 # Each stamp says that the step before it has finished; a step that was interrupted runs again.
 $(VENV)/.created:

@@ -1,7 +1,6 @@
 """Adapters of SmolLM2-135M-Instruct as files, prompts for them, and our own engine's answers to compare others with."""
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -124,10 +123,10 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 @torch.inference_mode()
-def answers(model: TagiModel, prepared: Prepared, prompts: Sequence[Ids]) -> list[Ids]:
+def answers(model: TagiModel, prepared: Prepared, prompts: Sequence[Ids], most: int = MOST) -> list[Ids]:
     """Greedy answers of our engine, without their end tokens."""
     ends = model.backbone.end_ids
-    found = together(model, requests(prepared, prompts, ends=ends, max_new_tokens=MOST))
+    found = together(model, requests(prepared, prompts, ends=ends, max_new_tokens=most))
     return [ended(one, ends) for one in found]
 
 
@@ -155,13 +154,12 @@ def python_of(engine: str) -> Path:
     return folder / "bin" / "python"
 
 
-def run(engine: str, folder: Path, script: str = "", env: Mapping[str, str] | None = None, **asked: Any) -> Any:
+def run(engine: str, folder: Path, **asked: Any) -> Any:
     """What an engine's script (`run_ENGINE.py`) answers, in the engine's own environment."""
     question, answer = folder / f"{engine}-asked.json", folder / f"{engine}-answered.json"
     question.write_text(json.dumps(asked), encoding="utf-8")
-    command = [python_of(engine), ROOT / "tests" / "engines" / (script or f"run_{engine}.py"), question, answer]
-    own = os.environ | dict(env or {})
-    done = subprocess.run([str(one) for one in command], capture_output=True, text=True, check=False, env=own)
+    command = [python_of(engine), ROOT / "tests" / "engines" / f"run_{engine}.py", question, answer]
+    done = subprocess.run([str(one) for one in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads(answer.read_text(encoding="utf-8"))
 

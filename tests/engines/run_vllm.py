@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # a core of its own may be busy with other work
 
 from parting import scored
 from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]

@@ -11,6 +11,7 @@ from test_engine import make
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
+from answering import FAMILIES
 from builders import VOCABULARY, small_t5, small_tagi, token_batch, worst
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5.model import T5
@@ -20,8 +21,11 @@ from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import InputError
 from tagi.eval.rank import MTEST11, Ranking, accuracy, chance, hypert5_average, majority, rank
 from tagi.eval.report import Prediction
+from tagi.infer import engine
+from tagi.infer.choices import TokenScore
 from tagi.infer.engine import Tagi
 from tagi.infer.running import averaged
+from tagi.model.adapter import TaskAdapter
 from tagi.model.tagi import neutral
 
 ALONE = 1e-5  # worst 1.0e-6, scores of up to 5 nats a token
@@ -45,18 +49,45 @@ def alone(tagi: Tagi, instruction: Instruction, text: str, choice: str) -> tuple
 
 
 @torch.inference_mode()
-def test_token_scores_are_those_of_one_pass() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_scores_are_those_of_one_pass(family: str) -> None:
     """Worst difference measured 5e-7 nats."""
-    tagi = make("tagi", family="decoder")
+    tagi = make("tagi", family=family)
     adapter, answers = tagi.adapt(TOLD), [[3, 4, 5, 1], [7], [9, 2, 2], [4, 8, 6, 5, 1]]
-    found = tagi.token_scores(adapter, INPUTS, answers)
-    prepared = tagi.model.prepare(adapter)
-    for text, ids, scores in zip(INPUTS, answers, found, strict=True):
-        prompt, labels = torch.tensor(tagi.prompts(None, text, follows=True)), torch.tensor([ids])
-        mask = torch.ones_like(prompt, dtype=torch.bool)
-        logits = tagi.model.backbone.score(prompt, mask, labels, prepared=prepared, rows=Rows(1, 1))
-        expected = logits.log_softmax(-1).gather(-1, labels[..., None]).flatten()
-        torch.testing.assert_close(torch.tensor(scores), expected, rtol=0, atol=ALONE)
+    for text, ids in zip(INPUTS, answers, strict=True):
+        found = tagi.token_scores(adapter, text, ids, most=2)
+        (prompt,) = tagi.prompts(None, text, follows=tagi.model.method.fuses_decoder)
+        _equals(found, ids, likelihoods(tagi, adapter, prompt, ids))
+
+
+@torch.inference_mode()
+def test_a_text_is_scored_as_it_stands_in_parts_or_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right behind the instruction, without what stands around an input."""
+    tagi = make("tagi", family="decoder")
+    adapter, ids = tagi.adapt(TOLD), [3, 4, 5, 7, 9, 2, 2, 4, 8, 6]
+    expected = likelihoods(tagi, adapter, ids[:1], ids[1:])
+    _equals(tagi.token_scores(adapter, ids[:1], ids[1:], most=2), ids[1:], expected)
+    monkeypatch.setattr(engine, "SCORED_TOGETHER", 4)
+    _equals(tagi.token_scores(adapter, ids[:1], ids[1:], most=2), ids[1:], expected)
+    with pytest.raises(InputError, match="without an encoder"):
+        make("tagi").token_scores(make("tagi").adapt(TOLD), ids[:1], ids[1:])
+
+
+def likelihoods(tagi: Tagi, adapter: TaskAdapter, prompt: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """Log-likelihoods over the vocabulary at every token of an answer, by one pass."""
+    inputs, targets = torch.tensor([prompt]), torch.tensor([ids])
+    mask, prepared = torch.ones_like(inputs, dtype=torch.bool), tagi.model.prepare(adapter)
+    return tagi.model.backbone.score(inputs, mask, targets, prepared=prepared, rows=Rows(1, 1))[0].log_softmax(-1)
+
+
+def _equals(found: Sequence[TokenScore], ids: Sequence[int], expected: Tensor) -> None:
+    assert [one.token for one in found] == list(ids)
+    own = expected.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor([one.score for one in found]), own, rtol=0, atol=ALONE)
+    best = expected.topk(2)
+    assert [[token for token, _ in one.likeliest] for one in found] == best.indices.tolist()
+    scores = torch.tensor([[score for _, score in one.likeliest] for one in found])
+    torch.testing.assert_close(scores, best.values, rtol=0, atol=ALONE)
 
 
 @torch.inference_mode()

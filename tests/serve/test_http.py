@@ -17,6 +17,7 @@ from test_engine import INPUTS, make
 from tagi import Tagi
 from tagi.backbones.lora import delta
 from tagi.backbones.sites import Site
+from tagi.data.tokenizers import encode
 from tagi.model.peft_files import load_peft
 
 
@@ -114,10 +115,38 @@ def test_logprobs_are_one_a_token(client: httpx.Client, official: openai.OpenAI)
     assert logprobs is not None and logprobs.token_logprobs is not None and done.usage is not None
     scores = logprobs.token_logprobs
     assert len(scores) == done.usage.completion_tokens > 2 and all(score < 0 for score in scores)
+    assert [max(one.values()) for one in logprobs.top_logprobs or []] == scores, "a greedy answer is the likeliest"
     asked = [{"role": "user", "content": INPUTS[1]}]
     chat = official.chat.completions.create(model=name, messages=asked, logprobs=True).choices[0]  # type: ignore[arg-type]
     assert chat.logprobs is not None and chat.logprobs.content is not None
     assert [one.logprob for one in chat.logprobs.content] == scores
+
+
+def test_an_echoed_prompt_is_scored_as_it_stands(client: httpx.Client, official: openai.OpenAI, tagi: Tagi) -> None:
+    """Whether it comes as a text or as token ids; in OpenAI's format, every token in its place in the text."""
+    name, ids = registered(client, FIRST, name="read", choices=["a", "b"]), encode(tagi.tokenizer, "b c d e")
+    both = official.completions.create(model=name, prompt=["b c d e", "a"], max_tokens=2, echo=True, logprobs=3)
+    same = official.completions.create(model=name, prompt=[ids], max_tokens=2, echo=True, logprobs=3)
+    assert both.choices[0].model_dump() == same.choices[0].model_dump() and both.choices[1].index == 1
+    choice = same.choices[0]
+    found = choice.logprobs
+    assert found is not None and found.tokens and found.token_logprobs and found.top_logprobs and found.text_offset
+    assert [choice.text[place:].startswith(one) for one, place in zip(found.tokens, found.text_offset, strict=True)]
+    assert "".join(found.tokens) == choice.text and choice.text.startswith("b c d e ")
+    assert len(found.tokens) == len(ids) + 2 and found.token_logprobs[0] is None and found.top_logprobs[0] is None
+    answer = encode(tagi.tokenizer, choice.text)[len(ids) :]
+    expected = tagi.token_scores(tagi.adapt(FIRST), ids[:1], [*ids[1:], *answer], most=3)
+    torch.testing.assert_close(torch.tensor(found.token_logprobs[1:]), torch.tensor([one.score for one in expected]))
+    for top, own, one in zip(found.top_logprobs[1:], found.token_logprobs[1:], expected, strict=True):
+        assert max(top.values()) == pytest.approx(one.likeliest[0][1], abs=1e-5) and own in top.values()
+    assert [max(top.values()) for top in found.top_logprobs[-2:]] == found.token_logprobs[-2:], "the answer is greedy"
+
+
+def test_token_ids_stand_for_their_text(client: httpx.Client, official: openai.OpenAI, tagi: Tagi) -> None:
+    name = registered(client, FIRST, name="ids")
+    by_text = official.completions.create(model=name, prompt=INPUTS[1])
+    by_ids = official.completions.create(model=name, prompt=encode(tagi.tokenizer, INPUTS[1]))
+    assert by_ids.choices == by_text.choices
 
 
 def test_a_task_with_choices_answers_with_one_of_them(

@@ -34,6 +34,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield client
 
 
+READ: dict[str, Any] = {"model": "task", "echo": True, "logprobs": 1}
 BAD: list[tuple[str, dict[str, Any], int, str]] = [
     ("/v1/tasks", {}, 400, "instruction"),
     ("/v1/tasks", {"instruction": " "}, 400, "the instruction is empty"),
@@ -46,13 +47,24 @@ BAD: list[tuple[str, dict[str, Any], int, str]] = [
     ("/v1/completions", {"model": "nobody", "prompt": "a"}, 404, "no task is named 'nobody'"),
     ("/v1/completions", {"model": "task", "prompt": ""}, 400, "prompt"),
     ("/v1/completions", {"model": "task", "prompt": " "}, 400, "the input is empty"),
-    ("/v1/completions", {"model": "task", "prompt": [1, 2]}, 400, "prompt"),
+    ("/v1/completions", {"model": "task", "prompt": [1, "a"]}, 400, "prompt"),
+    ("/v1/completions", {"model": "task", "prompt": [-1]}, 400, "prompt"),
+    ("/v1/completions", {"model": "task", "prompt": [[3], []]}, 400, "prompt"),
+    ("/v1/completions", {"model": "task", "prompt": [3, 48]}, 400, "prompt: 48 is none of the language model's 48"),
+    ("/v1/completions", {"model": "task", "prompt": [3, 2**70]}, 400, "none of the language model's"),
     ("/v1/completions", {"model": "task", "prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
     ("/v1/completions", {"model": "task", "prompt": "a", "temperature": -1}, 400, "temperature"),
     ("/v1/completions", {"model": "task", "prompt": "a", "stop": ""}, 200, ""),
     ("/v1/completions", {"model": "task", "prompt": "a", "stop": [""]}, 400, "stop"),
     ("/v1/completions", {"model": "task", "prompt": ["a", "b"], "stream": True}, 400, "one input"),
-    ("/v1/completions", {"model": "task", "prompt": "a", "echo": True, "logprobs": 1}, 400, "leave out echo"),
+    ("/v1/completions", {"model": "task", "prompt": "a", "logprobs": 6}, 400, "logprobs"),
+    ("/v1/completions", READ | {"prompt": "a", "stream": True}, 400, "stream: not with echo"),
+    ("/v1/completions", READ | {"prompt": [""]}, 400, "no tokens"),
+    ("/v1/completions", READ | {"prompt": "a \ud800"}, 400, "prompt"),
+    ("/v1/completions", READ | {"prompt": [3, 48]}, 400, "none of the language model's 48"),
+    ("/v1/completions", READ | {"prompt": [3, 2**70]}, 400, "none of the language model's"),
+    ("/v1/completions", READ | {"prompt": ["a"] * 9}, 400, "9 inputs are more than the 8"),
+    ("/v1/completions", READ | {"prompt": "a b " * 400}, 400, "positions"),
     ("/v1/completions", {"model": "task", "prompt": ["a"] * 9}, 400, "9 inputs are more than the 8"),
     ("/v1/completions", {"model": "task", "prompt": "a b " * 400}, 400, "positions"),
     ("/v1/chat/completions", {"model": "task", "messages": []}, 400, "messages"),

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from serving import registered, served
 
 pytestmark = pytest.mark.slow
-MALFORMED = 300
+MALFORMED = 10_000
 SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 FIELDS = (
     "instruction",

@@ -7,17 +7,20 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 
 import httpx
 import pytest
 from serving import FIRST, registered
-from test_engine import INPUTS, make
+from test_engine import INPUTS, WORDS, make
 from typer.main import get_command
 
+from tagi import Tagi
 from tagi.backbones.gguf import INSTALL, smollm2
 from tagi.cli.main import app, main
 from tagi.serve.guard import hashed
@@ -59,22 +62,46 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+KILLS = 10
+
+
+def _busy(address: str, seed: int, acknowledged: dict[str, str]) -> None:
+    """Register tasks and ask them until nobody answers; what was acknowledged, name by instruction."""
+    rng = Random(seed)
+    with suppress(httpx.TransportError), httpx.Client(base_url=address, timeout=60) as client:
+        while True:
+            instruction = " ".join([*rng.choices(WORDS, k=8), "."])
+            name = registered(client, instruction)
+            acknowledged[name] = instruction
+            client.post("/v1/completions", json={"model": name, "prompt": INPUTS[0]}).raise_for_status()
+
+
 @pytest.mark.slow
 def test_killed_under_load_no_acknowledged_task_is_lost(checkpoint: Path, tmp_path: Path) -> None:
-    known: dict[str, str] = {}
-    for number in range(3):
-        with serving(("--checkpoint", str(checkpoint), "--port", "0"), tmp_path) as (process, address):
+    """Four callers register and ask while the program is killed; every answer after it is the engine's."""
+    acknowledged: dict[str, str] = {}
+    tagi, draw = Tagi.from_pretrained(checkpoint), Random(0)
+    arguments = ("--checkpoint", str(checkpoint), "--port", "0", "--store", str(tmp_path / "tasks"))
+    for number in range(KILLS + 1):
+        with serving(arguments, tmp_path) as (process, address), ThreadPoolExecutor(4) as pool:
             with httpx.Client(base_url=address, timeout=60) as client:
-                for name, answer in known.items():
-                    body = {"model": name, "prompt": INPUTS[0]}
-                    assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == answer
-                for other in range(4):
-                    name = registered(client, f"{'abcd'[number]} {'efgh'[other]} .")
-                    body = {"model": name, "prompt": INPUTS[0]}
-                    known[name] = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+                names = [one["id"] for one in client.get("/v1/models").json()["data"]]
+                assert set(acknowledged) <= set(names)
+                for name, instruction in draw.sample(list(acknowledged.items()), min(len(acknowledged), 20)):
+                    answer = client.post("/v1/completions", json={"model": name, "prompt": INPUTS[0]}).json()
+                    assert [answer["choices"][0]["text"]] == tagi.solve(instruction, [INPUTS[0]])
+            if number == KILLS:
+                break
+            before = len(acknowledged)
+            busy = [pool.submit(_busy, address, 4 * number + caller, acknowledged) for caller in range(4)]
+            while len(acknowledged) < before + draw.randint(3, 12):
+                assert not any(one.done() for one in busy), [one.exception() for one in busy if one.done()]
+                time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.wait()
-    assert len(known) == 12 and len(set(known.values())) > 3
+            for one in busy:
+                one.result()
+    assert len(acknowledged) >= 3 * KILLS
 
 
 def test_a_signal_to_stop_lets_open_requests_end(checkpoint: Path, tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ class Answer:
     """What ended it before its end: a `TagiError`, or whatever a stop function of the caller's raised."""
 
 
-def seeded(seed: int, inputs: Sequence[str]) -> list[str]:
+def seeded(seed: int, inputs: Sequence[str | Sequence[int]]) -> list[str]:
     """What decides the draws of each answer: the seed and the input, and for equal inputs how many came before.
 
     So nothing else in the batch does.
     """
-    before: Counter[str] = Counter()
+    before: Counter[str | Sequence[int]] = Counter()
     seeds = []
     for text in inputs:
         seeds.append(f"{seed} {before[text]} {text}")
@@ -88,6 +88,24 @@ class AnswerTexts:
             for _ in range(_CLEANED):
                 text = text[: max(text.rfind(" "), 0)]
         return held_back(text, stop).strip()
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of every token, special ones too, as they join to that of all.
+
+        A character that several tokens make is the last one's; the others have no text.
+        """
+        found, start, shown = list[str](), 0, 0
+        for end in range(1, len(tokens) + 1):
+            text = self._spelled(tokens[start:end])
+            if text.endswith(_UNDECODED) and end < len(tokens):
+                found.append("")
+                continue
+            found.append(text[shown:])
+            start, shown = end - 1, len(self._spelled(tokens[end - 1 : end]))
+        return found
+
+    def _spelled(self, tokens: Sequence[int]) -> str:
+        return cast(str, self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
     def _goes_on(self, token: int) -> bool:
         """Whether a run of bytes may go on behind this token: one of them, or one that is skipped between them."""

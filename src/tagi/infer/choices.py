@@ -1,6 +1,7 @@
 """Given answers, scored: what rank classification chooses by (§4.1, P3)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,15 @@ from tagi.infer.running import averaged
 
 ROWS = 64
 """Encoded inputs of a batch, at most, unless a single input has more prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token that is given, its log-likelihood in nats, and the likeliest tokens in its place, best first."""
+
+    token: int
+    score: float
+    likeliest: tuple[tuple[int, float], ...]
 
 
 def score(
@@ -73,11 +83,18 @@ def likeliest(choices: Sequence[str], scores: Sequence[float]) -> str:
 
 
 def token_scores(
-    backbone: Backbone, prepared: Prepared, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> list[list[float]]:
-    """Log-likelihood of every token of each prompt's one answer, in nats; all prompts are of one task."""
-    likelihood, real = _likelihoods(backbone, prepared, prompts, answers, torch.arange(len(prompts)))
-    return [row[here].tolist() for row, here in zip(likelihood.cpu(), real.cpu(), strict=True)]
+    backbone: Backbone, prepared: Prepared, prompt: Sequence[int], answer: Sequence[int], most: int
+) -> list[TokenScore]:
+    """Every token of one answer to one prompt, each with so many of the likeliest in its place."""
+    device = backbone.embedding.weight.device
+    ids, target_ids = (torch.tensor([one], device=device) for one in (prompt, answer))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    logits = backbone.score(ids, mask, target_ids, prepared=prepared, rows=Rows(1, 1))
+    likelihood = logits[0].float().log_softmax(-1)
+    own = likelihood.gather(-1, target_ids[0, :, None])[:, 0].tolist()
+    best = likelihood.topk(most)
+    pairs = (tuple(zip(*each, strict=True)) for each in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return [TokenScore(*each) for each in zip(answer, own, pairs, strict=True)]
 
 
 def _likelihoods(

@@ -25,7 +25,7 @@ from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.infer import asked, notes
 from tagi.infer.answers import Answer, AnswerTexts, raised, seeded
 from tagi.infer.cards import checkpoint_card
-from tagi.infer.choices import score, token_scores
+from tagi.infer.choices import TokenScore, score, token_scores
 from tagi.infer.merging import LastMerged
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
@@ -43,15 +43,18 @@ from tagi.model.tagi import Output, TagiModel, neutral
 Pairs = Sequence[tuple[str, str]]
 Told = str | Instruction | Sequence[str | Instruction] | TaskAdapter
 """What inputs are solved by: an instruction, several, or the adapters that were written from them."""
+SCORED_TOGETHER = 512
+"""Tokens of an answer whose scores over the whole vocabulary are held at once."""
 
 
 class Tagi:
     """A model that reads an instruction once, writes a task adapter, and solves inputs with it.
 
-    >>> tagi = Tagi.from_pretrained()
-    >>> adapter = tagi.adapt("Keep only the animals, then reverse the list.")
-    >>> tagi.generate(["red wolf saw dog plum"], adapter)
-    ['dog wolf']
+    Examples:
+        >>> tagi = Tagi.from_pretrained()
+        >>> adapter = tagi.adapt("Name the city in the text.")
+        >>> tagi.generate(["We met in Oslo last May."], adapter)
+        ['Oslo']
     """
 
     def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
@@ -264,12 +267,27 @@ class Tagi:
 
     @torch.inference_mode()
     def token_scores(
-        self, adapter: TaskAdapter, inputs: Sequence[str], answers: Sequence[Sequence[int]]
-    ) -> list[list[float]]:
-        """Log-likelihood of every token of one answer to each input of one task, in nats."""
-        adapter, prompts, _ = self._read(adapter, asked.inputs(inputs))
-        each = [prompt for (prompt,) in prompts]
-        return token_scores(self.model.backbone, self.prepare(adapter, len(inputs)), each, answers)
+        self, adapter: TaskAdapter, given: str | Sequence[int], answer: Sequence[int], *, most: int = 0
+    ) -> list[TokenScore]:
+        """Every token of an answer, each with so many of the likeliest in its place.
+
+        Args:
+            given: the input, or token ids that are read as they stand, right behind the task's instruction.
+
+        Raises:
+            InputError: token ids, and a language model whose encoder would read them.
+        """
+        backbone, prepared = self.model.backbone, self.prepare(adapter, 1)
+        if isinstance(given, str):
+            ((given,),) = self._read(adapter, asked.inputs([given]))[1]
+        elif backbone.has_encoder:
+            raise InputError("echo: together with logprobs needs a language model without an encoder")
+        size = len(answer) or 1 if backbone.has_encoder else SCORED_TOGETHER
+        return [
+            one
+            for start in range(0, len(answer), size)
+            for one in token_scores(backbone, prepared, [*given, *answer[:start]], answer[start : start + size], most)
+        ]
 
     @torch.inference_mode()
     def _requests(

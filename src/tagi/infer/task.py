@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class TaskFunction:
     """One task: call it with a text.
 
-    >>> city = tagi.task("Name the city in the text.")
-    >>> city("We met in Oslo.")
-    'Oslo'
+    Examples:
+        >>> city = tagi.task("Name the city in the text.")
+        >>> city("We met in Oslo.")
+        'Oslo'
     """
 
     def __init__(self, engine: "Tagi", adapter: TaskAdapter) -> None:

@@ -17,7 +17,7 @@ from tagi.infer import asked
 from tagi.infer.choices import likeliest
 from tagi.serve import openai
 from tagi.serve.adapters import SUFFIX, Form, packed
-from tagi.serve.completions import answered
+from tagi.serve.completions import answered, read
 from tagi.serve.guard import Guard
 from tagi.serve.registry import ConflictError, NamedTask, NotFoundError
 from tagi.serve.schemas import Chat, Completion, Generate, Item, NewTask, Score
@@ -113,11 +113,10 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions")
     async def completions(body: Completion, request: Request) -> Response:
-        """OpenAI's completions: `model` is a task's name, `prompt` its input."""
+        """OpenAI's completions: `model` is a task's name, `prompt` its input; `echo` with `logprobs` scores it."""
         if body.echo and body.logprobs is not None:
-            raise InputError("logprobs: of the answer only; leave out echo")
-        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        return await answered(service, request, body, texts, "text_completion")
+            return await read(service, request, body)
+        return await answered(service, request, body, body.prompts, "text_completion")
 
     @app.post("/v1/chat/completions")
     async def chat(body: Chat, request: Request) -> Response:

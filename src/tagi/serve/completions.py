@@ -1,5 +1,6 @@
 """OpenAI's two endpoints: `model` is a task's name, the prompt or the user's message its input."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -10,22 +11,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tagi.errors import InputError
-from tagi.infer.choices import likeliest
+from tagi.infer.answers import cut
+from tagi.infer.choices import TokenScore, likeliest
 from tagi.infer.search import GenerationConfig
 from tagi.serve import openai
-from tagi.serve.schemas import Chat, Completion, OpenAI
+from tagi.serve.schemas import Chat, Completion
 from tagi.serve.service import Service
 from tagi.serve.worker import Finished, Piece, Told
 
 
 async def answered(
-    service: Service, request: Request, asked_for: OpenAI, texts: list[str], kind: openai.Kind
+    service: Service,
+    request: Request,
+    asked_for: Completion | Chat,
+    prompts: Sequence[str | list[int]],
+    kind: openai.Kind,
 ) -> Response:
     """The answer of an endpoint of OpenAI's to some inputs, whole or as a stream."""
     task = service.tasks.get(asked_for.model)
-    texts = service.inputs([text for text in texts for _ in range(asked_for.n)])
-    head = openai.Head(kind, f"{kind[:4]}-{secrets.token_hex(12)}", int(time.time()), task.name)
-    generation = asked_for.generation
+    texts = service.inputs([prompt for prompt in prompts for _ in range(asked_for.n)])
+    head, generation = _head(kind, task.name), asked_for.generation
     if task.choices:
         scores = await service.scores(request, task.key, texts, task.choices)
         best = [likeliest(task.choices, each) for each in scores]
@@ -49,6 +54,28 @@ async def answered(
     return JSONResponse(head.whole(choices, found))
 
 
+async def read(service: Service, request: Request, asked_for: Completion) -> Response:
+    """Prompts as they stand behind a task's instruction, how they go on, and the scores of all tokens."""
+    if asked_for.stream:
+        raise InputError("stream: not with echo and logprobs together")
+    task, stop, most = service.tasks.get(asked_for.model), asked_for.generation.stop, asked_for.logprobs or 0
+    prompts = service.ids([one for one in asked_for.prompts for _ in range(asked_for.n)])
+    found = await service.finished(request, [task.key] * len(prompts), prompts, asked_for.generation)
+    choices = list[dict[str, Any]]()
+    for number, (prompt, one) in enumerate(zip(prompts, found, strict=True)):
+        tokens = await _scored(service, request, task.key, prompt[:1], [*prompt[1:], *one.tokens], most)
+        reason, texts = one.answer.finish_reason, [token.text for token in tokens]
+        said = "".join(texts[len(prompt) : -1 if reason == "end" else None])
+        stopped = cut(said, stop)
+        text = "".join(texts[: len(prompt)]) + (said if stopped is None else stopped)
+        choices.append(openai.choice("text_completion", number, text, reason, openai.text_logprobs(tokens)))
+    return JSONResponse(_head("text_completion", task.name).whole(choices, found))
+
+
+def _head(kind: openai.Kind, model: str) -> openai.Head:
+    return openai.Head(kind, f"{kind[:4]}-{secrets.token_hex(12)}", int(time.time()), model)
+
+
 async def _streamed(
     service: Service, request: Request, head: openai.Head, told: Told, text: str, generation: GenerationConfig
 ) -> AsyncIterator[str]:
@@ -63,15 +90,43 @@ async def _streamed(
 
 
 async def _logprobs(
-    service: Service, request: Request, asked_for: OpenAI, key: str, texts: Sequence[str], found: Sequence[Finished]
+    service: Service,
+    request: Request,
+    asked_for: Completion | Chat,
+    key: str,
+    texts: Sequence[str],
+    found: Sequence[Finished],
 ) -> list[dict[str, Any] | None]:
     """Of every token of every answer, if they were asked for."""
-    if not (isinstance(asked_for, Chat) and asked_for.logprobs) and not (
-        isinstance(asked_for, Completion) and asked_for.logprobs is not None
-    ):
+    wanted = asked_for.logprobs
+    if wanted is None or wanted is False:
         return [None] * len(found)
-    tokens = [one.tokens for one in found]
-    scores = await service.on_model(request, lambda: service.tagi.token_scores(service.store.get(key), texts, tokens))
     form = openai.chat_logprobs if isinstance(asked_for, Chat) else openai.text_logprobs
-    pieces = [[str(service.tagi.tokenizer.decode([token])) for token in own] for own in tokens]
-    return [form(own, each) for own, each in zip(pieces, scores, strict=True)]
+    pairs = zip(texts, found, strict=True)
+    return [form(await _scored(service, request, key, text, one.tokens, int(wanted))) for text, one in pairs]
+
+
+async def _scored(
+    service: Service, request: Request, key: str, given: str | Sequence[int], answer: Sequence[int], most: int
+) -> list[openai.Scored]:
+    """Every token of an answer; before it those that are given, without scores."""
+
+    def score() -> list[TokenScore]:
+        return service.tagi.token_scores(service.store.get(key), given, answer, most=most)
+
+    def spelled(scores: Sequence[TokenScore]) -> list[openai.Scored]:
+        before = [] if isinstance(given, str) else given
+        pieces = service.tagi.texts.pieces([*before, *answer])
+        bare = [openai.Scored(piece, None, None) for piece in pieces[: len(before)]]
+        pairs = zip(pieces[len(before) :], scores, strict=True)
+        return bare + [openai.Scored(piece, one.score, _likeliest(service, piece, one)) for piece, one in pairs]
+
+    return await asyncio.to_thread(spelled, await service.on_model(request, score))
+
+
+def _likeliest(service: Service, piece: str, scored: TokenScore) -> dict[str, float]:
+    """A token and the likeliest in its place; of several with one text, such as parts of characters, the best."""
+    found = {piece: scored.score}
+    for token, score in reversed(scored.likeliest):
+        found[piece if token == scored.token else "".join(service.tagi.texts.pieces([token]))] = score
+    return found

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from tagi.infer.search import FinishReason
@@ -38,6 +39,18 @@ class Head:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The text of a token, its log-likelihood, and that of the likeliest in its place by their texts.
+
+    A prompt's first token has neither.
+    """
+
+    text: str
+    score: float | None
+    likeliest: dict[str, float] | None
+
+
 def event(body: dict[str, Any] | str) -> str:
     """A server-sent event."""
     return f"data: {body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)}\n\n"
@@ -48,21 +61,22 @@ def error(message: str, kind: str = "invalid_request_error", code: str | None = 
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def text_logprobs(tokens: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
-    """Of a completion; the likeliest other tokens are not looked for."""
-    offsets, place = list[int](), 0
-    for token in tokens:
-        offsets.append(place)
-        place += len(token)
-    top = [{token: score} for token, score in zip(tokens, scores, strict=True)]
-    return {"tokens": [*tokens], "token_logprobs": [*scores], "top_logprobs": top, "text_offset": offsets}
+def text_logprobs(tokens: Sequence[Scored]) -> dict[str, Any]:
+    """Of a completion, perhaps with its prompt."""
+    texts = [one.text for one in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [one.score for one in tokens],
+        "top_logprobs": [one.likeliest for one in tokens],
+        "text_offset": [*accumulate(map(len, texts), initial=0)][:-1],
+    }
 
 
-def chat_logprobs(tokens: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+def chat_logprobs(tokens: Sequence[Scored]) -> dict[str, Any]:
     """Of a message."""
     content = [
-        {"token": token, "logprob": score, "bytes": [*token.encode()], "top_logprobs": list[Any]()}
-        for token, score in zip(tokens, scores, strict=True)
+        {"token": one.text, "logprob": one.score, "bytes": [*one.text.encode()], "top_logprobs": list[Any]()}
+        for one in tokens
     ]
     return {"content": content}
 

@@ -1,7 +1,7 @@
 """What callers send, checked field by field; names are OpenAI's where OpenAI has them."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,7 @@ MOST_TOKENS = 1024
 """Of one answer."""
 
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1, max_length=LONGEST_TEXT)]
 
 
 class Asked(BaseModel):
@@ -105,9 +106,15 @@ class OpenAI(Sampling):
 class Completion(OpenAI):
     """`POST /v1/completions`."""
 
-    prompt: Text | list[Text] = Field(min_length=1)
+    prompt: Text | list[Text] | Ids | list[Ids] = Field(min_length=1)
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=5)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One by one, as texts or as token ids."""
+        alone = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return cast("list[str | list[int]]", [self.prompt] if alone else self.prompt)
 
 
 class Message(BaseModel):

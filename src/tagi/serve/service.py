@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from tagi.data.tokenizers import encode
 from tagi.data.types import Instruction
 from tagi.errors import InputError, TagiError
 from tagi.infer import asked
@@ -19,7 +20,7 @@ from tagi.serve.guard import BodyLimits
 from tagi.serve.metrics import Metrics
 from tagi.serve.registry import MOST_EXAMPLES, NamedTask, TaskRegistry
 from tagi.serve.store import AdapterStore
-from tagi.serve.worker import Finished, InPrompt, Job, Piece, Told, Worker
+from tagi.serve.worker import Finished, InPrompt, Input, Job, Piece, Told, Worker
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Service:
     # --- answering -----------------------------------------------------------------------------------------
 
     async def finished(
-        self, request: Request | None, told: Sequence[Told], texts: Sequence[str], generation: GenerationConfig
+        self, request: Request | None, told: Sequence[Told], inputs: Sequence[Input], generation: GenerationConfig
     ) -> list[Finished]:
         """Every input's answer, in their order.
 
@@ -77,15 +78,15 @@ class Service:
             ClientGoneError: the caller has hung up; nothing is left in the batch.
         """
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Finished]] = [loop.create_future() for _ in texts]
-        deadline, seeds = time.monotonic() + self.settings.seconds, seeded(generation.seed, texts)
+        futures: list[asyncio.Future[Finished]] = [loop.create_future() for _ in inputs]
+        deadline, seeds = time.monotonic() + self.settings.seconds, seeded(generation.seed, inputs)
 
         def emit(future: asyncio.Future[Finished]) -> Callable[[Piece | Finished], object]:
             return lambda one: loop.call_soon_threadsafe(_settle, future, one)
 
         jobs = [
-            Job(one, text, generation, seed, emit(future), deadline)
-            for one, text, seed, future in zip(told, texts, seeds, futures, strict=True)
+            Job(one, each, generation, seed, emit(future), deadline)
+            for one, each, seed, future in zip(told, inputs, seeds, futures, strict=True)
         ]
         self.worker.submit(jobs)
         try:
@@ -186,15 +187,33 @@ class Service:
             return found.key, found.choices
         return asked.instruction(instruction), ()
 
-    def inputs(self, texts: Sequence[str]) -> list[str]:
-        """Inputs to answer.
+    def inputs(self, given: Sequence[str | Sequence[int]]) -> list[str]:
+        """Inputs to answer; token ids stand for their text.
 
         Raises:
-            InputError: one is empty, or there are too many.
+            InputError: one is empty, or has a token that is none; or there are too many.
         """
-        if len(texts) > self.settings.most_inputs:
-            raise InputError(f"{len(texts)} inputs are more than the {self.settings.most_inputs} of one request")
-        return asked.inputs(list(texts))
+        self._check_count(given)
+        return asked.inputs([one if isinstance(one, str) else self._spelled(one) for one in given])
+
+    def ids(self, given: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
+        """Token ids of texts as they stand, without what a tokenizer puts around one.
+
+        Raises:
+            InputError: one is no text; or there are too many.
+        """
+        self._check_count(given)
+        return [tuple(encode(self.tagi.tokenizer, one) if isinstance(one, str) else one) for one in given]
+
+    def _spelled(self, ids: Sequence[int]) -> str:
+        known = self.tagi.model.backbone.embedding.num_embeddings
+        if max(ids, default=0) >= known:
+            raise InputError(f"prompt: {max(ids)} is none of the language model's {known:,} tokens")
+        return "".join(self.tagi.texts.pieces(ids))
+
+    def _check_count(self, given: Sequence[object]) -> None:
+        if len(given) > self.settings.most_inputs:
+            raise InputError(f"{len(given)} inputs are more than the {self.settings.most_inputs} of one request")
 
 
 def _settle(future: asyncio.Future[Finished], one: Piece | Finished) -> None:

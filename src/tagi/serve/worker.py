@@ -45,6 +45,8 @@ Told = str | Instruction | InPrompt
 """The key of a registered instruction, an instruction that need not be kept, or one for the prompt."""
 BARE = "bare"
 """The key of the adapter that changes nothing."""
+Input = str | tuple[int, ...]
+"""A text, which is put into the prompt's frame, or token ids, which are read as they stand."""
 
 
 class BusyError(TagiError):
@@ -81,7 +83,7 @@ class Job:
     """
 
     told: Told
-    text: str
+    input: Input
     generation: GenerationConfig
     seed: str
     emit: Callable[[Piece | Finished], object]
@@ -285,10 +287,13 @@ class Worker:
     def _hand_over(self, job: Job, ready: Ready) -> None:
         self._ready.move_to_end(job.key)
         number, tagi = next(self._numbers), self.tagi
-        if isinstance(job.told, InPrompt):
-            prompts = self.asking.prompts(job.told.instruction, job.text)
+        given = job.input
+        if isinstance(given, tuple):
+            prompts = [given]
+        elif isinstance(job.told, InPrompt):
+            prompts = self.asking.prompts(job.told.instruction, given)
         else:
-            prompts = tagi.prompts(None, job.text, follows=ready.follows)
+            prompts = tagi.prompts(None, given, follows=ready.follows)
         request = Request(number, prompts, ready.prepared, 0, job.seed, tagi.limits(job.generation), job.generation)
         job.prompt_tokens = request.told + sum(map(len, prompts))
         self._running[number] = job

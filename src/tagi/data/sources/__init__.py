@@ -15,7 +15,13 @@ from tagi.data.sources.sni import Sni
 from tagi.data.types import Task
 from tagi.errors import ConfigError
 
-SOURCES: Mapping[str, type[Source]] = {"micro": Micro, "sni": Sni, "p3": P3, "c4": C4, "everyday": Everyday}
+SOURCES: Mapping[str, type[Source]] = {
+    "micro": Micro,
+    "sni": Sni,
+    "p3": P3,
+    "c4": C4,
+    "everyday": Everyday,
+}
 """By their name in a config."""
 
 
