@@ -187,6 +187,28 @@ def test_another_run_in_its_place_is_refused(tagi: Run, toy: Path) -> None:
     mistake(tagi("repro", "table2"), "runs/micro-metatrain-0", "another run", "training.lr: 0.5 → 0.01")
 
 
+LINES = [
+    line.partition("  #")[0]
+    for block in re.findall(
+        r"```sh\n(.*?)```", (CONFIGS.parent / "docs/reproduce.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("line", [pytest.param(one, marks=pytest.mark.slow if "--run" in one else ()) for one in LINES])
+def test_the_commands_of_the_documentation_run(
+    line: str, tagi: Run, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_paper(toy)
+    (toy / "DATA").symlink_to("data")
+    for stage in scales.NANO_STEPS:
+        monkeypatch.setitem(scales.NANO_STEPS, stage, 2)
+    done = tagi(*split(line)[1:])
+    assert done.code == 0, done.err
+    assert done.out.startswith("# Table")
+
+
 @pytest.mark.parametrize("name", ["table1", "table8"])
 def test_the_tables_of_characteristics(name: str, tagi: Run, toy: Path) -> None:
     rows = made(tagi("repro", name, "--json"))["rows"]

@@ -1,5 +1,6 @@
 """Microtasks: what every operation does, how it is worded, and that the splits are honest."""
 
+from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from sni_folders import write_sni
+from tagi.config import DataConfig
+from tagi.data.sources.micro import Micro
 from tagi.data.sources.sni_files import load_task
 from tagi.data.synthetic.micro_english import CATEGORIES, PHRASINGS, WORDS
 from tagi.data.synthetic.micro_ops import FAMILIES, OPERATIONS, Operation
@@ -293,3 +296,15 @@ def test_written_tasks_are_read_back_as_they_were(tmp_path: Path, split: Split) 
     read = load_task(tmp_path / "tasks" / f"{task.name}.json")
     assert (read.name, read.instruction, read.categories) == (task.name, task.instruction, task.categories)
     assert list(read.examples) == task.examples[:5]
+
+
+def test_training_on_the_largest_families_alone_leaves_the_test_tasks() -> None:
+    few, every = (
+        Micro(DataConfig(source="micro", compositions=20, valid_tasks=2, categories=number)).split
+        for number in (3, None)
+    )
+    assert (few.test, few.valid) == (every.test, every.valid)
+    counts = Counter(task.operations[-1].family for task in every.train)
+    kept = {task.operations[-1].family for task in few.train}
+    assert len(kept) == 3 and min(counts[one] for one in kept) >= max(counts[one] for one in counts.keys() - kept)
+    assert len(few.train) == sum(counts[one] for one in kept)
