@@ -67,6 +67,9 @@ def test_a_text_is_scored_as_it_stands_in_parts_or_as_a_whole(monkeypatch: pytes
     adapter, ids = tagi.adapt(TOLD), [3, 4, 5, 7, 9, 2, 2, 4, 8, 6]
     expected = likelihoods(tagi, adapter, ids[:1], ids[1:])
     _equals(tagi.token_scores(adapter, ids[:1], ids[1:], most=2), ids[1:], expected)
+    (framed,) = tagi.prompts(None, INPUTS[1], follows=True)
+    behind = tagi.token_scores(adapter, framed[:1], [*framed[1:], *ids], most=2)[len(framed) - 1 :]
+    _equals(behind, ids, likelihoods(tagi, adapter, framed, ids))
     monkeypatch.setattr(engine, "SCORED_TOGETHER", 4)
     _equals(tagi.token_scores(adapter, ids[:1], ids[1:], most=2), ids[1:], expected)
     with pytest.raises(InputError, match="without an encoder"):
