@@ -21,10 +21,10 @@ BASE = "small"
 
 
 @contextmanager
-def served(folder: Path, tagi: Tagi | None = None, **settings: Any) -> Iterator[httpx.Client]:
+def served(folder: Path, tagi: Tagi | None = None, *, page: bool = False, **settings: Any) -> Iterator[httpx.Client]:
     """A client of a service that really listens."""
     service = Service(tagi or make("tagi", family="decoder"), folder, Settings(**settings), base=BASE)
-    config = uvicorn.Config(create_app(service), port=0, log_level="error", access_log=False, lifespan="on")
+    config = uvicorn.Config(create_app(service, page=page), port=0, log_level="error", access_log=False, lifespan="on")
     server, opened = uvicorn.Server(config), socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
     thread.start()

@@ -88,6 +88,12 @@ def test_bad_requests(client: httpx.Client, path: str, body: dict[str, Any], sta
         assert says in message(answer)
 
 
+def test_an_encoder_s_prompt_has_no_scores(tmp_path: Path) -> None:
+    with served(tmp_path, make("tagi")) as client:
+        answer = client.post("/v1/completions", json=READ | {"model": registered(client), "prompt": "a"})
+        assert answer.status_code == 400 and "without an encoder" in message(answer)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"instruction": "\xff"}', b"\x00" * 100])
 def test_bodies_that_are_no_json_objects(client: httpx.Client, content: bytes) -> None:
     answer = client.post("/v1/tasks", content=content, headers={"Content-Type": "application/json"})
@@ -170,6 +176,21 @@ def test_keys(tmp_path: Path) -> None:
                 answer = client.get(path, headers=wrong)
                 assert answer.status_code == 401 and "key" in message(answer) and key not in answer.text
         assert client.get("/v1/tasks", headers={"Authorization": f"Bearer {key}"}).json() == {"tasks": []}
+
+
+def test_a_browser_sends_the_key_as_a_password(tmp_path: Path) -> None:
+    """Not to what changes something: another site could make it do so."""
+    key = new_key()
+    with served(tmp_path / "store", keys=(hashed(key),)) as client:
+        assert client.get("/v1/tasks").headers["WWW-Authenticate"].startswith("Basic ")
+        assert client.get("/v1/tasks", auth=("anyone", key)).status_code == 200
+        for wrong in ("", "wrong", hashed(key)):
+            assert client.get("/v1/tasks", auth=("anyone", wrong)).status_code == 401
+        for header in ("Basic", "Basic !", "Basic /w==", f"Basic {key}"):
+            assert client.get("/v1/tasks", headers={"Authorization": header}).status_code == 401
+        asked = {"instruction": FIRST}
+        assert client.post("/v1/tasks", json=asked, auth=("anyone", key)).status_code == 401
+        assert client.post("/v1/tasks", json=asked, headers={"Authorization": f"Bearer {key}"}).status_code == 201
 
 
 @pytest.mark.parametrize("text", ["", "tagi-secret\n", "abc"])

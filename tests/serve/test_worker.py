@@ -10,15 +10,16 @@ from test_engine import INPUTS, INSTRUCTIONS, make
 
 from tagi.data.types import Instruction
 from tagi.errors import InputError
+from tagi.eval.evaluate import prompted
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GREEDY
 from tagi.serve.store import AdapterStore
-from tagi.serve.worker import BusyError, Finished, Job, Piece, Worker
+from tagi.serve.worker import BusyError, Finished, InPrompt, Job, Piece, Told, Worker
 
 Events = queue.SimpleQueue[Piece | Finished]
 
 
-def job(told: str | Instruction, text: str = INPUTS[0], *, stream: bool = False) -> tuple[Job, Events]:
+def job(told: Told, text: str = INPUTS[0], *, stream: bool = False) -> tuple[Job, Events]:
     events: Events = queue.SimpleQueue()
     return Job(told, text, GREEDY, text, events.put, time.monotonic() + 60, stream), events
 
@@ -41,6 +42,21 @@ def test_registered_tasks_and_instructions_share_a_batch(tmp_path: Path) -> None
         assert worker.waiting == 0
     each = [INSTRUCTIONS[i] for i in (0, 1, 2, 0, 1)]
     assert found == [tagi.solve(one, [text])[0] for one, text in zip(each, INPUTS, strict=True)]
+
+
+@pytest.mark.parametrize("family", ["t5", "decoder"])
+def test_the_bare_model_with_the_instruction_in_its_prompt_is_a_task_like_others(tmp_path: Path, family: str) -> None:
+    tagi = make("tagi", family=family)
+    told = [Instruction(one) for one in INSTRUCTIONS[:2]]
+    with AdapterStore(tagi, tmp_path) as store, Worker(tagi, store) as worker:
+        ways: list[Instruction | InPrompt] = [told[0], InPrompt(told[0]), InPrompt(told[1]), told[1]]
+        pairs = [job(way, text) for way in ways for text in INPUTS]
+        worker.submit([one for one, _ in pairs])
+        found = [finished(events).answer.text for _, events in pairs]
+    asking = prompted(tagi)
+    each = [tagi.solve(told[0], INPUTS), *(asking.solve(one, INPUTS) for one in told), tagi.solve(told[1], INPUTS)]
+    assert found == [text for own in each for text in own]
+    assert len({tuple(own) for own in each}) == 4
 
 
 def test_pieces_join_to_the_answer(tmp_path: Path) -> None:

@@ -356,3 +356,13 @@ class Backbone(Protocol):
             checkpointing: keep each block's inputs only and compute the rest again in the backward pass.
         """
         ...
+
+    def attention(
+        self, input_ids: Tensor, input_mask: Tensor, target_ids: Tensor, *, prepared: Prepared, rows: Rows
+    ) -> Tensor | None:
+        """How much every target token's query attends to each token of its task's instruction, (R, O, S): the mean
+        over blocks and heads; None where blocks do not attend to the instruction as it is read.
+
+        A row's weights add up to less than 1, for it attends to its own tokens too. Arguments as of `score`.
+        """
+        ...

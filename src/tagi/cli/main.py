@@ -13,6 +13,7 @@ import tagi
 from tagi.cli import adapt, data, demo, doctor, methods, pretraining, train
 from tagi.cli import eval as evaluation
 from tagi.cli import export as export_command
+from tagi.cli import repro as repro_command
 from tagi.cli import run as run_command
 from tagi.cli import runs as runs_command
 from tagi.cli import serve as serve_command
@@ -46,6 +47,7 @@ app.add_typer(evaluation.app, name="eval", rich_help_panel="Measure")
 app.add_typer(data.app, name="data", rich_help_panel="Train")
 app.add_typer(export_command.app, name="export", rich_help_panel="Use")
 app.command("runs", rich_help_panel="Reproduce", epilog=runs_command.EXAMPLE)(runs_command.runs)
+app.command("repro", rich_help_panel="Reproduce", epilog=repro_command.EXAMPLE)(repro_command.repro)
 app.command("methods", rich_help_panel="Reproduce", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", rich_help_panel="Use", epilog=doctor.EXAMPLE)(doctor.doctor)
 

@@ -36,6 +36,7 @@ def serve(
         int, typer.Option(min=1, help="Inputs that may wait; beyond it callers are told to come later.")
     ] = 1024,
     seconds: Annotated[float, typer.Option(min=1, help="That a request may take.")] = 120.0,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="The page for the browser, at /.")] = True,
 ) -> None:
     """Serve tasks by name: OpenAI's endpoints, ad-hoc instructions, choices, adapters for other engines."""
     try:
@@ -52,7 +53,7 @@ def serve(
     settings = Settings(keys=tuple(read_keys(keys)) if keys else (), most_waiting=waiting, seconds=seconds)
     tagi = open_tagi(checkpoint, backbone)
     base = Path(tagi.config.backbone or "model").name
-    app = create_app(Service(tagi, store, settings, base=base))
+    app = create_app(Service(tagi, store, settings, base=base), page=page)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     config = uvicorn.Config(
@@ -60,7 +61,8 @@ def serve(
     )
     server = uvicorn.Server(config)
     opened = config.bind_socket()
-    stderr().print(f"tagi serves {base} at http://{host}:{opened.getsockname()[1]}, its API at /docs", soft_wrap=True)
+    at = f"http://{host}:{opened.getsockname()[1]}"
+    stderr().print(f"tagi serves {base} at {at}, its API at /docs", soft_wrap=True)
     server.run(sockets=[opened])
 
 

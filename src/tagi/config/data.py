@@ -57,7 +57,8 @@ class DataConfig(Frozen):
     max_instances: Positive | None = 100
     """Instances per training task (sni) or template (p3)."""
     categories: Positive | None = None
-    """Only the training tasks of so many categories, those with the most tasks (sni; Table 10: 6, 15, 30, 60)."""
+    """Only the training tasks of so many categories, those with the most tasks (sni, Table 10: 6, 15, 30, 60;
+    micro: families of last operations)."""
     balance: Literal["task", "category"] = "task"
     """What has equally many turns: every task, or every category, its tasks in turn (sni, p3, everyday)."""
     support: Literal["given", "drawn"] = "given"

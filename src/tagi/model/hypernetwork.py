@@ -61,6 +61,11 @@ class Hypernetwork(nn.Module):
         """A₀ (r, in) of every site."""
         return {site: a0 for group in self._groups for site, a0 in group.start().items()}
 
+    @property
+    def shared(self) -> dict[Site, Factors]:
+        """The LoRA (1, …) that all tasks share, where the bias is learned; empty where it is not."""
+        return {site: factors for group in self._groups for site, factors in group.shared().items()}
+
     def start_from(self, a0: Mapping[Site, Tensor]) -> None:
         """Take A₀ (r, in) of every site from a LoRA bank.
 
@@ -150,6 +155,16 @@ class ModuleGroup(nn.Module):
         """A₀ (r, in) of every site, as views."""
         return {
             site: self._a0(place)[module]
+            for module, sites in enumerate(self.modules_)
+            for place, site in enumerate(sites)
+        }
+
+    def shared(self) -> dict[Site, Factors]:
+        """A₀ and B₀ of every site where they are learned, as views."""
+        if not self.learned:
+            return {}
+        return {
+            site: Factors(self._a0(place)[module, None], getattr(self, f"b0_{place}")[module, None], self.scale)
             for module, sites in enumerate(self.modules_)
             for place, site in enumerate(sites)
         }

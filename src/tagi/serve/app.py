@@ -42,8 +42,12 @@ KINDS = {
 }
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application of a service; its worker runs as long as the application does."""
+def create_app(service: Service, *, page: bool = False) -> FastAPI:
+    """The application of a service; its worker runs as long as the application does.
+
+    Args:
+        page: put the page for the browser at `/`.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,6 +62,8 @@ def create_app(service: Service) -> FastAPI:
     _add_tasks(app, service)
     _add_answers(app, service)
     _add_state(app, service)
+    if page:
+        _add_page(app, service)
     return app
 
 
@@ -66,13 +72,7 @@ def _add_tasks(app: FastAPI, service: Service) -> None:
     async def register(task: NewTask, request: Request, response: Response) -> dict[str, Any]:
         """Write a task adapter from an instruction, and give it a name."""
         told = asked.instruction(task.told)
-        found, new = await asyncio.to_thread(service.tasks.add, told, name=task.name, choices=task.choices)
-        try:
-            await service.on_model(request, lambda: service.store.get(found.key))
-        except TagiError:  # the model cannot read it
-            if new:
-                service.tasks.remove(found.name)
-            raise
+        found, new = await service.register(request, told, task.name, task.choices)
         response.status_code = 201 if new else 200
         return {**_shown(service, found), "notes": service.tagi.notes(told, [])}
 
@@ -174,6 +174,20 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """For Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_page(app: FastAPI, service: Service) -> None:
+    try:
+        from tagi.serve.page.mount import mount  # gradio takes seconds to import
+    except ModuleNotFoundError as error:
+        missing = f"The page needs {error.name}, which is not installed: pip install 'tagi[serve]' brings it.\n"
+
+        @app.get("/", include_in_schema=False)
+        async def without() -> Response:
+            return PlainTextResponse(missing, 501)
+
+        return
+    mount(app, service)
 
 
 def _add_errors(app: FastAPI) -> None:

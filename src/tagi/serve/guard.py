@@ -1,6 +1,7 @@
 """What stands between callers and the service: keys, limits of size and time of the body, request ids, counts, logs."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -63,7 +64,7 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(scope["path"], headers)
+            refusal = self._refusal(scope["method"], scope["path"], headers)
             body = refusal or await self._body(headers, receive)
             if isinstance(body, JSONResponse):
                 await body(scope, receive, answer)
@@ -77,15 +78,16 @@ class Guard:
             entry = {"id": request_id, "method": scope["method"], "route": route, "status": status}
             _LOG.info(json.dumps(entry | {"ms": round(1000 * seconds, 1)}))
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
         if not self.keys or path in OPEN:
             return None
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        digest = hashed(given)
+        # a browser sends what a person typed with whatever another site makes it post: so not to the API
+        typed = method in ("GET", "HEAD") or not path.startswith("/v1/")
+        digest = hashed(_key(headers.get("authorization", ""), typed=typed))
         if any(hmac.compare_digest(digest, one) for one in self.keys):
             return None
         said = error("the key is missing or wrong: send it as `Authorization: Bearer KEY`", "authentication_error")
-        return JSONResponse(said, 401, {"WWW-Authenticate": "Bearer"})
+        return JSONResponse(said, 401, {"WWW-Authenticate": 'Basic realm="tagi: any name, the key as password"'})
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | JSONResponse | None:
         """The whole body; what refuses it; None where the caller has gone."""
@@ -107,6 +109,17 @@ class Guard:
         except TimeoutError:
             said = error(f"the body did not come within {self.limits.seconds:g} seconds", "timeout_error")
             return JSONResponse(said, 408, {"Connection": "close"})
+
+
+def _key(authorization: str, *, typed: bool) -> str:
+    """The key that a request brings: `Bearer KEY`, or a password that a browser asked for, `Basic base64(NAME:KEY)`."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() != "basic" or not typed:
+        return authorization.removeprefix("Bearer ").strip()
+    try:
+        return base64.b64decode(given, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _too_large(most: int) -> JSONResponse:

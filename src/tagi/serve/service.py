@@ -10,6 +10,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from tagi.data.tokenizers import encode
+from tagi.data.types import Instruction
 from tagi.errors import InputError, TagiError
 from tagi.infer import asked
 from tagi.infer.answers import seeded
@@ -17,9 +18,9 @@ from tagi.infer.engine import Tagi
 from tagi.infer.search import GenerationConfig
 from tagi.serve.guard import BodyLimits
 from tagi.serve.metrics import Metrics
-from tagi.serve.registry import MOST_EXAMPLES, TaskRegistry
+from tagi.serve.registry import MOST_EXAMPLES, NamedTask, TaskRegistry
 from tagi.serve.store import AdapterStore
-from tagi.serve.worker import Finished, Input, Job, Piece, Told, Worker
+from tagi.serve.worker import Finished, InPrompt, Input, Job, Piece, Told, Worker
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Service:
     # --- answering -----------------------------------------------------------------------------------------
 
     async def finished(
-        self, request: Request, told: Sequence[Told], inputs: Sequence[Input], generation: GenerationConfig
+        self, request: Request | None, told: Sequence[Told], inputs: Sequence[Input], generation: GenerationConfig
     ) -> list[Finished]:
         """Every input's answer, in their order.
 
@@ -102,7 +103,7 @@ class Service:
         return found
 
     async def pieces(
-        self, request: Request, told: Told, text: str, generation: GenerationConfig
+        self, request: Request | None, told: Told, text: str, generation: GenerationConfig
     ) -> AsyncIterator[Piece | Finished]:
         """The answer to one input as it grows; ends where the caller hangs up, and takes it out of the batch.
 
@@ -129,12 +130,12 @@ class Service:
         finally:
             self.worker.cancel([job])
 
-    async def on_model(self, request: Request, function: Callable[[], T]) -> T:
+    async def on_model(self, request: Request | None, function: Callable[[], T]) -> T:
         """What a function of the model gives, run between two steps of the batch."""
         return await _unless_gone(request, asyncio.wrap_future(self.worker.call(function)))
 
     async def scores(
-        self, request: Request, told: Told, texts: Sequence[str], choices: Sequence[str]
+        self, request: Request | None, told: Told, texts: Sequence[str], choices: Sequence[str]
     ) -> list[list[float]]:
         """Mean log-likelihood a token of every choice of every input.
 
@@ -146,10 +147,29 @@ class Service:
             raise InputError(f"{len(texts)} inputs of {len(choices)} choices are more than {most:,} in all")
 
         def score() -> list[list[float]]:
+            if isinstance(told, InPrompt):
+                return self.worker.asking.score_choices(told.instruction, texts, choices)
             adapter = self.store.get(told) if isinstance(told, str) else self.tagi.adapt(told)
             return self.tagi.score_choices(adapter, texts, choices)
 
         return await self.on_model(request, score)
+
+    async def register(
+        self, request: Request | None, told: Instruction, name: str | None, choices: Sequence[str]
+    ) -> tuple[NamedTask, bool]:
+        """Give a task a name and write its adapter; gives it, and whether it is new.
+
+        Raises:
+            TagiError: see `TaskRegistry.add`; or the model cannot read it, and then it is not registered.
+        """
+        found, new = await asyncio.to_thread(self.tasks.add, told, name=name, choices=choices)
+        try:
+            await self.on_model(request, lambda: self.store.get(found.key))
+        except TagiError:
+            if new:
+                self.tasks.remove(found.name)
+            raise
+        return found, new
 
     # --- what callers name -----------------------------------------------------------------------------------
 
@@ -201,12 +221,14 @@ def _settle(future: asyncio.Future[Finished], one: Piece | Finished) -> None:
         future.set_result(one)
 
 
-async def _unless_gone(request: Request, wanted: asyncio.Future[T]) -> T:
+async def _unless_gone(request: Request | None, wanted: asyncio.Future[T]) -> T:
     """What is wanted, unless the caller hangs up before.
 
     Raises:
         ClientGoneError: so it was.
     """
+    if request is None:  # whoever asks cancels this when nobody waits any more
+        return await wanted
     gone = asyncio.ensure_future(_hung_up(request))
     wanted.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks once the caller is gone
     try:

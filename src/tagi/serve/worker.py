@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ import torch
 from tagi.backbones.base import Prepared
 from tagi.data.types import Instruction
 from tagi.errors import TagiError
+from tagi.eval.evaluate import prompted
 from tagi.infer.answers import Answer
 from tagi.infer.engine import Tagi
 from tagi.infer.running import Tokens
@@ -31,8 +32,19 @@ READY_BYTES = 512 << 20
 _LOG = logging.getLogger("tagi.serve")
 
 T = TypeVar("T")
-Told = str | Instruction
-"""The key of a registered instruction, or an instruction that need not be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class InPrompt:
+    """An instruction that the bare language model reads with every input, as it does without `tagi`."""
+
+    instruction: Instruction
+
+
+Told = str | Instruction | InPrompt
+"""The key of a registered instruction, an instruction that need not be kept, or one for the prompt."""
+BARE = "bare"
+"""The key of the adapter that changes nothing."""
 Input = str | tuple[int, ...]
 """A text, which is put into the prompt's frame, or token ids, which are read as they stand."""
 
@@ -84,7 +96,7 @@ class Job:
     """Of its task; taken once, for it is asked for in every step that the job waits."""
 
     def __post_init__(self) -> None:
-        self.key = self.told if isinstance(self.told, str) else key_of(self.told)
+        self.key = _key(self.told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +118,7 @@ class Worker:
 
     def __init__(self, tagi: Tagi, store: AdapterStore, *, most_waiting: int = 1024) -> None:
         self.tagi, self.store, self.most_waiting = tagi, store, most_waiting
+        self.asking = prompted(tagi)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._scheduler = Scheduler(tagi.model.backbone)
         self._new: list[Job] = []
@@ -247,11 +260,18 @@ class Worker:
 
     def _adapters(self, told: Sequence[Told]) -> dict[str, TaskAdapter]:
         keys = [one for one in told if isinstance(one, str)]
-        others = [one for one in told if not isinstance(one, str)]
+        others = [one for one in told if isinstance(one, Instruction)]
         found = dict(zip(keys, self.store.get_all(keys), strict=True)) if keys else {}
+        if bare := next((one for one in told if isinstance(one, InPrompt)), None):
+            found[BARE] = self._bare(bare.instruction)
         if others:
             found |= zip(map(key_of, others), each_of(self.tagi.adapt_all(others)), strict=True)
         return found
+
+    def _bare(self, instruction: Instruction) -> TaskAdapter:
+        """An adapter that changes nothing and can share a batch with all others: B of every module is zero."""
+        adapter = self.tagi.adapt_all([instruction]).without_instruction()
+        return replace(adapter, modules={s: replace(f, b=torch.zeros_like(f.b)) for s, f in adapter.modules.items()})
 
     def _keep(self, adapters: dict[str, TaskAdapter]) -> None:
         for key, adapter in adapters.items():
@@ -268,7 +288,12 @@ class Worker:
         self._ready.move_to_end(job.key)
         number, tagi = next(self._numbers), self.tagi
         given = job.input
-        prompts = tagi.prompts(None, given, follows=ready.follows) if isinstance(given, str) else [given]
+        if isinstance(given, tuple):
+            prompts = [given]
+        elif isinstance(job.told, InPrompt):
+            prompts = self.asking.prompts(job.told.instruction, given)
+        else:
+            prompts = tagi.prompts(None, given, follows=ready.follows)
         request = Request(number, prompts, ready.prepared, 0, job.seed, tagi.limits(job.generation), job.generation)
         job.prompt_tokens = request.told + sum(map(len, prompts))
         self._running[number] = job
@@ -294,6 +319,12 @@ class Worker:
             self._show(job, answer.text)
         ended = answer or Answer("", None, len(job.tokens), error)
         job.emit(Finished(ended, tuple(job.tokens), job.prompt_tokens))
+
+
+def _key(told: Told) -> str:
+    if isinstance(told, InPrompt):
+        return BARE
+    return told if isinstance(told, str) else key_of(told)
 
 
 def _run_into(future: Future[T], function: Callable[[], T]) -> None:

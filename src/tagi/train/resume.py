@@ -105,6 +105,13 @@ def check(config: RunConfig, processes: int, folder: Path, sources: Sources | No
     return Record.of(config, processes, sources).check(folder)
 
 
+def changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """`field: old → new` of what makes two configs different runs; places of data do not."""
+    changed = _changes(_flat(before), _flat(now))
+    places = {f"{field}.path" for field in now.data.by_field}
+    return [f"{field}: {text}" for field, text in changed.items() if field not in FREE | places]
+
+
 def _same_course(before: RunConfig, now: RunConfig, newest: Path) -> bool:
     """Whether another number of steps would have made the steps that are done just as they were.
 
@@ -145,12 +152,16 @@ def _files(config: RunConfig, sources: Sources) -> dict[str, str]:
     found: dict[str, str] = {}
     for field, value in _flat(config).items():
         if field in PLACES and value is not None and Path(value).is_dir():
-            inside = [path for path in Path(value).rglob("*") if path.is_file() and not path.name.startswith(".")]
-            found[field] = _digest(Path(value), inside)
+            found[field] = digest(Path(value))
     for field, data in config.data.by_field.items():
         if data.path is not None:
             found[f"{field}.path"] = _digest(Path(data.path), sources.of(data).files())
     return found
+
+
+def digest(folder: Path) -> str:
+    """Of all files in a folder, but for hidden ones."""
+    return _digest(folder, [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")])
 
 
 def _digest(folder: Path, files: list[Path]) -> str:

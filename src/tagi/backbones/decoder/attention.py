@@ -85,6 +85,22 @@ def _beside(q: Tensor, own: KeyValue, attended: KeyValue, seen: View, rows: Rows
     return rows.matmul(weights[..., :length], attended.v) + weights[..., length:] @ own.v
 
 
+def weights(q_RHLK: Tensor, own: KeyValue, attended: KeyValue, seen: View, rows: Rows) -> Tensor:
+    """The part of softmax(q [I; k]ᵀ / √K) that falls on what the task attends to, (R, H, L, S).
+
+    For looking at: `attend` never has them in memory.
+    """
+    groups = q_RHLK.shape[1] // own.k.shape[1]
+    k = torch.cat((rows.pick(attended.k), own.k), dim=2).repeat_interleave(groups, dim=1)
+    scores = (q_RHLK * q_RHLK.shape[-1] ** -0.5) @ k.mT
+    told = attended.k.shape[2]
+    if seen.attended is not None:
+        scores[..., :told] = scores[..., :told].masked_fill(~seen.attended, -torch.inf)
+    if seen.own is not None:
+        scores[..., told:] = scores[..., told:].masked_fill(~seen.own, -torch.inf)
+    return softmax(scores)[..., :told]
+
+
 def _each(mask: Tensor | None, groups: int) -> Tensor | None:
     """A mask (R, 1, L, C) for every head of a group, (R, 1, G·L, C)."""
     return mask if mask is None or groups == 1 or mask.shape[2] == 1 else mask.repeat(1, 1, groups, 1)

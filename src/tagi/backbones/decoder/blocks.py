@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tagi.backbones.attention import join_heads, split_heads
 from tagi.backbones.base import Prepared
 from tagi.backbones.cache import KeyValue, Past
-from tagi.backbones.decoder.attention import View, attend
+from tagi.backbones.decoder.attention import View, attend, weights
 from tagi.backbones.decoder.rotary import Angles, rotate
 from tagi.backbones.layers import ACTIVATIONS
 from tagi.backbones.lora import bottleneck, prefixed, project
@@ -27,6 +27,8 @@ class Pass:
     windowed: View | None
     by: Angles | None
     past: Past | None
+    watched: list[Tensor] | None = None
+    """Given where somebody looks on: every block adds how its queries attend to the instruction, (R, H, L, S)."""
 
 
 class Attention(nn.Module):
@@ -55,6 +57,8 @@ class Attention(nn.Module):
         own = KeyValue(k, v) if this.past is None else this.past.append(self.layer, KeyValue(k, v))
         attended = this.prepared.attended
         seen = this.windowed if self.windowed and this.windowed is not None else this.full
+        if this.watched is not None and attended is not None:
+            this.watched.append(weights(q, own, attended.layers[self.layer], seen, this.rows))
         mixed = attend(q, own, attended and attended.layers[self.layer], seen, this.rows)
         prefix = this.prepared.modules.get(Site("decoder.self", self.layer, "prefix"))
         mixed = prefixed(mixed, q * q.shape[-1] ** -0.5, prefix, this.rows)

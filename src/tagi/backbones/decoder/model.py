@@ -167,13 +167,37 @@ class Decoder(nn.Module):
     ) -> Tensor:
         if owner is not None:
             return self._score_after(input_ids, input_mask, target_ids, prepared, rows, owner)
+        states = self._answering(input_ids, input_mask, target_ids, prepared, rows, checkpointing=checkpointing)
+        return self.logits(states)
+
+    def attention(
+        self, input_ids: Tensor, input_mask: Tensor, target_ids: Tensor, *, prepared: Prepared, rows: Rows
+    ) -> Tensor | None:
+        watched: list[Tensor] = []
+        self._answering(input_ids, input_mask, target_ids, prepared, rows, watched=watched)
+        if not watched:
+            return None
+        return torch.stack([weights.mean(1)[:, -target_ids.shape[1] :] for weights in watched]).mean(0)
+
+    def _answering(
+        self,
+        input_ids: Tensor,
+        input_mask: Tensor,
+        target_ids: Tensor,
+        prepared: Prepared,
+        rows: Rows,
+        *,
+        checkpointing: bool = False,
+        watched: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states (R, O, D) that every target token is predicted from, in one pass."""
         ids, mask = right_aligned(input_ids, input_mask.bool())
         inputs, targets = ids.shape[1], target_ids.shape[1]
         both = torch.cat((ids, target_ids[:, :-1]), dim=1)  # nothing is read after the last target
         mask = F.pad(mask, (0, targets - 1), value=True)
         positions, hidden = _positions(mask, prepared, rows)
-        states = self._run(both, positions, hidden, prepared, rows, checkpointing=checkpointing)[0]
-        return self.logits(states[:, inputs - 1 :])
+        states = self._run(both, positions, hidden, prepared, rows, checkpointing=checkpointing, watched=watched)[0]
+        return states[:, inputs - 1 :]
 
     def _score_after(
         self, ids: Tensor, mask: Tensor, target_ids: Tensor, prepared: Prepared, rows: Rows, owner: Tensor
@@ -212,6 +236,7 @@ class Decoder(nn.Module):
         rows: Rows,
         past: Past | None = None,
         checkpointing: bool = False,
+        watched: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[KeyValue, ...]]:
         """Tokens and positions (R, L) to hidden states (R, L, D) and each block's keys and values, the past's first."""
         self._check_length(positions)
@@ -226,7 +251,7 @@ class Decoder(nn.Module):
         full, windowed = (
             view(distance, hidden, positions, prepared.attended, rows, window) for window in (None, shape.window)
         )
-        this = Pass(prepared, rows, full, windowed if shape.window_layers else None, by, past)
+        this = Pass(prepared, rows, full, windowed if shape.window_layers else None, by, past, watched)
         read: list[KeyValue] = []
         for block in cast(Iterable[Block], self.blocks):
             x_RLD, own = checkpoint(block, x_RLD, this, use_reentrant=False) if checkpointing else block(x_RLD, this)

@@ -281,6 +281,11 @@ class T5(T5Encoder):
         shifted = F.pad(target_ids[:, :-1], (1, 0), value=self.shape.decoder_start_token_id)
         return self.decode(shifted, inputs, prepared, rows, checkpointing=checkpointing)[0]
 
+    def attention(
+        self, input_ids: Tensor, input_mask: Tensor, target_ids: Tensor, *, prepared: Prepared, rows: Rows
+    ) -> None:
+        return None  # its decoder attends to encoded instruction and input in one
+
     def inputs(
         self, ids: Tensor, mask: Tensor, prepared: Prepared, rows: Rows, *, checkpointing: bool = False
     ) -> Inputs:

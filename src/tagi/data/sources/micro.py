@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from tagi.data.mixture import TaskSource, epoch_order
@@ -32,8 +33,18 @@ class Micro(Source):
 
     @property
     def split(self) -> Split:
-        """All of them."""
-        return splits(self.data.seed, train_compositions=self.data.compositions, valid=self.data.valid_tasks)
+        """All of them; of the training part only the `categories` families of last operations with the most tasks."""
+        data = self.data
+        split = splits(data.seed, train_compositions=data.compositions, valid=data.valid_tasks)
+        if data.categories is None:
+            return split
+        counts = Counter(task.operations[-1].family for task in split.train)
+        kept = sorted(counts, key=lambda family: (-counts[family], family))[: data.categories]
+        singles, compositions = (
+            tuple(task for task in tasks if task.operations[-1].family in kept)
+            for tasks in (split.singles, split.compositions)
+        )
+        return replace(split, singles=singles, compositions=compositions)
 
     def train(self, shown: int) -> TaskSource:
         """Compositions once an epoch, single operations as often as their family has turns."""

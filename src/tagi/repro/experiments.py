@@ -1,0 +1,369 @@
+"""The paper's tables and figures by their rows: the system, what the paper prints of it, and our runs of it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tagi.data.synthetic.micro_ops import FAMILIES
+from tagi.errors import ConfigError
+from tagi.repro import paper
+from tagi.repro.beds import STEPS_SHOWN, Bed, Entry, Stage
+from tagi.repro.scales import BEDS, Beds, Scale
+
+Name = Literal["table1", "table2", "table3", "table4", "table7", "table8", "table9", "figure3", "figure4"]
+Seeds = Sequence[int]
+Cell = tuple[Entry, ...]
+"""The runs of one score, one a seed; none where we have no such run."""
+Make = Callable[[Bed, int], Entry | None]
+HEADLINE = {"micro": "exact_match", "sni": "rouge_l", "p3": "mtest11"}
+P3_TASKS = {
+    "ANLI": "anli", "(R1)": "anli-r1", "(R2)": "anli-r2", "(R3)": "anli-r3", "HSwag": "hellaswag",
+    "CB": "super_glue_cb", "COPA": "super_glue_copa", "RTE": "super_glue_rte", "WiC": "super_glue_wic",
+    "WSC": "super_glue_wsc.fixed", "WGD": "winogrande_winogrande_xl", "SCloze": "story_cloze",
+    "MTest11 avg.": "mtest11", "HyperT5 avg.": "hypert5",
+}  # fmt: skip
+"""Table 9's columns, by what `tagi eval p3` calls them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: a system, the paper's numbers and our runs."""
+
+    label: str
+    paper: paper.Values
+    ours: tuple[Cell, ...]
+    metric: tuple[str, ...]
+    """What is read of each of our scores; see `tables.value`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A table, or a part of one with columns of its own."""
+
+    title: str
+    paper_columns: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a figure."""
+
+    label: str
+    x: tuple[int, ...]
+    points: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A part of a figure with axes of its own."""
+
+    title: str
+    x_label: str
+    metric: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What one command shows."""
+
+    title: str
+    parts: tuple[Block, ...] | tuple[Panel, ...]
+    notes: tuple[str, ...] = ()
+
+    def entries(self) -> Iterator[Entry]:
+        """Every run that it shows."""
+        for part in self.parts:
+            each = [r.ours for r in part.rows] if isinstance(part, Block) else [line.points for line in part.lines]
+            for cells in each:
+                for cell in cells:
+                    yield from cell
+
+    def stages(self) -> list[Stage]:
+        """Every stage that leads to them, each once, in an order in which they can run.
+
+        Raises:
+            ConfigError: two stages of different configs have one output.
+        """
+        found: dict[str, Stage] = {}
+        for entry in self.entries():
+            for stage in entry.stages:
+                if found.setdefault(stage.output, stage) != stage:
+                    raise ConfigError(f"{stage.output}: two runs are to be written there")
+        return list(found.values())
+
+
+def experiment(name: Name, scale: Scale, data: str, seeds: Seeds) -> Experiment:
+    """A table or figure that is made of runs; Tables 1 and 8 are not.
+
+    Args:
+        data: the folder that holds `sni`, `p3` and `c4`.
+
+    Raises:
+        ConfigError: a config file is not there.
+    """
+    return MADE[name](BEDS[scale](data), seeds)
+
+
+def _cell(make: Make, bed: Bed, seeds: Seeds) -> Cell:
+    return tuple(entry for seed in seeds if (entry := make(bed, seed)) is not None)
+
+
+def _row(label: str, make: Make, beds: Sequence[Bed], seeds: Seeds, values: paper.Values) -> Row:
+    cells = tuple(_cell(make, bed, seeds) for bed in beds)
+    return Row(label, values, cells, tuple(HEADLINE[bed.benchmark] for bed in beds))
+
+
+def _untrained(bed: Bed, seed: int) -> Entry:
+    return bed.untrained(seed)
+
+
+def _metatrained(bed: Bed, seed: int) -> Entry:
+    return bed.prompted(seed)
+
+
+def _system(method: str) -> Make:
+    return lambda bed, seed: bed.hypernetwork(method, seed)
+
+
+def _tagi(bed: Bed, seed: int) -> Entry:
+    return bed.tagi(seed)
+
+
+def _fid(bed: Bed, seed: int) -> Entry | None:
+    if not bed.has_encoder:  # a decoder-only model cannot encode demonstrations apart
+        return None
+    return bed.hypernetwork("fid_icl", seed, *bed.many)
+
+
+def _icl(method: str) -> Make:
+    return lambda bed, seed: bed.prompted(seed, *bed.many, method=method, what=method)
+
+
+def _full_ft(bed: Bed, seed: int) -> Entry | None:
+    return bed.full_ft(seed)
+
+
+MAIN: Mapping[str, Make] = {
+    "No FT": _untrained,
+    "Tk-Instruct": _metatrained,
+    "Hypter": _system("hypter"),
+    "HyperTuning": _system("hypertuning_lora"),
+    "HINT": _system("hint"),
+    "TAGI": _tagi,
+}
+IN_CONTEXT: Mapping[str, Make] = {
+    "Zero-shot": _untrained,
+    "Full FT": _full_ft,
+    "Metatrain": _metatrained,
+    "Concat-ICL": _icl("concat_icl"),
+    "FiD-ICL": _fid,
+    "Ensemble-ICL": _icl("ensemble_icl"),
+    "Hypter": _system("hypter"),
+    "HINT": _system("hint"),
+    "TAGI": _tagi,
+}
+ABLATIONS: Mapping[str, Make] = {
+    "HyperTuning": _system("hypertuning_lora"),
+    "HINT": _system("hint"),
+    "TAGI": _tagi,
+    "w/o pretraining": lambda bed, seed: bed.tagi(seed, pretrain=False, what="no-pretraining"),
+    "w/o Instr. Fus.": lambda bed, seed: bed.tagi(seed, method="lora_only", what="no-fusion"),
+    "w/o L_ce": lambda bed, seed: bed.tagi(seed, "objective.labels=false", what="no-ce"),
+    "w/o L_kl": lambda bed, seed: bed.tagi(seed, "objective.lambda_kl=0", what="no-kl"),
+    "w/o L_ins": lambda bed, seed: bed.unaligned(seed),
+}
+
+
+def _table2(beds: Beds, seeds: Seeds) -> Experiment:
+    published = paper.TABLE_2
+    chosen = [pair[place] for place in (0, 1) for pair in beds.sni]
+    rows = [_row(label, make, chosen, seeds, published.row(label)) for label, make in MAIN.items()]
+    metric = rows[0].metric
+    if beds.decoders:
+        cells = tuple((beds.decoders[bed.column],) if bed.column in beds.decoders else () for bed in chosen)
+        rows.insert(2, Row("decoder-only, from scratch", published.row(""), cells, metric))
+    for label in ("OPT (13B)", "GPT-2 XL (1.5B)"):
+        rows.insert(2, Row(label, published.row(label), ((),) * len(chosen), metric))
+    block = Block(published.title, published.columns, tuple(bed.column for bed in chosen), tuple(rows))
+    return Experiment("Table 2", (block,), (*beds.notes, "The paper's TAGI has no alignment in its XXL columns."))
+
+
+def _table3(beds: Beds, seeds: Seeds) -> Experiment:
+    columns = tuple(bed.column for bed in beds.p3)
+    first = paper.TABLE_3
+    rows = tuple(_row(label, make, beds.p3, seeds, first.row(label)) for label, make in IN_CONTEXT.items())
+    blocks = [Block(first.title, first.columns, columns, rows)]
+    if beds.p3[0].benchmark == "p3":
+        second, systems = paper.TABLE_3_HYPERT5, {**IN_CONTEXT, **MAIN}
+        made = [_row(label, systems[label], beds.p3, seeds, second.row(label)) for label in second.rows]
+        hypert5 = ("hypert5",) * len(columns)
+        blocks.append(Block(second.title, second.columns, columns, tuple(replace(one, metric=hypert5) for one in made)))
+    return Experiment("Table 3", tuple(blocks), beds.notes)
+
+
+def _table4(beds: Beds, seeds: Seeds) -> Experiment:
+    published, chosen = paper.TABLE_4, beds.ablated
+    rows = (_row(label, make, chosen, seeds, published.row(label)) for label, make in ABLATIONS.items())
+    metric = tuple("hypert5" if bed.benchmark == "p3" else HEADLINE[bed.benchmark] for bed in chosen)
+    made = tuple(replace(row, metric=metric) for row in rows)
+    block = Block(published.title, published.columns, tuple(bed.column for bed in chosen), made)
+    return Experiment("Table 4", (block,), beds.notes)
+
+
+TUNED: Mapping[str, tuple[str, float]] = {
+    "learning rate 5e-5": ("training.lr", 0.5),
+    "learning rate 1e-4": ("training.lr", 1.0),
+    "learning rate 3e-4": ("training.lr", 3.0),
+    "learning rate 1e-3": ("training.lr", 10.0),
+    "rank 16": ("hypernetwork.rank", 0.5),
+    "rank 32": ("hypernetwork.rank", 1.0),
+    "rank 64": ("hypernetwork.rank", 2.0),
+    "steps 15000": ("training.steps", 0.75),
+    "steps 20000": ("training.steps", 1.0),
+    "steps 25000": ("training.steps", 1.25),
+    "warmup 0.01": ("training.warmup", 0.5),
+    "warmup 0.02": ("training.warmup", 1.0),
+    "warmup 0.03": ("training.warmup", 1.5),
+}
+"""Table 7's columns as multiples of the default."""
+
+
+def _table7(beds: Beds, seeds: Seeds) -> Experiment:
+    blocks: list[Block] = []
+    for bed in beds.tuned:
+        setting = "P3" if bed.benchmark == "p3" else f"SNI, {'Def + 2 Pos.' if bed.shots else 'Def'}"
+        labels = ("Metatrain" if bed.benchmark == "p3" else "Tk-Instruct"), "TAGI"
+        published = [paper.TABLE_7.rows[f"{setting}, {label}"] for label in labels]
+        rows: list[Row] = []
+        for place, (column, (field, factor)) in enumerate(TUNED.items()):
+            cells = (
+                () if field == "hypernetwork.rank" else _cell(_tuned(_metatrained, field, factor), bed, seeds),
+                _cell(_tuned_tagi(field, factor), bed, seeds),
+            )
+            label = f"{column} (×{factor:g})"
+            rows.append(Row(label, tuple(one[place] for one in published), cells, (HEADLINE[bed.benchmark],) * 2))
+        blocks.append(Block(f"{bed.column}; the paper's {setting}", labels, labels, tuple(rows)))
+    said = "The labels are the paper's values; ours are the same multiples of our configs' own, underlined there: ×1."
+    return Experiment("Table 7", tuple(blocks), (*beds.notes, said))
+
+
+def _tuned(make: Make, field: str, factor: float) -> Make:
+    """The last stage of a system with one of its numbers multiplied."""
+
+    def made(bed: Bed, seed: int) -> Entry | None:
+        entry = make(bed, seed)
+        if entry is None or factor == 1.0:
+            return entry
+        return replace(entry, stages=(*entry.stages[:-1], multiplied(entry.stages[-1], field, factor)))
+
+    return made
+
+
+def _tuned_tagi(field: str, factor: float) -> Make:
+    """Another rank needs a bank and pretraining of that rank."""
+    if field != "hypernetwork.rank" or factor == 1.0:
+        return _tuned(_tagi, field, factor)
+
+    def made(bed: Bed, seed: int) -> Entry:
+        rank = int(bed.stage("pretrain", "pretrain", 0).run.hypernetwork.rank * factor)
+        return bed.ranked(rank).tagi(seed, what=f"rank-{rank}")
+
+    return made
+
+
+def multiplied(stage: Stage, field: str, factor: float) -> Stage:
+    """A stage with a number of its training multiplied, in a folder of its own."""
+    before = getattr(stage.run.training, field.removeprefix("training."))
+    after = max(1, round(before * factor)) if isinstance(before, int) else float(f"{before * factor:.4g}")
+    name = field.rpartition(".")[2]
+    return replace(stage, overrides=(*stage.overrides, f"{field}={after}"), output=f"{stage.output}-{name}-x{factor:g}")
+
+
+def _table9(beds: Beds, seeds: Seeds) -> Experiment:
+    blocks: list[Block] = []
+    for bed in beds.p3:
+        if bed.benchmark != "p3":  # by the family of a task's last operation, where the paper has nothing to compare
+            columns = tuple(IN_CONTEXT)
+            made = tuple(_cell(make, bed, seeds) for make in IN_CONTEXT.values())
+            rows = [Row(name, (), made, (f"by_category.{name}",) * len(made)) for name in FAMILIES]
+            blocks.append(Block(f"{bed.column}, by the last operation", (), columns, tuple(rows)))
+            continue
+        family, _, size = bed.column.partition(" ") if bed.column in paper.TABLE_3.columns else ("T5-LM", "", "Base")
+        published = {
+            "Zero-shot": family,
+            "Full FT": f"{family} Full FT",
+            "Metatrain": f"{family} Metatrain",
+            "FiD-ICL": f"{family}-FiD",
+            "TAGI": f"{family}-TAGI",
+        }
+        made = tuple(_cell(IN_CONTEXT[label], bed, seeds) for label in published)
+        values = [paper.TABLE_9["", "Random"], *(paper.TABLE_9[size, name] for name in published.values())]
+        rows = [
+            Row(column, tuple(one[place] for one in values), made, (P3_TASKS[column],) * len(made))
+            for place, column in enumerate(paper.TABLE_9_COLUMNS)
+        ]
+        title = f"{bed.column}; the paper's {family} {size}"
+        blocks.append(Block(title, ("Random", *published), tuple(published), tuple(rows)))
+    return Experiment("Table 9", tuple(blocks), beds.notes)
+
+
+def _figure3(beds: Beds, seeds: Seeds) -> Experiment:
+    panels: list[Panel] = []
+    for bed, counts in beds.varied:
+        whole = counts[-1]
+
+        def some(count: int, *changes: str, bed: Bed = bed, whole: int = whole) -> Make:
+            unaligned = bool(changes)
+            if count == whole:
+                return (lambda _, seed: bed.unaligned(seed)) if unaligned else (lambda _, seed: bed.tagi(seed))
+            what = f"groups-{count}" + ("-no-ins" if unaligned else "")
+            return lambda _, seed: bed.tagi(seed, *bed.groups(count), *changes, what=what)
+
+        lines = tuple(
+            Line(label, counts, tuple(_cell(some(count, *changes), bed, seeds) for count in counts))
+            for label, changes in (("with alignment", ()), ("without alignment", ("objective.lambda_ins=0",)))
+        )
+        panels.append(Panel(bed.column, "groups of training tasks", HEADLINE[bed.benchmark], lines))
+    return Experiment("Figure 3", tuple(panels), (*beds.notes, _NO_NUMBERS))
+
+
+def _figure4(beds: Beds, seeds: Seeds) -> Experiment:
+    bed = beds.trend
+    metric, steps = HEADLINE[bed.benchmark], bed.unaligned(0).stages[-1].run.training.steps
+    shown = [steps // STEPS_SHOWN * number for number in range(1, STEPS_SHOWN)]
+    by_step = [
+        tuple(replace(bed.unaligned(seed), checkpoint=f"step-{step:08d}") for seed in seeds) for step in shown if step
+    ]
+    cells = (*by_step, _cell(lambda bed, seed: bed.unaligned(seed), bed, seeds))
+    left = Line("without alignment", (*(step for step in shown if step), steps), cells)
+    right = Line(
+        "TAGI",
+        (0, 6, 15),
+        (
+            cells[-1],
+            *(
+                _cell(lambda bed, seed, n=n: bed.tagi(seed, aligned=n, what=f"aligned-{n}"), bed, seeds)
+                for n in (6, 15)
+            ),
+        ),
+    )
+    panels = (
+        Panel(f"{bed.column}, by step", "finetuning steps", metric, (left,)),
+        Panel(f"{bed.column}, by alignment", "groups whose LoRAs are aligned with", metric, (right,)),
+    )
+    return Experiment("Figure 4", panels, (*beds.notes, _NO_NUMBERS))
+
+
+_NO_NUMBERS = "The paper draws this figure without printing its numbers, so that none stand here."
+MADE: Mapping[str, Callable[[Beds, Seeds], Experiment]] = {
+    "table2": _table2,
+    "table3": _table3,
+    "table4": _table4,
+    "table7": _table7,
+    "table9": _table9,
+    "figure3": _figure3,
+    "figure4": _figure4,
+}
