@@ -21,7 +21,6 @@ from tagi.data.types import Demonstration, Example, Instruction, Task
 from tagi.errors import InputError
 from tagi.eval.rank import MTEST11, Ranking, accuracy, chance, hypert5_average, majority, rank
 from tagi.eval.report import Prediction
-from tagi.infer import engine
 from tagi.infer.choices import TokenScore
 from tagi.infer.engine import Tagi
 from tagi.infer.running import averaged
@@ -67,10 +66,11 @@ def test_a_text_is_scored_as_it_stands_in_parts_or_as_a_whole(monkeypatch: pytes
     adapter, ids = tagi.adapt(TOLD), [3, 4, 5, 7, 9, 2, 2, 4, 8, 6]
     expected = likelihoods(tagi, adapter, ids[:1], ids[1:])
     _equals(tagi.token_scores(adapter, ids[:1], ids[1:], most=2), ids[1:], expected)
-    monkeypatch.setattr(engine, "SCORED_TOGETHER", 4)
+    (framed,) = tagi.prompts(None, INPUTS[1], follows=True)
+    behind = tagi.token_scores(adapter, framed[:1], [*framed[1:], *ids], most=2)[len(framed) - 1 :]
+    _equals(behind, ids, likelihoods(tagi, adapter, framed, ids))
+    monkeypatch.setattr("tagi.infer.choices.SCORED_TOGETHER", 4)
     _equals(tagi.token_scores(adapter, ids[:1], ids[1:], most=2), ids[1:], expected)
-    with pytest.raises(InputError, match="without an encoder"):
-        make("tagi").token_scores(make("tagi").adapt(TOLD), ids[:1], ids[1:])
 
 
 def likelihoods(tagi: Tagi, adapter: TaskAdapter, prompt: Sequence[int], ids: Sequence[int]) -> Tensor:

@@ -88,6 +88,12 @@ def test_bad_requests(client: httpx.Client, path: str, body: dict[str, Any], sta
         assert says in message(answer)
 
 
+def test_an_encoder_s_prompt_has_no_scores(tmp_path: Path) -> None:
+    with served(tmp_path, make("tagi")) as client:
+        answer = client.post("/v1/completions", json=READ | {"model": registered(client), "prompt": "a"})
+        assert answer.status_code == 400 and "without an encoder" in message(answer)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"instruction": "\xff"}', b"\x00" * 100])
 def test_bodies_that_are_no_json_objects(client: httpx.Client, content: bytes) -> None:
     answer = client.post("/v1/tasks", content=content, headers={"Content-Type": "application/json"})

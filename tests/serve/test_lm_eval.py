@@ -15,7 +15,6 @@ from tagi.data.tokenizers import encode
 from tagi.infer.search import GenerationConfig
 from tagi.model.adapter import TaskAdapter
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'tagi[eval]'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = (("a b", ("c", "d e f"), 0), ("g h i j", ("k", "a a", "l m"), 1), ("n", ("o p", "b"), 1))
 
@@ -61,26 +60,22 @@ def tasks(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("how", [{"tokenized_requests": True, "batch_size": 4}, {"tokenized_requests": False}])
+@pytest.mark.parametrize("how", ["tokenized_requests=True", "tokenized_requests=False"])
 def test_lm_eval_measures_what_the_engine_says(
-    client: httpx.Client, tagi: Tagi, tasks: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, tagi: Tagi, tasks: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-    from lm_eval.tasks import TaskManager
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'tagi[eval]'")
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
     tagi.tokenizer.save_pretrained(tasks / "tokenizer")
-    model = LocalCompletionsAPI(
-        base_url=f"{client.base_url}/v1/completions",
-        model="task",
-        tokenizer=str(tasks / "tokenizer"),
-        max_retries=1,
-        **how,
-    )
+    address = f"model=task,base_url={client.base_url}/v1/completions,tokenizer={tasks / 'tokenizer'}"
     found = lm_eval.simple_evaluate(
-        model,
+        "local-completions",
+        model_args=f"{address},max_retries=1,{how}",
         tasks=["choosing", "writing"],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        batch_size=3,
         bootstrap_iters=0,
         log_samples=True,
     )

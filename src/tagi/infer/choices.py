@@ -14,6 +14,8 @@ from tagi.infer.running import averaged
 
 ROWS = 64
 """Encoded inputs of a batch, at most, unless a single input has more prompts."""
+SCORED_TOGETHER = 512
+"""Tokens of an answer whose scores over the whole vocabulary are held at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,17 @@ def token_scores(
     backbone: Backbone, prepared: Prepared, prompt: Sequence[int], answer: Sequence[int], most: int
 ) -> list[TokenScore]:
     """Every token of one answer to one prompt, each with so many of the likeliest in its place."""
+    size = len(answer) or 1 if backbone.has_encoder else SCORED_TOGETHER  # an encoder reads the prompt and no more
+    return [
+        one
+        for start in range(0, len(answer), size)
+        for one in _token_scores(backbone, prepared, [*prompt, *answer[:start]], answer[start : start + size], most)
+    ]
+
+
+def _token_scores(
+    backbone: Backbone, prepared: Prepared, prompt: Sequence[int], answer: Sequence[int], most: int
+) -> list[TokenScore]:
     device = backbone.embedding.weight.device
     ids, target_ids = (torch.tensor([one], device=device) for one in (prompt, answer))
     mask = torch.ones_like(ids, dtype=torch.bool)

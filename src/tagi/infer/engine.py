@@ -43,8 +43,6 @@ from tagi.model.tagi import Output, TagiModel, neutral
 Pairs = Sequence[tuple[str, str]]
 Told = str | Instruction | Sequence[str | Instruction] | TaskAdapter
 """What inputs are solved by: an instruction, several, or the adapters that were written from them."""
-SCORED_TOGETHER = 512
-"""Tokens of an answer whose scores over the whole vocabulary are held at once."""
 
 
 class Tagi:
@@ -269,25 +267,10 @@ class Tagi:
     def token_scores(
         self, adapter: TaskAdapter, given: str | Sequence[int], answer: Sequence[int], *, most: int = 0
     ) -> list[TokenScore]:
-        """Every token of an answer, each with so many of the likeliest in its place.
-
-        Args:
-            given: the input, or token ids that are read as they stand, right behind the task's instruction.
-
-        Raises:
-            InputError: token ids, and a language model whose encoder would read them.
-        """
-        backbone, prepared = self.model.backbone, self.prepare(adapter, 1)
-        if isinstance(given, str):
-            ((given,),) = self._read(adapter, asked.inputs([given]))[1]
-        elif backbone.has_encoder:
-            raise InputError("echo: together with logprobs needs a language model without an encoder")
-        size = len(answer) or 1 if backbone.has_encoder else SCORED_TOGETHER
-        return [
-            one
-            for start in range(0, len(answer), size)
-            for one in token_scores(backbone, prepared, [*given, *answer[:start]], answer[start : start + size], most)
-        ]
+        """Every token of an answer to an input, or of what follows token ids that are read as they stand right behind
+        the task's instruction; each with so many of the likeliest in its place."""
+        prompt = self._read(adapter, asked.inputs([given]))[1][0][0] if isinstance(given, str) else given
+        return token_scores(self.model.backbone, self.prepare(adapter, 1), prompt, answer, most)
 
     @torch.inference_mode()
     def _requests(

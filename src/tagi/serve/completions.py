@@ -58,6 +58,8 @@ async def read(service: Service, request: Request, asked_for: Completion) -> Res
     """Prompts as they stand behind a task's instruction, how they go on, and the scores of all tokens."""
     if asked_for.stream:
         raise InputError("stream: not with echo and logprobs together")
+    if service.tagi.model.backbone.has_encoder:
+        raise InputError("echo: together with logprobs needs a language model without an encoder")
     task, stop, most = service.tasks.get(asked_for.model), asked_for.generation.stop, asked_for.logprobs or 0
     prompts = service.ids([one for one in asked_for.prompts for _ in range(asked_for.n)])
     found = await service.finished(request, [task.key] * len(prompts), prompts, asked_for.generation)
