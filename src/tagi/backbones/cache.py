@@ -91,7 +91,8 @@ class Past:
         """The other's rows in the places (C,) of some of these, all ending at the same place, with room for so many
         tokens more. Nothing but the new rows is copied while there is room for them."""
         length = max(self.length, other.length)
-        start = 0 if self.first is None else int(self.first.min())
+        unseen = 0 if self.first is None else int(self.first.min())
+        start = min(unseen, length - other.length)  # the new rows may need places that none of these can see
         ours, more = self, length - self.length
         if more or self.length + min(room, ROOM) > self.layers[0].k.shape[2]:
             layers = [own.span(start, self.length).padded(more, min(room, ROOM)) for own in self.layers]
