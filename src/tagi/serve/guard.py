@@ -27,6 +27,10 @@ _ID = re.compile("[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile("[0-9a-f]{64}")
 _LOG = logging.getLogger("tagi.serve")
 
+DISCARDED = 8
+"""Times the limit that a body may have to be read to its end and dropped: a caller that is refused in the middle of
+sending sees a connection that breaks, and not why."""
+
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
@@ -91,21 +95,24 @@ class Guard:
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | JSONResponse | None:
         """The whole body; what refuses it; None where the caller has gone."""
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.limits.bytes:
-            return _too_large(self.limits.bytes)
-        parts: list[bytes] = []
+        length, most = headers.get("content-length", "0"), self.limits.bytes
+        if not length.isdigit() or int(length) > DISCARDED * most:
+            return _too_large(most)
+        parts, size = list[bytes](), 0
         try:
             async with asyncio.timeout(self.limits.seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
+                    size += len(message.get("body", b""))
+                    if size > DISCARDED * most:
+                        return _too_large(most)
                     parts.append(message.get("body", b""))
-                    if sum(map(len, parts)) > self.limits.bytes:
-                        return _too_large(self.limits.bytes)
+                    if size > most:
+                        parts.clear()
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return b"".join(parts) if size <= most else _too_large(most)
         except TimeoutError:
             said = error(f"the body did not come within {self.limits.seconds:g} seconds", "timeout_error")
             return JSONResponse(said, 408, {"Connection": "close"})
