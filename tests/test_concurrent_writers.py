@@ -122,7 +122,9 @@ def contended(kind: str, folder: Path, seconds: float, *, swap: bool) -> tuple[i
     return min(count for _, count, _ in found), reads
 
 
-@pytest.mark.parametrize("swap", [True, False], ids=["in one step", "in two steps"])
+@pytest.mark.parametrize(
+    "swap", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["in one step", "in two steps"]
+)
 def test_concurrent_writers_and_a_reader_of_an_adapter(swap: bool, tmp_path: Path) -> None:
     writes, reads = contended("adapter", tmp_path / "a", 2.0, swap=swap)
     assert writes > 0 and reads > 0

@@ -12,6 +12,7 @@ from blocks import ROOT
 pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 
 
+@pytest.mark.slow
 def test_the_site_is_built_strictly(tmp_path: Path) -> None:
     """A broken link or anchor, a page that is not listed or a name that does not resolve would be an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

@@ -66,6 +66,7 @@ def test_table2_from_nothing_to_its_numbers(tagi: Run, toy: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_systems")
+@pytest.mark.slow
 def test_what_is_missing_is_a_dash_with_a_command_that_trains_it(tagi: Run, toy: Path) -> None:
     """The commands by themselves, in their order, leave nothing missing; scores are kept while the checkpoint stays."""
     missing = made(tagi("repro", "table2", "--json"))["missing"]
@@ -85,6 +86,7 @@ def test_what_is_missing_is_a_dash_with_a_command_that_trains_it(tagi: Run, toy:
 
 
 @pytest.mark.usefixtures("two_systems")
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(tagi: Run, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, saved = trainer._save, list[Path]()
 

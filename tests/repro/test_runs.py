@@ -48,6 +48,7 @@ def test_every_stage_of_every_run_is_planned_offline(name: str, stage: str, tagi
     assert list(alone.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_all_prints_the_plan_of_each_stage(tagi: Run, alone: Path) -> None:
     arguments = ("train", "all", "--config", "sni-base-24gb", "--dry-run")
     shown, found = tagi(*arguments).out, tagi(*arguments, "--json").json

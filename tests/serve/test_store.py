@@ -194,6 +194,7 @@ def _hammer(folder: Path) -> None:
             store.get(store.register(text))
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_folder(tagi: Tagi, tmp_path: Path) -> None:
     """Each generates, reads, and drops what the others wrote."""
     bound = 8 * tagi.adapt(TEXTS[0]).nbytes + 200_000
