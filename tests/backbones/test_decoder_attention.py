@@ -23,6 +23,6 @@ def test_parity_of_attention_to_the_instruction(variant: Variant) -> None:
         whole = torch.cat((told.expand(2, -1), ids, targets[:, :-1]), dim=1)
         each = torch.stack(theirs(input_ids=whole, output_attentions=True, use_cache=False).attentions)
     expected = each.mean((0, 2))[:, 7 + 5 - 1 :, :7]
-    assert found.shape == (2, 4, 7) and worst(found, expected) < WEIGHTS
+    assert found is not None and found.shape == (2, 4, 7) and worst(found, expected) < WEIGHTS
     if not both.ours.shape.window_layers:  # behind a window most of them are out of sight
         assert found.min() > 0 and float(found.sum(-1).max()) < 1
