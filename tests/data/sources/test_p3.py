@@ -239,7 +239,7 @@ def unlabelled() -> Iterator[tuple[str, dict[str, Any], str]]:
             yield name, {field: value}, f"{field} is {json.dumps(value)}"
 
 
-@pytest.mark.parametrize(("name", "row", "words"), unlabelled())
+@pytest.mark.parametrize(("name", "row", "words"), list(unlabelled()))
 def test_unlabelled_rows_are_refused(name: str, row: dict[str, Any], words: str, folder: Path) -> None:
     """The templates of this folder would answer: the row has all of their fields."""
     templates = RTE.replace("answer_choices[label]", "'Yes'")
