@@ -74,6 +74,8 @@ class EncodedInstruction:
     mask: Tensor  # (T, S)
     attended: Attended | None = None
     """What a decoder-only model's inputs attend to; None for an encoder-decoder and where there are no tokens."""
+    states: Tensor | None = None
+    """(T, S, P, D), what the projections of a decoder-only model read, see `Backbone.state`; where it was asked for."""
 
     @property
     def tasks(self) -> int:
@@ -84,7 +86,8 @@ class EncodedInstruction:
     def tensors(self) -> tuple[Tensor, ...]:
         """All of it."""
         layers = () if self.attended is None else self.attended.layers
-        return (self.hidden, self.mask, *(x for own in layers for x in (own.k, own.v)))
+        states = () if self.states is None else (self.states,)
+        return (self.hidden, self.mask, *states, *(x for own in layers for x in (own.k, own.v)))
 
     @property
     def nbytes(self) -> int:
@@ -94,17 +97,20 @@ class EncodedInstruction:
     def select(self, index: Tensor) -> "EncodedInstruction":
         """That of some tasks, in the order of `index`."""
         attended = None if self.attended is None else self.attended.select(index)
-        return EncodedInstruction(self.hidden[index], self.mask[index], attended)
+        states = None if self.states is None else self.states[index]
+        return EncodedInstruction(self.hidden[index], self.mask[index], attended, states)
 
     def cut(self, length: int) -> "EncodedInstruction":
         """The first `length` places."""
         attended = None if self.attended is None or not length else self.attended.cut(length)
-        return EncodedInstruction(self.hidden[:, :length], self.mask[:, :length], attended)
+        states = None if self.states is None or not length else self.states[:, :length]
+        return EncodedInstruction(self.hidden[:, :length], self.mask[:, :length], attended, states)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "EncodedInstruction":
         """The same on another device, its numbers of another type if one is given."""
         attended = None if self.attended is None else self.attended.to(device, dtype)
-        return EncodedInstruction(self.hidden.to(device, dtype), self.mask.to(device), attended)
+        states = None if self.states is None else self.states.to(device, dtype)
+        return EncodedInstruction(self.hidden.to(device, dtype), self.mask.to(device), attended, states)
 
 
 def stack_encoded(each: Sequence[EncodedInstruction]) -> EncodedInstruction:
@@ -112,7 +118,17 @@ def stack_encoded(each: Sequence[EncodedInstruction]) -> EncodedInstruction:
     longest = max(one.mask.shape[1] for one in each)
     hidden = torch.cat([F.pad(one.hidden, (0, 0, 0, longest - one.mask.shape[1])) for one in each])
     mask = torch.cat([F.pad(one.mask, (0, longest - one.mask.shape[1])) for one in each])
-    return EncodedInstruction(hidden, mask, _stack_attended([(one.attended, one.tasks) for one in each]))
+    attended = _stack_attended([(one.attended, one.tasks) for one in each])
+    return EncodedInstruction(hidden, mask, attended, _stack_states(each, longest))
+
+
+def _stack_states(each: Sequence[EncodedInstruction], length: int) -> Tensor | None:
+    """States (T, S, P, D), padded; None where none has any."""
+    filled = next((one.states for one in each if one.states is not None), None)
+    if filled is None:
+        return None
+    nothing = [filled.new_zeros(one.tasks, 0, *filled.shape[2:]) if one.states is None else one.states for one in each]
+    return torch.cat([F.pad(one, (0, 0, 0, 0, 0, length - one.shape[1])) for one in nothing])
 
 
 def _stack_attended(each: Sequence[tuple[Attended | None, int]]) -> Attended | None:
@@ -231,8 +247,14 @@ class Cache(Protocol):
 class Reader(Protocol):
     """What reads instructions."""
 
-    def read(self, ids: Tensor, mask: Tensor, *, checkpointing: bool = False) -> EncodedInstruction:
-        """One pass over instructions, ids and mask (T, S)."""
+    def read(
+        self, ids: Tensor, mask: Tensor, *, states: bool = False, checkpointing: bool = False
+    ) -> EncodedInstruction:
+        """One pass over instructions, ids and mask (T, S), with the states that projections read if they are asked for.
+
+        Raises:
+            ValueError: states of an encoder.
+        """
         ...
 
 
@@ -298,6 +320,11 @@ class Backbone(Protocol):
         """The projection matrix (out, in) of every site of LoRA."""
         ...
 
+    def state(self, site: Site) -> int | None:
+        """Which of an instruction's states (T, S, P, D) the projection of a site reads; None where it reads none of
+        them, as all of an encoder-decoder."""
+        ...
+
     def site_name(self, site: Site) -> str:
         """What `transformers` calls the module of a site."""
         ...
@@ -307,9 +334,20 @@ class Backbone(Protocol):
         ...
 
     def read(
-        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, checkpointing: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        modules: Modules | None = None,
+        states: bool = False,
+        checkpointing: bool = False,
     ) -> EncodedInstruction:
-        """One pass over instructions, ids and mask (T, S): without adapters, or every task with its own."""
+        """One pass over instructions, ids and mask (T, S): without adapters, or every task with its own; with the
+        states that projections read if they are asked for.
+
+        Raises:
+            ValueError: states of an encoder.
+        """
         ...
 
     def prepare(

@@ -17,6 +17,9 @@ class HypernetworkConfig(Frozen):
     bias: Literal["fixed", "learned"] = "fixed"
     """What is generated is added to A₀ alone, random and never trained, or to one LoRA for all tasks, A₀ and B₀, that
     is learned along."""
+    generator: Literal["mlp", "states"] = "mlp"
+    """How LoRA is written: A and B by an MLP (Eq. 2); or, in decoder-only models, half of B's columns as the
+    projection's own weight on states of the instruction, the other half and A learned for all tasks."""
     prefix: Positive = 32
     """Keys and values that a generated prefix puts before every self-attention."""
     bottleneck: Positive = 64
@@ -26,6 +29,12 @@ class HypernetworkConfig(Frozen):
     """The projections of every attention, or of every block, that generated LoRA adapts."""
     instruction_encoder: Literal["lm", "separate"] | None = None
     """Whether the language model reads the instruction, or a trained copy of it; None: `Method.own_encoder` says."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.generator == "states" and (self.rank % 2 or self.bias != "learned"):
+            raise ValueError("generator: states needs an even rank and bias: learned")
+        return self
 
     @property
     def scale(self) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagi.backbones.attention import softmax
+from tagi.backbones.base import Backbone, EncodedInstruction
 from tagi.backbones.sites import Factors, Site
 from tagi.config import HypernetworkConfig, ModuleKind
 from tagi.errors import CheckpointError
@@ -56,6 +57,10 @@ class Hypernetwork(nn.Module):
         found = {site: f for group in self._groups for site, f in group(hidden_TSD, mask_TS).items()}
         return {site: found[site] for site in self.sites}
 
+    def write(self, encoded: EncodedInstruction, backbone: Backbone) -> dict[Site, Factors]:
+        """Encoded instructions to the module of every site for T tasks."""
+        return self(encoded.hidden, encoded.mask)
+
     @property
     def a0(self) -> dict[Site, Tensor]:
         """A₀ (r, in) of every site."""
@@ -76,6 +81,25 @@ class Hypernetwork(nn.Module):
             if a0[site].shape != own.shape:
                 raise CheckpointError(f"the bank's LoRAs have rank {a0[site].shape[0]}, the generator's {own.shape[0]}")
             own.data.copy_(a0[site])
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Random A₀, queries, index and first layers; the heads of B zero, those of A by their fan-in."""
+        with torch.no_grad():
+            for group in self._groups:
+                wide = 1 if group.kind == "prefix" else None
+                for place, (width, _) in enumerate(group.widths):
+                    getattr(group, f"a0_{place}").normal_(0.0, (wide or width) ** -0.5, generator=generator)
+                    if group.learned:
+                        getattr(group, f"b0_{place}").zero_()
+                if not group.generates:
+                    continue
+                for tensor, fan_in in ((group.index, 1), (group.query, 1), (group.inner, group.inner.shape[1])):
+                    tensor.normal_(0.0, fan_in**-0.5, generator=generator)
+                for head in group.head_a.values():
+                    head.normal_(0.0, head.shape[1] ** -0.5, generator=generator)
+                for head in group.head_b.values():
+                    head.zero_()
+                group.inner_bias.zero_()
 
     @property
     def _groups(self) -> list["ModuleGroup"]:
@@ -206,26 +230,6 @@ class ModuleGroup(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
-
-
-def initialise(hypernetwork: Hypernetwork, generator: torch.Generator) -> None:
-    """Random A₀, queries, index and first layers; the heads of B zero, those of A by their fan-in."""
-    with torch.no_grad():
-        for group in cast("list[ModuleGroup]", list(hypernetwork.groups)):
-            wide = 1 if group.kind == "prefix" else None
-            for place, (width, _) in enumerate(group.widths):
-                getattr(group, f"a0_{place}").normal_(0.0, (wide or width) ** -0.5, generator=generator)
-                if group.learned:
-                    getattr(group, f"b0_{place}").zero_()
-            if not group.generates:
-                continue
-            for tensor, fan_in in ((group.index, 1), (group.query, 1), (group.inner, group.inner.shape[1])):
-                tensor.normal_(0.0, fan_in**-0.5, generator=generator)
-            for head in group.head_a.values():
-                head.normal_(0.0, head.shape[1] ** -0.5, generator=generator)
-            for head in group.head_b.values():
-                head.zero_()
-            group.inner_bias.zero_()
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -16,10 +16,10 @@ from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
 from tagi.errors import ConfigError
 from tagi.methods import Method
 from tagi.model import fusion as fusion_module
-from tagi.model import hypernetwork as hypernetwork_module
 from tagi.model.adapter import TaskAdapter
 from tagi.model.fusion import Fusion
 from tagi.model.hypernetwork import Hypernetwork
+from tagi.model.states import StateGenerator
 
 
 class Output(NamedTuple):
@@ -40,11 +40,11 @@ class TagiModel(nn.Module):
             ConfigError: a method that this language model cannot have, or a target module that it has not.
         """
         super().__init__()
-        _check(backbone, method)
-        self.backbone, self.method = backbone, method
+        _check(backbone, method, hypernetwork)
+        self.backbone, self.method, self.settings = backbone, method, hypernetwork
         self.reads_again = method.fuses_decoder and not backbone.has_encoder and fusion.prefix == "adapted"
         self.fusion = self.instruction_encoder = None
-        self.hypernetwork = self._generator("lora", hypernetwork)
+        self.hypernetwork = self._lora(hypernetwork)
         self.prefix_generator = self._generator("prefix", hypernetwork)
         self.bottleneck_generator = self._generator("bottleneck", hypernetwork)
         if method.fuses_encoder and backbone.has_encoder:
@@ -53,6 +53,13 @@ class TagiModel(nn.Module):
         own_encoder = method.own_encoder if encoder is None else encoder == "separate"
         if method.reads_instruction_once and own_encoder:
             self.instruction_encoder = backbone.reader()
+
+    def _lora(self, config: HypernetworkConfig) -> Hypernetwork | StateGenerator | None:
+        backbone = self.backbone
+        if config.generator == "mlp" or not self.method.lora:
+            return self._generator("lora", config)
+        sites = backbone.sites("lora", config.target_modules)
+        return StateGenerator(sites, backbone.d_model, backbone.site_shape, backbone.state, config)
 
     def _generator(self, kind: ModuleKind, config: HypernetworkConfig) -> Hypernetwork | None:
         shared = kind == "lora" and self.method.one_lora
@@ -63,7 +70,7 @@ class TagiModel(nn.Module):
         return Hypernetwork(sites, backbone.d_model, backbone.site_shape, config, kind, generates=not shared)
 
     @property
-    def generators(self) -> tuple[Hypernetwork, ...]:
+    def generators(self) -> tuple[Hypernetwork | StateGenerator, ...]:
         """The generators of everything that the method writes."""
         every = (self.hypernetwork, self.prefix_generator, self.bottleneck_generator)
         return tuple(one for one in every if one is not None)
@@ -92,7 +99,8 @@ class TagiModel(nn.Module):
             pieces = self.read(ids.flatten(0, 1), mask.flatten(0, 1), checkpointing=checkpointing)
             return EncodedInstruction(pieces.hidden.unflatten(0, ids.shape[:2]).flatten(1, 2), mask.flatten(1).bool())
         reader = cast(Reader, self.instruction_encoder or self.backbone)
-        read = reader.read(ids, mask, checkpointing=checkpointing)
+        states = self.method.lora and self.settings.generator == "states"
+        read = reader.read(ids, mask, states=states, checkpointing=checkpointing)
         if not self.method.fuses_decoder:
             return replace(read, attended=None)  # which nothing would read
         if self.instruction_encoder is None or self.backbone.has_encoder:
@@ -110,11 +118,11 @@ class TagiModel(nn.Module):
         matter."""
         modules: dict[Site, Factors] = {}
         for generator in self.generators:
-            modules |= generator(encoded.hidden, encoded.mask)
+            modules |= generator.write(encoded, self.backbone)
         if self.reads_again:
             again = self.backbone.read(ids, encoded.mask, modules=modules, checkpointing=checkpointing)
             encoded = replace(encoded, attended=again.attended)
-        return TaskAdapter(modules, encoded)
+        return TaskAdapter(modules, replace(encoded, states=None))
 
     def prepare(self, adapter: TaskAdapter, *, merge: bool = False) -> Prepared:
         """Everything that can be computed of adapters once, before any input is seen.
@@ -176,8 +184,12 @@ def neutral(backbone: Backbone, tasks: int) -> TaskAdapter:
     return TaskAdapter({}, EncodedInstruction(weight.new_zeros(tasks, 0, backbone.d_model), mask))
 
 
-def _check(backbone: Backbone, method: Method) -> None:
+def _check(backbone: Backbone, method: Method, hypernetwork: HypernetworkConfig) -> None:
     if backbone.has_encoder:
+        if hypernetwork.generator == "states":
+            raise ConfigError(
+                f"hypernetwork.generator: states are read in decoder-only models; {backbone.family} has an encoder"
+            )
         return
     if method.apart:
         raise ConfigError(
@@ -194,6 +206,6 @@ def _check(backbone: Backbone, method: Method) -> None:
 def initialise(model: TagiModel, generator: torch.Generator) -> None:
     """Random initialisation of the parts that no language model's checkpoint holds."""
     for written in model.generators:
-        hypernetwork_module.initialise(written, generator)
+        written.initialise(generator)
     if model.fusion is not None:
         fusion_module.initialise(model.fusion, generator)

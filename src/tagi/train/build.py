@@ -1,13 +1,18 @@
 """From a run's config to a stage that the trainer can run."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from tagi import methods
 from tagi.config import RunConfig
-from tagi.data.collate import Collator
+from tagi.data.collate import Batch, Collator
 from tagi.data.sources import Sources
 from tagi.errors import ConfigError
+from tagi.model.states import StateGenerator
+from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.batches import batches
 from tagi.train.checks import check_stage
@@ -17,6 +22,9 @@ from tagi.train.objectives.objective import build_objective
 from tagi.train.resume import Record
 from tagi.train.stage import ModelStage
 from tagi.train.start import start
+
+OBSERVED = 16
+"""Batches whose instructions give the mean and deviation of states."""
 
 
 def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage:
@@ -37,6 +45,9 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
     distils, joined = config.objective.lambda_kl > 0, not model.backbone.has_encoder
     collator = Collator(tokenizer, config.prompt, model.method, joined, distils=distils, shots=config.objective.shots)
     record = Record.of(config, launched(), sources)
+    batch, encode = batches(config, collator, launched(), sources), encodings(model, config.training)
+    if begin.fresh and isinstance(model.hypernetwork, StateGenerator):
+        _observe(model, model.hypernetwork, batch)
 
     def write(folder: Path) -> None:
         record.write(folder)
@@ -47,14 +58,27 @@ def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage
     return ModelStage(
         model,
         optim.trainable(model, config.training),
-        batches(config, collator, launched(), sources),
+        batch,
         write,
         begin.read,
         record.check,
         terms=objective.terms,
-        encode=encodings(model, config.training),
+        encode=encode,
         checkpointing=config.training.activation_checkpointing,
     )
+
+
+@torch.no_grad()
+def _observe(model: TagiModel, generator: StateGenerator, batch: Callable[[int], Batch]) -> None:
+    """Take the mean and deviation of states from the instructions of the first batches."""
+    found: list[Tensor] = []
+    for number in range(OBSERVED):
+        one = batch(number)
+        read = model.read(one.instruction_ids, one.instruction_mask)
+        if read.states is not None:
+            found.append(read.states[read.mask])
+    if found:
+        generator.observe(torch.cat(found))
 
 
 def _check_taught(config: RunConfig, taught: Set[str], sources: Sources) -> None:

@@ -34,6 +34,8 @@ class Start:
     model: TagiModel
     tokenizer: PreTrainedTokenizerBase
     settings: ModelConfig
+    fresh: bool = True
+    """Whether the parts beside the backbone begin here."""
 
     def write(self, folder: Path) -> None:
         """The files of a checkpoint of the model as it is now, into a folder that exists."""
@@ -61,7 +63,8 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
         reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
         if config.method == loaded.config.method:
             kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
-            return Start(loaded.model, found, _settings(config.model_copy(update=kept), loaded.model, reference))
+            settings = _settings(config.model_copy(update=kept), loaded.model, reference)
+            return Start(loaded.model, found, settings, fresh=False)
     else:  # another method keeps an earlier stage's backbone and begins the other parts anew, as this does
         assert config.backbone is not None
         backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)

@@ -29,6 +29,8 @@ class Pass:
     past: Past | None
     watched: list[Tensor] | None = None
     """Given where somebody looks on: every block adds how its queries attend to the instruction, (R, H, L, S)."""
+    states: list[Tensor] | None = None
+    """Given where they are asked for: what every block's attention and MLP read, (R, L, D) each."""
 
 
 class Attention(nn.Module):
@@ -47,6 +49,8 @@ class Attention(nn.Module):
 
     def forward(self, x_RLD: Tensor, this: Pass) -> tuple[Tensor, KeyValue]:
         """Normed hidden states to the sublayer's output (R, L, D) and the keys and values (R, H, C, K) that it read."""
+        if this.states is not None:
+            this.states.append(x_RLD)
         q = split_heads(_project(self, "q", x_RLD, this), self.heads)
         k = split_heads(_project(self, "k", x_RLD, this), self.kv_heads)
         v = split_heads(_project(self, "v", x_RLD, this), self.kv_heads)
@@ -76,6 +80,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(shape.d_ff, shape.d_model, bias=shape.mlp_bias)
 
     def forward(self, x_RLD: Tensor, this: Pass) -> Tensor:
+        if this.states is not None:
+            this.states.append(x_RLD)
         up = _project(self, "up", x_RLD, this)
         inner = self.activation(up) if self.gate is None else self.activation(_project(self, "gate", x_RLD, this)) * up
         adapter = this.prepared.modules.get(Site("decoder.feed_forward", self.layer, "bottleneck"))

@@ -112,23 +112,33 @@ class Decoder(nn.Module):
             present.insert(4, "gate")
         return {site: self._linear(site).weight for site in self.sites("lora", tuple(present))}
 
+    def state(self, site: Site) -> int | None:
+        if site.place not in ("q", "k", "v", "gate", "up"):
+            return None
+        return 2 * site.layer + (site.kind == "decoder.feed_forward")
+
     def site_name(self, site: Site) -> str:
         names = NAMES[self.shape.family]
         part = "attention" if site.kind == "decoder.self" else "feed_forward"
         return f"{names['blocks']}.{site.layer}.{names[f'{part}.{site.place}']}"
 
     def read(
-        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, checkpointing: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        modules: Modules | None = None,
+        states: bool = False,
+        checkpointing: bool = False,
     ) -> EncodedInstruction:
         mask = mask.bool()
         if not mask.any():
             return EncodedInstruction(self.embedding.weight.new_zeros(*ids.shape, self.d_model), mask)
         positions, prepared = (mask.cumsum(1) - 1).clamp(min=0), Prepared(len(ids), modules or {})
         hidden = None if mask.all() else ~mask[:, None, None, :]
-        x_TSD, layers = self._run(
-            ids, positions, hidden, prepared, Rows(len(ids), len(ids)), checkpointing=checkpointing
-        )
-        return EncodedInstruction(x_TSD, mask, Attended(layers, mask))
+        rows, seen = Rows(len(ids), len(ids)), list[Tensor]() if states else None
+        x_TSD, layers = self._run(ids, positions, hidden, prepared, rows, checkpointing=checkpointing, states=seen)
+        return EncodedInstruction(x_TSD, mask, Attended(layers, mask), None if seen is None else torch.stack(seen, 2))
 
     def prepare(
         self, encoded: EncodedInstruction, modules: Modules, *, attends: bool = True, fuse: Fuse | None = None
@@ -237,6 +247,7 @@ class Decoder(nn.Module):
         past: Past | None = None,
         checkpointing: bool = False,
         watched: list[Tensor] | None = None,
+        states: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[KeyValue, ...]]:
         """Tokens and positions (R, L) to hidden states (R, L, D) and each block's keys and values, the past's first."""
         self._check_length(positions)
@@ -251,7 +262,7 @@ class Decoder(nn.Module):
         full, windowed = (
             view(distance, hidden, positions, prepared.attended, rows, window) for window in (None, shape.window)
         )
-        this = Pass(prepared, rows, full, windowed if shape.window_layers else None, by, past, watched)
+        this = Pass(prepared, rows, full, windowed if shape.window_layers else None, by, past, watched, states)
         read: list[KeyValue] = []
         for block in cast(Iterable[Block], self.blocks):
             x_RLD, own = checkpoint(block, x_RLD, this, use_reentrant=False) if checkpointing else block(x_RLD, this)

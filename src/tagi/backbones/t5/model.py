@@ -161,9 +161,17 @@ class T5Encoder(nn.Module):
         self.dropout = nn.Dropout(shape.dropout_rate)
 
     def read(
-        self, ids: Tensor, mask: Tensor, *, modules: Modules | None = None, checkpointing: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        modules: Modules | None = None,
+        states: bool = False,
+        checkpointing: bool = False,
     ) -> EncodedInstruction:
         """See `Backbone.read`."""
+        if states:
+            raise ValueError("the projections of an encoder-decoder read no states of an instruction")
         rows = Rows(len(ids), len(ids))
         hidden = self.encode(ids, mask, Prepared(len(ids), modules or {}), rows, checkpointing=checkpointing)
         return EncodedInstruction(hidden, mask.bool())
@@ -235,6 +243,10 @@ class T5(T5Encoder):
         for module in self._attentions():
             found |= {module.site_q: module.q.weight, module.site_v: module.v.weight}
         return found
+
+    def state(self, site: Site) -> None:
+        """See `Backbone.state`."""
+        return
 
     def site_name(self, site: Site) -> str:
         stack, _, attention = ATTENTIONS[site.kind]

@@ -78,7 +78,7 @@ def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
     settings = model.hypernetwork.config
     banks.check(bank, folder, checkpoint.fingerprint(base), settings.rank, settings.target_modules)
     own, aligned = model.hypernetwork.a0, config.objective.lambda_ins and config.objective.align == "factors"
-    if aligned and not all(torch.equal(own[site].cpu(), a0) for site, a0 in bank.a0.items()):
+    if aligned and not all(site in own and torch.equal(own[site].cpu(), a0) for site, a0 in bank.a0.items()):
         raise CheckpointError(
             f"{folder}: has another A₀ than the generator; align by delta, or pretrain with this bank"
         )

@@ -1,0 +1,142 @@
+"""The adapter generator that reads what the projections themselves would have read of the instruction.
+
+A decoder-only model attends to an instruction through the keys and values of every block, W h of its own states h. LoRA
+that is written from the last states alone has to learn all of that anew, and in hundreds of steps does not begin to.
+Here B is the projection's own weight on pooled states of the instruction, at the projection's own place:
+
+    u_r = γ_r Σ_s softmax_s(k_r · ĥ_s) (h_s - μ),   ΔW x = W_0 A_0 x + Σ_r W u_r (a_r · x)
+
+so that a projection answers as if u_r had been added to its input in proportion to a_r · x: linear attention to r
+summaries of the instruction, in a plain LoRA. The queries k, the rows a and the scales γ are learned; ĥ are the states
+h less their mean over the training instructions, μ, over their deviation, for a few features of a language model's
+states are much larger than all others.
+
+Additional shape suffixes: P the states that an instruction has (see `Backbone.state`), r the rows that are generated.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tagi.backbones.attention import softmax
+from tagi.backbones.base import Backbone, EncodedInstruction
+from tagi.backbones.sites import Factors, Site
+from tagi.config import HypernetworkConfig, ModuleKind
+from tagi.errors import ConfigError
+
+GAIN = 0.1
+"""γ at the start: little enough to leave the shared LoRA as it is, and enough for the queries to have a gradient."""
+SMALLEST = 1e-3
+"""Added to every feature's deviation."""
+
+
+class StateGenerator(nn.Module):
+    """LoRA of every site: one half of the rank is a LoRA for all tasks, the other is written from the instruction's
+    states. Projections that read none (o and down) have the shared one alone.
+    """
+
+    kind: ModuleKind = "lora"
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        d_model: int,
+        shape_of: Callable[[Site], tuple[int, int]],
+        state_of: Callable[[Site], int | None],
+        config: HypernetworkConfig,
+    ) -> None:
+        """`shape_of` gives a site's (in, out) widths, `state_of` which of the instruction's states it reads, if any.
+        A place has the same widths in every block."""
+        super().__init__()
+        self.config, self.sites = config, tuple(sites)
+        self.state_of = {site: state for site in sites if (state := state_of(site)) is not None}
+        states, written = 1 + max(self.state_of.values(), default=-1), config.rank // 2
+        self.query = nn.Parameter(torch.empty(states, written, d_model))
+        self.register_buffer("mean", torch.zeros(states, d_model))
+        self.register_buffer("deviation", torch.ones(states, d_model))
+        self.a_shared, self.b_shared, self.a_own, self.gain = (nn.ParameterDict() for _ in range(4))
+        for site in sites:
+            (wide, out), reads = shape_of(site), site in self.state_of
+            layers = 1 + max(one.layer for one in sites if one.place == site.place)
+            shared = config.rank - written if reads else config.rank
+            if site.place in self.a_shared:
+                continue
+            self.a_shared[site.place] = nn.Parameter(torch.empty(layers, shared, wide))
+            self.b_shared[site.place] = nn.Parameter(torch.empty(layers, out, shared))
+            if reads:
+                self.a_own[site.place] = nn.Parameter(torch.empty(layers, written, wide))
+                self.gain[site.place] = nn.Parameter(torch.empty(layers, written, 1))
+
+    def write(self, encoded: EncodedInstruction, backbone: Backbone) -> dict[Site, Factors]:
+        """Encoded instructions to LoRA of every site for T tasks."""
+        return self(encoded.states, encoded.mask, backbone.site_weights())
+
+    def forward(
+        self, states_TSPD: Tensor | None, mask_TS: Tensor, weights: Mapping[Site, Tensor]
+    ) -> dict[Site, Factors]:
+        """States (T, S, P, D) of instructions, None where they have no tokens, their mask, and the projections' own
+        weights (out, in) to LoRA for T tasks."""
+        if states_TSPD is None:
+            states_TSPD = self.query.new_zeros(*mask_TS.shape, *self.query.shape[::2])
+        pooled_TPrD, tasks = self.pool(states_TSPD, mask_TS), len(mask_TS)
+        # Slices of a stack would each fill a gradient of its size with zeros; what is unbound once does not.
+        a0, b0, own_a, gain = (
+            {place: x.unbind() for place, x in each.items()}
+            for each in (self.a_shared, self.b_shared, self.a_own, self.gain)
+        )
+        found: dict[Site, Factors] = {}
+        for site in self.sites:
+            place, layer = site.place, site.layer
+            a, b = (x[place][layer].expand(tasks, -1, -1) for x in (a0, b0))
+            if site in self.state_of:
+                u_TrD = pooled_TPrD[:, self.state_of[site]] * gain[place][layer]
+                a = torch.cat((a, own_a[place][layer].expand(tasks, -1, -1)), dim=1)
+                b = torch.cat((b, weights[site] @ u_TrD.mT), dim=2)
+            found[site] = Factors(a, b, self.config.scale)
+        return found
+
+    def pool(self, states_TSPD: Tensor, mask_TS: Tensor) -> Tensor:
+        """States (T, S, P, D) to r summaries of each, padding masked and the mean taken off: (T, P, r, D)."""
+        centred = states_TSPD - self.get_buffer("mean")
+        scores = torch.einsum("prd,tspd->tprs", self.query, centred / self.get_buffer("deviation"))
+        hidden = ~mask_TS.bool()[:, None, None]
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        return torch.einsum("tprs,tspd->tprd", softmax(scores).masked_fill(hidden, 0.0), centred)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Random rows and queries by their fan-in, B₀ zero and γ small."""
+        with torch.no_grad():
+            for tensor in (self.query, *self.a_shared.values(), *self.a_own.values()):
+                tensor.normal_(0.0, tensor.shape[-1] ** -0.5, generator=generator)
+            for b_0 in self.b_shared.values():
+                b_0.zero_()
+            for gain in self.gain.values():
+                gain.fill_(GAIN)
+
+    @torch.no_grad()
+    def observe(self, states_LPD: Tensor) -> None:
+        """Take the mean and the deviation of the states (L, P, D) of training instructions' tokens."""
+        self.get_buffer("mean").copy_(states_LPD.float().mean(0))
+        self.get_buffer("deviation").copy_(states_LPD.float().std(0) + SMALLEST)
+
+    @property
+    def shared(self) -> dict[Site, Factors]:
+        """The LoRA (1, …) that all tasks share, as views."""
+        found: dict[Site, Factors] = {}
+        for site in self.sites:
+            a, b = self.a_shared[site.place][site.layer], self.b_shared[site.place][site.layer]
+            found[site] = Factors(a[None], b[None], self.config.scale)
+        return found
+
+    @property
+    def a0(self) -> dict[Site, Tensor]:
+        """No A₀ that a bank's LoRAs could begin with."""
+        return {}
+
+    def start_from(self, a0: Mapping[Site, Tensor]) -> None:
+        """
+        Raises:
+            ConfigError: always, see `a0`.
+        """
+        raise ConfigError("bank: hypernetwork.generator states has no A₀ that the bank's LoRAs could share")
