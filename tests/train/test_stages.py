@@ -9,7 +9,8 @@ import torch
 
 from tagi.config import RunConfig
 from tagi.model import checkpoint
-from tagi.train.build import build_stage
+from tagi.model.states import StateGenerator
+from tagi.train.build import OBSERVED, build_stage
 from tagi.train.teachers import plan_teachers, train_teachers
 from tagi.train.trainer import train
 from training_runs import BOTH, config, furthest, logged, losses, run
@@ -65,3 +66,37 @@ def test_stages_run_to_their_end_and_resume_exactly(method: str, family: str, tm
         moved = dict(models[2].named_parameters())
         trained = [name for name, _ in models[1].named_parameters() if not name.startswith("backbone.")]
         assert trained and all(not torch.equal(moved[n], models[1].get_parameter(n)) for n in trained)
+
+
+STATES = {"rank": 4, "bias": "learned", "generator": "states", "target_modules": ["q", "v", "o", "up"]}
+
+
+@pytest.mark.parametrize("method", ["lora_only", "tagi"])
+def test_a_generator_of_states_is_trained_and_resumed_exactly(method: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"method": method, "hypernetwork": STATES}
+    final = whole_and_broken(config(tmp_path / "run", "decoder", **changes))
+    found, began = checkpoint.load(final).model.hypernetwork, build_stage(config(tmp_path / "x", "decoder", **changes))
+    assert isinstance(found, StateGenerator) and isinstance(began.model.hypernetwork, StateGenerator)
+    # What was observed before the first step belongs to the model, and what it learned starts from there.
+    assert torch.equal(found.mean, began.model.hypernetwork.mean) and found.mean.any()
+    assert torch.equal(found.deviation, began.model.hypernetwork.deviation)
+    assert not torch.equal(found.query, began.model.hypernetwork.query)
+
+
+def test_states_are_observed_once_of_the_training_instructions(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", "decoder", method="lora_only", hypernetwork=STATES)
+    stage = build_stage(settings)
+    own = stage.model.hypernetwork
+    assert isinstance(own, StateGenerator)
+    read = [stage.model.read(one.instruction_ids, one.instruction_mask) for one in map(stage.batch, range(OBSERVED))]
+    seen = torch.cat([one.states[one.mask] for one in read if one.states is not None])
+    assert (own.mean - seen.mean(0)).abs().max() < 1e-5
+    later = settings.model_copy(
+        update={
+            "start_from": str(run(settings)),
+            "backbone": None,
+            "data": settings.data.model_copy(update={"seed": 9}),
+        }
+    )
+    again = build_stage(later).model.hypernetwork
+    assert isinstance(again, StateGenerator) and torch.equal(again.mean, own.mean)

@@ -53,8 +53,8 @@ class StateGenerator(nn.Module):
         self.state_of = {site: state for site in sites if (state := state_of(site)) is not None}
         states, written = 1 + max(self.state_of.values(), default=-1), config.rank // 2
         self.query = nn.Parameter(torch.empty(states, written, d_model))
-        self.register_buffer("mean", torch.zeros(states, d_model))
-        self.register_buffer("deviation", torch.ones(states, d_model))
+        self.mean = nn.Buffer(torch.zeros(states, d_model))
+        self.deviation = nn.Buffer(torch.ones(states, d_model))
         self.a_shared, self.b_shared, self.a_own, self.gain = (nn.ParameterDict() for _ in range(4))
         for site in sites:
             (wide, out), reads = shape_of(site), site in self.state_of
@@ -98,8 +98,8 @@ class StateGenerator(nn.Module):
 
     def pool(self, states_TSPD: Tensor, mask_TS: Tensor) -> Tensor:
         """States (T, S, P, D) to r summaries of each, padding masked and the mean taken off: (T, P, r, D)."""
-        centred = states_TSPD - self.get_buffer("mean")
-        scores = torch.einsum("prd,tspd->tprs", self.query, centred / self.get_buffer("deviation"))
+        centred = states_TSPD - self.mean
+        scores = torch.einsum("prd,tspd->tprs", self.query, centred / self.deviation)
         hidden = ~mask_TS.bool()[:, None, None]
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
         return torch.einsum("tprs,tspd->tprd", softmax(scores).masked_fill(hidden, 0.0), centred)
@@ -117,8 +117,8 @@ class StateGenerator(nn.Module):
     @torch.no_grad()
     def observe(self, states_LPD: Tensor) -> None:
         """Take the mean and the deviation of the states (L, P, D) of training instructions' tokens."""
-        self.get_buffer("mean").copy_(states_LPD.float().mean(0))
-        self.get_buffer("deviation").copy_(states_LPD.float().std(0) + SMALLEST)
+        self.mean.copy_(states_LPD.float().mean(0))
+        self.deviation.copy_(states_LPD.float().std(0) + SMALLEST)
 
     @property
     def shared(self) -> dict[Site, Factors]:
