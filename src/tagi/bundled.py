@@ -7,6 +7,10 @@ from tagi.errors import CheckpointError, DataError
 
 _ASSETS = Path(str(resources.files("tagi"))) / "assets"
 
+DEFAULT = "default"
+CHECKPOINTS = (DEFAULT, "lora-alone")
+"""Names that stand for a bundled checkpoint wherever a checkpoint is asked for, where no folder has them."""
+
 
 def default_checkpoint() -> Path:
     """The folder of the bundled checkpoint.
@@ -14,10 +18,15 @@ def default_checkpoint() -> Path:
     Raises:
         CheckpointError: this installation has none.
     """
-    folder = _ASSETS / "default"
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
+    folder = checkpoint(DEFAULT)
+    if folder is None:
+        raise CheckpointError(f"{_ASSETS / DEFAULT}: this installation bundles no checkpoint; choose one by --checkpoint")
     return folder
+
+
+def checkpoint(name: str) -> Path | None:
+    """The folder of the bundled checkpoint of that name; None where none has it."""
+    return _ASSETS / name if name in CHECKPOINTS and (_ASSETS / name).is_dir() else None
 
 
 def everyday() -> Path:

@@ -308,6 +308,19 @@ def test_installation_without_default(tagi: Run, monkeypatch: pytest.MonkeyPatch
     mistake(tagi("run", "Sort.", "--input", "cat"), "bundles no checkpoint", "--checkpoint")
 
 
+def test_bundled_checkpoints_have_names(
+    tagi: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path
+) -> None:
+    """A name stands for the bundled one, unless a folder has it."""
+    shutil.copytree(checkpoint, tmp_path / "assets" / "lora-alone")
+    monkeypatch.setattr(bundled, "_ASSETS", tmp_path / "assets")
+    monkeypatch.chdir(tmp_path)
+    asked = ("run", INSTRUCTION, "--input", "cat dog", "--checkpoint")
+    assert tagi(*asked, "lora-alone") == tagi(*asked, checkpoint)
+    (tmp_path / "lora-alone").mkdir()
+    mistake(tagi(*asked, "lora-alone"), "lora-alone", "is no TAGI checkpoint")
+
+
 # --- adapt ------------------------------------------------------------------------------------------------
 
 

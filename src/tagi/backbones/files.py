@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from tagi import hub
+from tagi import bundled, hub
 from tagi.errors import CheckpointError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint: the folder itself, or the hub's snapshot of that name; a `Path` is no name.
+    """The local folder of a checkpoint: the folder itself, or the bundled checkpoint or the hub's snapshot of that name;
+    a `Path` is no name.
 
     Raises:
         CheckpointError: there is none, see `tagi.hub.snapshot`.
@@ -25,7 +26,7 @@ def locate(source: str | Path) -> Path:
         return Path(source)
     if isinstance(source, Path):
         raise CheckpointError(f"{source}: no such folder")
-    return hub.snapshot(source)
+    return bundled.checkpoint(source) or hub.snapshot(source)
 
 
 def read_hf_config(folder: Path) -> PretrainedConfig:
