@@ -18,9 +18,9 @@ def default_checkpoint() -> Path:
     Raises:
         CheckpointError: this installation has none.
     """
-    folder = checkpoint(DEFAULT)
-    if folder is None:
-        raise CheckpointError(f"{_ASSETS / DEFAULT}: this installation bundles no checkpoint; choose one by --checkpoint")
+    folder = _ASSETS / DEFAULT
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
     return folder
 
 

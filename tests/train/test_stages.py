@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tagi.config import RunConfig
+from tagi.errors import CheckpointError
 from tagi.model import checkpoint
 from tagi.model.states import StateGenerator
 from tagi.train.build import OBSERVED, build_stage
@@ -100,3 +101,19 @@ def test_states_are_observed_once_of_the_training_instructions(tmp_path: Path) -
     )
     again = build_stage(later).model.hypernetwork
     assert isinstance(again, StateGenerator) and torch.equal(again.mean, own.mean)
+
+
+def test_a_generator_of_states_begins_with_the_shared_lora_of_another_method(tmp_path: Path) -> None:
+    shared = {"rank": 2, "hidden": 4, "bias": "learned", "target_modules": STATES["target_modules"]}
+    before = run(config(tmp_path / "shared", "decoder", method="shared_lora", hypernetwork=shared))
+    was = checkpoint.load(before).model.hypernetwork
+    assert was is not None
+    changes: dict[str, Any] = {"method": "lora_only", "start_from": str(before), "backbone": None}
+    own = build_stage(config(tmp_path / "x", "decoder", hypernetwork=STATES, **changes)).model.hypernetwork
+    assert isinstance(own, StateGenerator)
+    for site, factors in was.shared.items():
+        product = own.shared[site].scale * (own.shared[site].b @ own.shared[site].a)
+        assert torch.allclose(product, factors.scale * (factors.b @ factors.a), atol=1e-7) and factors.b.any()
+    narrow = STATES | {"rank": 2}
+    with pytest.raises(CheckpointError, match=r"^hypernetwork.rank: 1 rows for all tasks at .*; start_from has 2"):
+        build_stage(config(tmp_path / "x", "decoder", hypernetwork=narrow, **changes))

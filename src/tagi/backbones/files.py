@@ -16,8 +16,8 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint: the folder itself, or the bundled checkpoint or the hub's snapshot of that name;
-    a `Path` is no name.
+    """The local folder of a checkpoint: the folder itself, or what is bundled or on the hub by that name; a `Path` is
+    no name.
 
     Raises:
         CheckpointError: there is none, see `tagi.hub.snapshot`.

@@ -23,7 +23,7 @@ from tagi.backbones.attention import softmax
 from tagi.backbones.base import Backbone, EncodedInstruction
 from tagi.backbones.sites import Factors, Site
 from tagi.config import HypernetworkConfig, ModuleKind
-from tagi.errors import ConfigError
+from tagi.errors import CheckpointError, ConfigError
 
 GAIN = 0.1
 """γ at the start: little enough to leave the shared LoRA as it is, and enough for the queries to have a gradient."""
@@ -128,6 +128,20 @@ class StateGenerator(nn.Module):
             a, b = self.a_shared[site.place][site.layer], self.b_shared[site.place][site.layer]
             found[site] = Factors(a[None], b[None], self.config.scale)
         return found
+
+    @torch.no_grad()
+    def share(self, shared: Mapping[Site, Factors]) -> None:
+        """Begin with the LoRA that all tasks shared in another model.
+
+        Raises:
+            CheckpointError: it has a higher rank than there is place for.
+        """
+        for site, factors in shared.items():
+            rank, place = factors.a.shape[1], self.a_shared[site.place].shape[1]
+            if rank > place:
+                raise CheckpointError(f"hypernetwork.rank: {place} rows for all tasks at {site}; start_from has {rank}")
+            self.a_shared[site.place][site.layer, :rank] = factors.a[0] * factors.scale / self.config.scale
+            self.b_shared[site.place][site.layer, :, :rank] = factors.b[0]
 
     @property
     def a0(self) -> dict[Site, Tensor]:

@@ -18,6 +18,7 @@ from tagi.errors import ConfigError
 from tagi.model import bank as banks
 from tagi.model import checkpoint
 from tagi.model.checkpoint import BACKBONE, ModelConfig
+from tagi.model.states import StateGenerator
 from tagi.model.tagi import TagiModel
 from tagi.model.tagi import initialise as initialise_parts
 from tagi.train.checkpoints import load_tensors, newest
@@ -54,7 +55,7 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
     Raises:
         TagiError: the backbone, the checkpoint or the data cannot be used.
     """
-    generator = torch.Generator().manual_seed(config.training.seed)
+    generator, shared = torch.Generator().manual_seed(config.training.seed), {}
     if config.start_from is not None:
         folder = Path(config.start_from)
         loaded = checkpoint.load(folder)
@@ -65,6 +66,8 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
             kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
             settings = _settings(config.model_copy(update=kept), loaded.model, reference)
             return Start(loaded.model, found, settings, fresh=False)
+        if loaded.model.hypernetwork is not None:
+            shared = loaded.model.hypernetwork.shared
     else:  # another method keeps an earlier stage's backbone and begins the other parts anew, as this does
         assert config.backbone is not None
         backbone, found = _backbone(config, config.backbone, generator, tokenizer, sources)
@@ -76,6 +79,8 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
         raise ConfigError(f"prompt: {asked} + max_target is {longest}, but the language model has {most} positions")
     model = TagiModel(backbone, methods.get(config.method), config.hypernetwork, config.fusion)
     initialise_parts(model, generator)
+    if isinstance(model.hypernetwork, StateGenerator):
+        model.hypernetwork.share(shared)
     if config.bank is not None and model.hypernetwork is not None:
         model.hypernetwork.start_from(banks.load(Path(config.bank), backbone).a0)
     return Start(model, found, _settings(config, model, reference))
