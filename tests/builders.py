@@ -112,7 +112,7 @@ def trained(model: TagiModel, seed: int = 0) -> TagiModel:
     with torch.no_grad():
         for written in model.generators:
             for name, parameter in written.named_parameters():
-                if ".head_b." in name or ".b0_" in name:
+                if ".head_b." in name or ".b0_" in name or name.startswith(("b_shared.", "gain.")):
                     parameter.normal_(0.0, 0.1, generator=generator)
         if model.fusion is not None:
             for name, parameter in model.fusion.named_parameters():

@@ -10,7 +10,7 @@ import torch
 from cli_runs import Run
 from tagi import Tagi
 from tagi.backbones.gguf import INSTALL, smollm2
-from tagi.bundled import default_checkpoint, everyday
+from tagi.bundled import CHECKPOINTS, checkpoint, everyday
 from tagi.config import DataConfig
 from tagi.data.sources.everyday import Everyday
 from tagi.eval.evaluate import draw_partners, evaluate
@@ -23,8 +23,11 @@ def default() -> Tagi:
     return Tagi.from_pretrained()
 
 
-def test_the_default_is_small_and_safetensors_only() -> None:
-    files = [file for file in default_checkpoint().rglob("*") if file.is_file()]
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_what_is_bundled_is_small_and_safetensors_only(name: str) -> None:
+    folder = checkpoint(name)
+    assert folder is not None
+    files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 20e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".yaml", ".md", ".jinja"}
 
@@ -42,13 +45,15 @@ def test_smollm2_prompts_are_tokenized_as_a_whole_text_is(default: Tagi) -> None
 
 
 @needs_smollm2
-def test_smollm2_follows_unseen_everyday_instructions_and_no_other(default: Tagi) -> None:
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_smollm2_follows_unseen_everyday_instructions_and_no_other(name: str) -> None:
     """Ten tasks × 2 of everyday/test; the whole is in docs/results/smollm2.md."""
+    model = Tagi.from_pretrained(name)
     tasks = Everyday(DataConfig(source="everyday", path=str(everyday()))).test(0)[:10]
     few = [replace(task, examples=task.examples[:2]) for task in tasks]
     partners = draw_partners(few, 0)
     right, mismatched = (
-        fmean(evaluate(default, few, instruction=told, partners=partners).rouge_l) for told in ("aligned", "shuffled")
+        fmean(evaluate(model, few, instruction=told, partners=partners).rouge_l) for told in ("aligned", "shuffled")
     )
     assert right > mismatched + 0.1
 

@@ -12,11 +12,11 @@ from test_chat import made
 from transformers import AutoModelForCausalLM
 
 from answering import lively_decoder
-from builders import SMALL_FUSION, model_config, small_tagi, trained, worst
+from builders import SMALL_FUSION, SMALL_HYPERNETWORK, model_config, small_tagi, trained, worst
 from tagi import Tagi
 from tagi.backbones.language_model import save_language_model
 from tagi.backbones.rows import Rows
-from tagi.config import PromptConfig
+from tagi.config import HypernetworkConfig, PromptConfig
 from tagi.errors import CheckpointError
 from tagi.infer.export import Export, from_adapter, write_gguf, write_merged, write_peft
 
@@ -26,12 +26,18 @@ BOUND = 1e-4  # worst 3.6e-6, logits up to 7
 PREFIXES = pytest.mark.parametrize("prefix", ["base", "adapted"])
 
 
-def chatting(prefix: str, method: str = "tagi", style: str = "chat") -> Tagi:
+STATES = HypernetworkConfig(rank=4, bias="learned", generator="states", target_modules=("q", "k", "v", "o", "up"))
+
+
+def chatting(
+    prefix: str, method: str = "tagi", style: str = "chat", hypernetwork: HypernetworkConfig = SMALL_HYPERNETWORK
+) -> Tagi:
     fusion = SMALL_FUSION.model_copy(update={"prefix": prefix})
     backbone = lively_decoder(3, vocab_size=260, max_positions=256)
-    model = trained(small_tagi(method, fusion=fusion, backbone=backbone))
+    model = trained(small_tagi(method, fusion=fusion, backbone=backbone, hypernetwork=hypernetwork))
     settings = PromptConfig.model_validate({"style": style, "max_target": 8})
-    return Tagi(model, made(), model_config(model).model_copy(update={"prompt": settings, "fusion": fusion}))
+    config = {"prompt": settings, "fusion": fusion, "hypernetwork": hypernetwork}
+    return Tagi(model, made(), model_config(model).model_copy(update=config))
 
 
 def exported(tagi: Tagi, folder: Path, **how: Any) -> Export:
@@ -72,8 +78,9 @@ def test_engines_peft_says_the_same_behind_the_text(prefix: str, tmp_path: Path)
 
 
 @torch.inference_mode()
-def test_engines_peft_applies_a_lora_alone_to_the_input_alone(tmp_path: Path) -> None:
-    tagi = chatting("base", "lora_only")
+@pytest.mark.parametrize("hypernetwork", [SMALL_HYPERNETWORK, STATES], ids=["mlp", "states"])
+def test_engines_peft_applies_a_lora_alone_to_the_input_alone(hypernetwork: HypernetworkConfig, tmp_path: Path) -> None:
+    tagi = chatting("base", "lora_only", hypernetwork=hypernetwork)
     found = exported(tagi, tmp_path)
     assert found.lost is None and found.context is None
     write_peft(found, tmp_path / "peft")
