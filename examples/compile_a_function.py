@@ -20,4 +20,4 @@ shown = tagi.task("Name the city in the text.", demonstrations=[("I left Cairo."
 print(shown("We met in Oslo last May."))
 
 city.save_pretrained("city")  # for tagi.load_adapter, and for `tagi run --adapter city`
-print(tagi.generate(["Rome was hot."], tagi.load_adapter("city")))
+print(tagi.generate(["We flew home from Rome."], tagi.load_adapter("city")))

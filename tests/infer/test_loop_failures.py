@@ -64,7 +64,8 @@ def test_a_failing_request_ends_alone(model: TagiModel, beams: int) -> None:
     texts = prompts(10, seed=7)
     each = requests(bare(model), texts, GenerationConfig(beams=beams))
     spoilt = adapter(model)
-    site, factors = next(iter(spoilt.modules.items()))
+    # At v: torch's fused attention makes finite weights of queries that are no numbers on processors with AVX-512.
+    site, factors = next((site, own) for site, own in spoilt.modules.items() if site.place == "v")
     modules = {**spoilt.modules, site: Factors(factors.a * torch.nan, factors.b, factors.scale)}
     each[1] = replace(each[1], limits=replace(each[1].limits, ends=(), stops=raising))
     each[3] = replace(each[3], prompts=[[]])

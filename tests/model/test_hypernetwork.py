@@ -14,7 +14,7 @@ from tagi.backbones.language_model import LanguageModel, build
 from tagi.backbones.sites import Factors, Site
 from tagi.config import DecoderShape, HypernetworkConfig, ModuleKind, Rotary, Shape, T5Shape, Target
 from tagi.errors import CheckpointError
-from tagi.model.hypernetwork import Hypernetwork, ModuleGroup, initialise, parameter_count
+from tagi.model.hypernetwork import Hypernetwork, ModuleGroup, parameter_count
 
 D_MODEL, RANK, SCALE = 32, 3, 2.0
 LITERAL = 1e-5  # worst 1.9e-6, values up to 18
@@ -48,7 +48,7 @@ def generator(
     """A small generator; `trained` gives random values to what starts at zero."""
     backbone, targets = BACKBONES[on]
     made = Hypernetwork(backbone.sites(kind, targets), D_MODEL, backbone.site_shape, config, kind)
-    initialise(made, seeded(seed))
+    made.initialise(seeded(seed))
     if trained:
         with torch.no_grad():
             for group in groups_of(made):
@@ -226,7 +226,7 @@ def test_what_is_not_generated_is_one_lora_for_all_tasks(on: str) -> None:
     backbone, targets = BACKBONES[on]
     sites = backbone.sites("lora", targets)
     net = Hypernetwork(sites, D_MODEL, backbone.site_shape, PLAIN, generates=False)
-    initialise(net, seeded(0))
+    net.initialise(seeded(0))
     assert {name.split(".")[-1][:3] for name, _ in net.named_parameters()} == {"a0_", "b0_"}
     found = net(*instructions([5, 2]))
     assert all(not f.b.any() for f in found.values())
