@@ -114,6 +114,8 @@ def test_a_generator_of_states_begins_with_the_shared_lora_of_another_method(tmp
     for site, factors in was.shared.items():
         product = own.shared[site].scale * (own.shared[site].b @ own.shared[site].a)
         assert torch.allclose(product, factors.scale * (factors.b @ factors.a), atol=1e-7) and factors.b.any()
+    fewer = STATES | {"target_modules": ["v"]}
+    assert build_stage(config(tmp_path / "x", "decoder", hypernetwork=fewer, **changes)).model.hypernetwork is not None
     narrow = STATES | {"rank": 2}
     with pytest.raises(CheckpointError, match=r"^hypernetwork.rank: 1 rows for all tasks at .*; start_from has 2"):
         build_stage(config(tmp_path / "x", "decoder", hypernetwork=narrow, **changes))

@@ -131,12 +131,13 @@ class StateGenerator(nn.Module):
 
     @torch.no_grad()
     def share(self, shared: Mapping[Site, Factors]) -> None:
-        """Begin with the LoRA that all tasks shared in another model.
+        """Begin with the LoRA that all tasks shared in another model, at the sites of both.
 
         Raises:
             CheckpointError: it has a higher rank than there is place for.
         """
-        for site, factors in shared.items():
+        for site in shared.keys() & set(self.sites):
+            factors = shared[site]
             rank, place = factors.a.shape[1], self.a_shared[site.place].shape[1]
             if rank > place:
                 raise CheckpointError(f"hypernetwork.rank: {place} rows for all tasks at {site}; start_from has {rank}")
