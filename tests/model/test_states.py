@@ -113,6 +113,29 @@ def test_lora_is_the_formula() -> None:
         assert found[site].scale == 1.5
 
 
+@pytest.mark.parametrize("targets", [("q", "v"), ("up",), ("v", "up"), ("o", "k")])
+def test_states_that_no_target_reads_are_left_out(targets: tuple[Target, ...]) -> None:
+    """As if all were read and the others thrown away."""
+    whole = ready()
+    fewer = STATES.model_copy(update={"target_modules": targets})
+    part = small_tagi("lora_only", hypernetwork=fewer, backbone=cast(Decoder, whole.backbone))
+    own, all_ = generator_of(part), generator_of(whole)
+    with torch.no_grad():
+        for mine, theirs in ((own.query, all_.query), (own.mean, all_.mean), (own.deviation, all_.deviation)):
+            mine.copy_(theirs[own.read])
+        for name, mine in own.named_parameters():
+            if name != "query":
+                mine.copy_(all_.get_parameter(name))
+    ids, mask = batch([7, 3], seed=1)
+    every = whole.adapt(ids, mask).modules
+    for site, factors in part.adapt(ids, mask).modules.items():
+        assert worst(factors.a, every[site].a) == 0 and worst(factors.b, every[site].b) < 1e-6, site
+    states = whole.read(ids, mask).states
+    assert states is not None
+    own.observe(states.flatten(0, 1))
+    assert worst(own.mean, states.flatten(0, 1).mean(0)[own.read]) < 1e-6
+
+
 def test_padding_and_the_rest_of_the_batch_do_not_matter() -> None:
     model = ready()
     ids, mask = batch([8, 3, 5], seed=2)
@@ -193,6 +216,10 @@ def test_bad_settings() -> None:
             HypernetworkConfig.model_validate(STATES.model_dump() | update)
     with pytest.raises(ConfigError, match=r"^hypernetwork.generator: states are read in decoder-only models; "):
         small_tagi("tagi", hypernetwork=STATES.model_copy(update={"target_modules": ("q", "v")}), backbone=small_t5())
+    with pytest.raises(ConfigError, match=r"^hypernetwork.target_modules: \('o',\) read no states"):
+        small_tagi(
+            "lora_only", hypernetwork=STATES.model_copy(update={"target_modules": ("o",)}), backbone=small_decoder()
+        )
     with pytest.raises(ConfigError, match=r"^bank: hypernetwork.generator states has no A₀"):
         generator_of(ready()).start_from({})
     with pytest.raises(ValueError, match="no states of an instruction"):

@@ -47,11 +47,20 @@ class StateGenerator(nn.Module):
         config: HypernetworkConfig,
     ) -> None:
         """`shape_of` gives a site's (in, out) widths, `state_of` which of the instruction's states it reads, if any.
-        A place has the same widths in every block."""
+        A place has the same widths in every block.
+
+        Raises:
+            ConfigError: no site reads any.
+        """
         super().__init__()
         self.config, self.sites = config, tuple(sites)
-        self.state_of = {site: state for site in sites if (state := state_of(site)) is not None}
-        states, written = 1 + max(self.state_of.values(), default=-1), config.rank // 2
+        reading = {site: state for site in sites if (state := state_of(site)) is not None}
+        self.read = sorted(set(reading.values()))
+        """The states that any of the sites reads, of all that an instruction has."""
+        if not reading:
+            raise ConfigError(f"hypernetwork.target_modules: {config.target_modules} read no states of an instruction")
+        self.state_of = {site: self.read.index(state) for site, state in reading.items()}
+        states, written = len(self.read), config.rank // 2
         self.query = nn.Parameter(torch.empty(states, written, d_model))
         self.mean = nn.Buffer(torch.zeros(states, d_model))
         self.deviation = nn.Buffer(torch.ones(states, d_model))
@@ -78,8 +87,8 @@ class StateGenerator(nn.Module):
         """States (T, S, P, D) of instructions, None where they have no tokens, their mask, and the projections' own
         weights (out, in) to LoRA for T tasks."""
         if states_TSPD is None:
-            states_TSPD = self.query.new_zeros(*mask_TS.shape, *self.query.shape[::2])
-        pooled_TPrD, tasks = self.pool(states_TSPD, mask_TS), len(mask_TS)
+            states_TSPD = self.query.new_zeros(*mask_TS.shape, 1 + max(self.read), self.query.shape[-1])
+        pooled_TPrD, tasks = self.pool(self._own(states_TSPD), mask_TS), len(mask_TS)
         # Slices of a stack would each fill a gradient of its size with zeros; what is unbound once does not.
         a0, b0, own_a, gain = (
             {place: x.unbind() for place, x in each.items()}
@@ -97,7 +106,7 @@ class StateGenerator(nn.Module):
         return found
 
     def pool(self, states_TSPD: Tensor, mask_TS: Tensor) -> Tensor:
-        """States (T, S, P, D) to r summaries of each, padding masked and the mean taken off: (T, P, r, D)."""
+        """The own states (T, S, P, D) to r summaries of each, padding masked, the mean taken off: (T, P, r, D)."""
         centred = states_TSPD - self.mean
         scores = torch.einsum("prd,tspd->tprs", self.query, centred / self.deviation)
         hidden = ~mask_TS.bool()[:, None, None]
@@ -117,8 +126,13 @@ class StateGenerator(nn.Module):
     @torch.no_grad()
     def observe(self, states_LPD: Tensor) -> None:
         """Take the mean and the deviation of the states (L, P, D) of training instructions' tokens."""
-        self.mean.copy_(states_LPD.float().mean(0))
-        self.deviation.copy_(states_LPD.float().std(0) + SMALLEST)
+        own = self._own(states_LPD).float()
+        self.mean.copy_(own.mean(0))
+        self.deviation.copy_(own.std(0) + SMALLEST)
+
+    def _own(self, states: Tensor) -> Tensor:
+        """Of all states (..., P, D) those that are read."""
+        return states if states.shape[-2] == len(self.read) else states[..., self.read, :]
 
     @property
     def shared(self) -> dict[Site, Factors]:
