@@ -12,7 +12,7 @@ COPY datasets /tmp/tagi/datasets
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt '/tmp/tagi[serve]' && rm -r /tmp/tagi
 
 RUN useradd --create-home --uid 1000 tagi && mkdir /data && chown tagi /data
-USER tagi
+USER 1000
 # The language model is converted once, at the first start, into a folder that outlives the container.
 ENV XDG_CACHE_HOME=/data/cache
 VOLUME /data

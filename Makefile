@@ -6,7 +6,7 @@ ENGINES := .engines
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-engines lint docs
+.PHONY: help demo test test-slow test-engines lint docs release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: $(VENV)/.installed-dev ## check style, types and the direction of imports
 
 docs: $(VENV)/.installed-dev ## build the pages into build/site; a warning is an error
 	$(BIN)/mkdocs build --strict
+
+release: $(VENV)/.installed-dev ## build wheel and sdist into dist
+	$(BIN)/python -m build --outdir dist
 
 # Each stamp says that the step before it has finished; a step that was interrupted runs again.
 $(VENV)/.created:

@@ -1,13 +1,16 @@
-"""The blocks of a page, and a shell to run them in."""
+"""The blocks of the pages, who runs them, and a shell to run them in."""
 
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ("sh", "bash", "console", "python")
+"""What is to run, of the blocks of a page."""
 
 
 class Block(NamedTuple):
@@ -17,6 +20,13 @@ class Block(NamedTuple):
     text: str
     section: str
     """The heading that it stands under."""
+
+    @property
+    def script(self) -> str:
+        """What is typed: of a console the lines behind `$` and those indented below them, else all."""
+        if self.language != "console":
+            return self.text
+        return re.sub(r"^(?:\$ |(?= {4}))|^(?!\$ | {4}).*\n", "", self.text, flags=re.MULTILINE)
 
 
 def blocks(page: Path) -> list[Block]:
@@ -31,12 +41,28 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+CLAIMED = Counter[tuple[str, Block]]()
+"""How many runners have each block of a page."""
+
+
+def claim(page: str, *languages: str, section: str = "") -> list[Block]:
+    """The blocks of a page, perhaps of one section only, that the calling test runs, and no other."""
+    chosen = [
+        one for one in blocks(ROOT / page) if one.language in (languages or CODE) and section in ("", one.section)
+    ]
+    assert chosen, f"{page} has no such block"
+    CLAIMED.update((page, one) for one in chosen)
+    return chosen
+
+
 def shell(script: str, folder: Path, sources: Path = ROOT / "src", **variables: str) -> str:
-    """Run a script of a page in a folder; `tagi`, `python` and `pytest` are those of the sources. Gives its output."""
+    """Run a script of a page in a folder; `tagi`, `python`, `pip` and `pytest` are those of the tests, `tagi` of the
+    sources. Gives its output."""
     programs = folder / ".programs"
     programs.mkdir(exist_ok=True)
     calls = {
         "tagi": '-c "from tagi.cli.main import run; run()"',
+        "pip": "-m pip",
         "pytest": "-m pytest -q -p no:cacheprovider",
         "python": "",
     }
