@@ -56,13 +56,14 @@ def claim(page: str, *languages: str, section: str = "") -> list[Block]:
 
 
 def shell(script: str, folder: Path, sources: Path = ROOT / "src", **variables: str) -> str:
-    """Run a script of a page in a folder; `tagi`, `python`, `pip` and `pytest` are those of the tests, `tagi` of the
-    sources. Gives its output."""
+    """Run a script of a page in a folder; `python` and the programs of its packages are those of the tests, `tagi` is
+    that of the sources. Gives its output."""
     programs = folder / ".programs"
     programs.mkdir(exist_ok=True)
     calls = {
         "tagi": '-c "from tagi.cli.main import run; run()"',
         "pip": "-m pip",
+        "accelerate": "-m accelerate.commands.accelerate_cli",
         "pytest": "-m pytest -q -p no:cacheprovider",
         "python": "",
     }

@@ -1,12 +1,15 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import settings
 
 from cli_runs import CONFIG, Result, Run, trained
+from fake_hub import FakeHub, fake_hub
 from tagi.cli.main import main
 
 settings.register_profile("untimed", deadline=None)  # machines are shared: no test asserts a time
@@ -46,3 +49,15 @@ def metatrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that reads the instruction with every input."""
     training = CONFIG["training"] | {"trainable": ["backbone"], "steps": 1}
     return trained(tmp_path_factory.mktemp("meta"), stage="metatrain", method="metatrain", training=training)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """Takes the place of the hub."""
+    with fake_hub() as opened:
+        monkeypatch.setattr(constants, "ENDPOINT", opened.endpoint)
+        template = f"{opened.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield opened

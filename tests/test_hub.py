@@ -10,22 +10,11 @@ import pytest
 from huggingface_hub import constants
 from test_engine import INPUTS, INSTRUCTIONS, make
 
-from fake_hub import FakeHub, fake_hub
+from fake_hub import FakeHub
 from tagi import Tagi, TaskAdapter
 from tagi.backbones.files import locate
 from tagi.backbones.t5.weights import read_shape
 from tagi.errors import CheckpointError
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    with fake_hub() as opened:
-        monkeypatch.setattr(constants, "ENDPOINT", opened.endpoint)
-        template = f"{opened.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield opened
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -2,6 +2,8 @@
 
 import email
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -35,9 +37,9 @@ WHEEL = (
 def did(*command: object, folder: Path, **variables: str) -> str:
     """What a program says that must not fail, and that finds no package by a variable of ours."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    command = tuple(map(str, command))
-    done = subprocess.run(command, cwd=folder, env=kept | variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    words = [str(one) for one in command]
+    done = subprocess.run(words, cwd=folder, env=kept | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
@@ -96,13 +98,33 @@ def test_what_the_wheel_says_of_itself(built: tuple[Path, Path]) -> None:
         metadata = email.message_from_bytes(wheel.read(of + "METADATA"))
         points = wheel.read(of + "entry_points.txt").decode()
         assert wheel.read(of + "licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-    assert (metadata["Name"], metadata["Version"], metadata["License-Expression"]) == ("tagi", __version__, "Apache-2.0")
-    assert "Typing :: Typed" in metadata.get_all("Classifier", []) and metadata.get_all("Project-URL")
-    assert points.split() == "[console_scripts] tagi = tagi.cli.main:run".split() + (
-        "[vllm.general_plugins] tagi = tagi.serve.vllm:register".split()
+    assert (metadata["Name"], metadata["Version"], metadata["License-Expression"]) == (
+        "tagi",
+        __version__,
+        "Apache-2.0",
     )
+    assert "Typing :: Typed" in metadata.get_all("Classifier", []) and metadata.get_all("Project-URL")
+    assert "[console_scripts]\ntagi = tagi.cli.main:run" in points
+    assert "[vllm.general_plugins]\ntagi = tagi.serve.vllm:register" in points
     for file in built:
         did(sys.executable, "-m", "twine", "check", "--strict", file, folder=ROOT)
+
+
+def test_the_image_is_made_of_the_same_package(built: tuple[Path, Path], export: Path, tmp_path: Path) -> None:
+    """What Dockerfile copies is enough to build it."""
+    dockerfile = (export / "Dockerfile").read_text(encoding="utf-8")
+    for line in re.findall(r"^COPY (.* /tmp/tagi\S*)$", dockerfile, re.MULTILINE):
+        *sources, target = line.split()
+        place = tmp_path / "tagi" / target.removeprefix("/tmp/tagi").strip("/")
+        place.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            from_ = export / source
+            shutil.copytree(from_, place, dirs_exist_ok=True) if from_.is_dir() else shutil.copy(from_, place)
+    build = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "tagi/")
+    did(*build, folder=tmp_path)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with ZipFile(wheel) as ours, ZipFile(built[0]) as released:
+        assert sorted(ours.namelist()) == sorted(released.namelist())
 
 
 def test_the_wheel_works_alone(installed: Path, tmp_path: Path) -> None:

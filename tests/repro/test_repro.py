@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from toy_configs import CONFIGS, write_configs
 
+from blocks import claim
 from cli_runs import Result, Run, mistake
 from tagi import methods
 from tagi.config import RunConfig
@@ -189,13 +190,7 @@ def test_another_run_in_its_place_is_refused(tagi: Run, toy: Path) -> None:
     mistake(tagi("repro", "table2"), "runs/micro-metatrain-0", "another run", "training.lr: 0.5 → 0.01")
 
 
-LINES = [
-    line.partition("  #")[0]
-    for block in re.findall(
-        r"```sh\n(.*?)```", (CONFIGS.parent / "docs/reproduce.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    for line in block.splitlines()
-]
+LINES = [line.partition("  #")[0] for block in claim("docs/reproduce.md") for line in block.text.splitlines()]
 
 
 @pytest.mark.parametrize("line", [pytest.param(one, marks=pytest.mark.slow if "--run" in one else ()) for one in LINES])

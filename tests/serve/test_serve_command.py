@@ -20,12 +20,12 @@ from serving import FIRST, registered
 from test_engine import INPUTS, WORDS, make
 from typer.main import get_command
 
+from blocks import ROOT, claim, shell
 from tagi import Tagi
 from tagi.backbones.gguf import INSTALL, smollm2
 from tagi.cli.main import app, main
 from tagi.serve.guard import hashed
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 PROGRAM = (sys.executable, "-c", "from tagi.cli.main import run; run()")
 
 
@@ -130,34 +130,57 @@ def test_a_key_is_printed_once_and_kept_as_its_hash(tmp_path: Path, capsys: pyte
     assert len(set(keys)) == 2 and (tmp_path / "keys").read_text().split() == [hashed(key) for key in keys]
 
 
-@pytest.mark.skipif(smollm2() is None, reason=f"the default's language model is not here: {INSTALL}")
-def test_every_line_of_the_page_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    start, calls = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    arguments = shlex.split(start)[2:]
-    assert arguments[-2:] == ["--port", "8000"]
-    with serving((*arguments[:-1], "0"), tmp_path) as (_, address):
-        port = address.rpartition(":")[2]
+NEEDS_SMOLLM2 = pytest.mark.skipif(smollm2() is None, reason=f"the default's language model is not here: {INSTALL}")
+(README,) = claim("README.md", "sh", section="A server")
+SHELL, (PYTHON,) = claim("docs/serving.md", "sh"), claim("docs/serving.md", "python")
+
+
+@contextmanager
+def following(lines: Sequence[str], folder: Path) -> Iterator[str]:
+    """A server as a page says, on another port, that has answered its calls; gives its address."""
+    start, *calls = lines
+    assert start.startswith("tagi serve ")
+    chosen = shlex.split(start.removesuffix(" --port 8000"))[2:]
+    with serving((*chosen, "--port", "0"), folder) as (_, address):
         said = ""
-        for line in calls.strip().splitlines():
+        for line in calls:
             assert line.startswith("curl ")
-            here = line.replace("localhost:8000", f"127.0.0.1:{port}")
+            here = line.replace("localhost:8000", address)
             said = subprocess.run(here, shell=True, capture_output=True, check=True, text=True).stdout
             assert "error" not in said
         assert '"text":"Oslo"' in said
+        yield address
+
+
+@NEEDS_SMOLLM2
+def test_every_line_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with following([line for block in SHELL for line in block.text.splitlines()], tmp_path) as address:
         monkeypatch.chdir(tmp_path)
-        exec(python.replace("localhost:8000", f"127.0.0.1:{port}"), {})
+        exec(PYTHON.text.replace("http://localhost:8000", address), {})
     assert capsys.readouterr().out.splitlines() == ["['Lyon', 'Lima']", "Bergen"]
     assert (tmp_path / "tasks").is_dir() and os.listdir(tmp_path / "tasks")
+
+
+@pytest.mark.slow  # pip looks at every package
+@NEEDS_SMOLLM2
+def test_every_line_of_the_readme_runs(tmp_path: Path) -> None:
+    """What it installs is only looked for: it is here, or these tests would not run."""
+    install, *lines = README.text.splitlines()
+    offline = install.replace("pip install", "pip install --dry-run --no-index --no-build-isolation")
+    (tmp_path / "checkout").mkdir()
+    for name in ("src", "datasets", "pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / "checkout" / name).symlink_to(ROOT / name)
+    assert "not provide" not in shell(f"{offline} 2>&1", tmp_path / "checkout")
+    with following(lines, tmp_path):
+        assert os.listdir(tmp_path / "tasks")
 
 
 @pytest.mark.parametrize("file", ["Dockerfile", "docs/serving.md"])
 def test_containers_and_units_call_the_command_as_it_is(file: str) -> None:
     """With every option that they name."""
-    text = (PAGE.parents[1] / file).read_text(encoding="utf-8")
+    text = (ROOT / file).read_text(encoding="utf-8")
     found = re.search(r"^CMD (\[.*\])$|^ExecStart=\S*/(tagi .*)$", text, re.MULTILINE)
     assert found is not None
     command = json.loads(found[1]) if found[1] else shlex.split(found[2])
