@@ -12,9 +12,9 @@ import pytest
 from blocks import ROOT, blocks, claim, shell
 
 PAGE = ROOT / "CONTRIBUTING.md"
-COMMANDS = claim("CONTRIBUTING.md", "sh", "python")
-(TARGETS,) = claim("README.md", "sh", section="tagi")
 LINES = {"Add a method": 60, "Add a model family": 60, "Add a data source": 80}
+COMMANDS = [one for section in LINES for one in claim("CONTRIBUTING.md", "sh", "python", section=section)]
+TARGETS = [*claim("README.md", "sh", section="tagi"), *claim("CONTRIBUTING.md", section="Contributing")]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_layers_are_those_that_are_checked() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
-@pytest.mark.parametrize("line", [line for one in (TARGETS, COMMANDS[0]) for line in one.text.splitlines()])
+@pytest.mark.parametrize("line", [line for one in TARGETS for line in one.text.splitlines()])
 def test_the_targets_and_programs_are_there(line: str) -> None:
     """What each would do is only listed: doing it is what these tests are part of."""
     program, target = line.split()[:2]

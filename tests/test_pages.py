@@ -88,7 +88,7 @@ BACKBONE = claim("docs/backbone.md")
 ENGINES = claim("docs/engines.md", section="What each form holds") + claim("docs/engines.md", section="peft")
 ON_P3 = claim("docs/p3.md")
 NAMED = claim("docs/runs.md")
-SEVERAL = claim("docs/training.md")
+(SEVERAL,) = claim("docs/training.md")
 YOUR_GPU = claim("docs/your-gpu.md")
 YOUR_MODEL = claim("docs/your-model.md")
 YOUR_TASK = claim("docs/your-task.md", "sh")
@@ -119,7 +119,7 @@ def typed(page: Sequence[Block], folder: Path, changes: Mapping[str, str] | None
     for words, others in (changes or {}).items():
         assert words in script, f"the page no longer says {words}"
         script = script.replace(words, others)
-    return shell(script, folder, OMP_NUM_THREADS="1", **variables)
+    return shell(script, folder, ROOT / "src", OMP_NUM_THREADS="1", **variables)
 
 
 @NEEDS_SMOLLM2
@@ -195,7 +195,7 @@ def test_named_runs_are_planned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1], ids=["ddp", "fsdp"])
 def test_several_processes(number: int, checkout: Path) -> None:
     """As the configs are, on the CPU."""
-    line = SEVERAL[0].script.splitlines()[number]
+    line = SEVERAL.script.splitlines()[number]
     write_config(checkout).rename(checkout / "FILE")
     shell(line, checkout, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     assert (checkout / "runs" / "final" / "model.safetensors").exists()

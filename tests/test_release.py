@@ -18,7 +18,7 @@ from blocks import ROOT, claim
 from tagi import __version__
 
 pytestmark = pytest.mark.slow  # builds, and installs torch into an environment of its own
-INSTALL = claim("docs/index.md", "console")[0].script
+(INSTALL,) = claim("docs/index.md", "console")
 WHEEL = (
     "tagi/*.py",
     "tagi/py.typed",
@@ -69,7 +69,7 @@ def installed(built: tuple[Path, Path], export: Path, tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
     constraints = {"PIP_CONSTRAINT": str(export / "constraints.txt"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    first, second = INSTALL.splitlines()
+    first, second = INSTALL.script.splitlines()
     assert first == "pip install ."
     for line in ("pip install torch", second, f"pip install {built[0]}"):
         did(folder / "bin/python", "-m", *line.split(), folder=folder, **constraints)
