@@ -31,7 +31,7 @@ from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Modules, Site
 from tagi.backbones.t5.model import T5
 from tagi.backbones.t5.weights import load_t5
-from tagi.model.hypernetwork import ModuleGroup
+from tagi.model.hypernetwork import Hypernetwork, ModuleGroup
 from tagi.model.tagi import TagiModel
 
 HEAD = 8
@@ -109,7 +109,7 @@ T5_OR_DECODER = [
 
 def heads_of_b(model: TagiModel) -> Iterator[tuple[str, Tensor]]:
     for generator in model.generators:
-        for group in cast("list[ModuleGroup]", list(generator.groups)):
+        for group in cast("list[ModuleGroup]", list(cast(Hypernetwork, generator).groups)):
             yield from ((f"{generator.kind} {width}", head) for width, head in group.head_b.items())
 
 
