@@ -103,12 +103,13 @@ def test_states_are_observed_once_of_the_training_instructions(tmp_path: Path) -
     assert isinstance(again, StateGenerator) and torch.equal(again.mean, own.mean)
 
 
-def test_a_generator_of_states_begins_with_the_shared_lora_of_another_method(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), [("shared_lora", "lora_only"), ("tagi", "tagi")])
+def test_a_generator_of_states_begins_with_the_shared_lora_of_another(before: str, after: str, tmp_path: Path) -> None:
     shared = {"rank": 2, "hidden": 4, "bias": "learned", "target_modules": STATES["target_modules"]}
-    before = run(config(tmp_path / "shared", "decoder", method="shared_lora", hypernetwork=shared))
-    was = checkpoint.load(before).model.hypernetwork
+    first = run(config(tmp_path / "shared", "decoder", method=before, hypernetwork=shared))
+    was = checkpoint.load(first).model.hypernetwork
     assert was is not None
-    changes: dict[str, Any] = {"method": "lora_only", "start_from": str(before), "backbone": None}
+    changes: dict[str, Any] = {"method": after, "start_from": str(first), "backbone": None}
     own = build_stage(config(tmp_path / "x", "decoder", hypernetwork=STATES, **changes)).model.hypernetwork
     assert isinstance(own, StateGenerator)
     for site, factors in was.shared.items():

@@ -49,6 +49,12 @@ class RunConfig(Frozen):
         """Demonstrations that a training task brings along, for the student or its teacher."""
         return max(self.prompt.demonstrations, self.objective.shots)
 
+    def continues(self, method: str, hypernetwork: HypernetworkConfig) -> bool:
+        """Whether this trains the parts of `start_from` further, which was trained by `method` with `hypernetwork`.
+        Otherwise only its language model is kept, and the LoRA that all its tasks share (`StateGenerator.share`).
+        """
+        return method == self.method and hypernetwork.generator == self.hypernetwork.generator
+
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if (self.start_from is None) == (self.backbone is None):

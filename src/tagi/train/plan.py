@@ -132,7 +132,9 @@ def _resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
         first = Model(read_language_model_shape(checkpoint.base_source(folder)), found.hypernetwork, found.fusion)
     else:
         found, first = before, _resolve(before, earlier)
-    return first if found.method == config.method else Model(first.shape, config.hypernetwork, config.fusion)
+    if config.continues(found.method, found.hypernetwork):
+        return first
+    return Model(first.shape, config.hypernetwork, config.fusion)
 
 
 def _fresh_shape(backbone: BackboneConfig, config: RunConfig) -> Shape:

@@ -62,7 +62,7 @@ def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, s
         backbone, found = loaded.model.backbone, tokenizers.load(folder, loaded.model.backbone.shape)
         inside = loaded.config.backbone == BACKBONE
         reference = str((folder / BACKBONE).resolve()) if inside else loaded.config.backbone
-        if config.method == loaded.config.method:
+        if config.continues(loaded.config.method, loaded.config.hypernetwork):
             kept = {"hypernetwork": loaded.config.hypernetwork, "fusion": loaded.config.fusion}
             settings = _settings(config.model_copy(update=kept), loaded.model, reference)
             return Start(loaded.model, found, settings, fresh=False)
