@@ -212,7 +212,7 @@ def p3(
     """Score the held-out tasks of P3 by rank classification: accuracy by prompt, task and on average."""
     from tagi.cli import ranks
 
-    free = free(output)
+    folder = free(output)
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
     shots = tagi.config.prompt.demonstrations
     with waiting("rendering prompts"):
@@ -221,7 +221,7 @@ def p3(
         note(f"{name}: {reason}")
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
     asked |= {"demonstrations": shots, "reads": reads, "checkpoint": checkpoint}
-    ranks.score(tagi, found, instruction, norm, asked, output=free, as_json=as_json)
+    ranks.score(tagi, found, instruction, norm, asked, output=folder, as_json=as_json)
 
 
 def _say_left_out(not_english: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:

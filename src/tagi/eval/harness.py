@@ -1,6 +1,6 @@
 """lm-evaluation-harness: a task's description becomes an adapter, the rest of its prompt is the input.
 
-The harness knows the model as `tagi`. Only this module and `harness_tasks` know the harness, which the extra `eval` brings.
+The harness, which the extra `eval` brings, knows the model as `tagi`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lm_eval.api.group import Group  # pyright: ignore[reportMissingImports]
-from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 from lm_eval.api.registry import model_registry  # pyright: ignore[reportMissingImports]
 from lm_eval.api.task import Task  # pyright: ignore[reportMissingImports]
@@ -20,7 +19,7 @@ from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
 from tagi.data.tokenizers import encode
-from tagi.data.types import Instruction, named
+from tagi.data.types import named
 from tagi.errors import ConfigError, InputError
 from tagi.infer.choices import continuations
 from tagi.infer.engine import Prompts, Tagi
@@ -73,13 +72,14 @@ class TagiLM(TemplateLM):
             raise ConfigError(f"instruction: {instruction!r} is none of {', '.join(get_args(Reads))}")
         opened = checkpoint if isinstance(checkpoint, Tagi) else None
         self.tagi = opened or Tagi.from_pretrained(checkpoint, backbone=backbone, device=device)  # type: ignore[arg-type]
-        self.instruction, self.tasks, self.include_path = instruction, dict(tasks or {}), include_path
+        self.instruction: Reads = instruction
+        self.tasks, self.include_path = dict(tasks or {}), include_path
         self.tokenizer = self.tagi.tokenizer
         self.backend = "seq2seq" if self.tagi.model.backbone.has_encoder else "causal"
         self._device = self.tagi.device
         self._cut: dict[str, set[str]] = {}
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of every continuation its log-likelihood in nats, and whether greedy search would write it.
 
         As answers to an adapter's input, continuations are read without the white space around them, as in training.
@@ -92,15 +92,17 @@ class TagiLM(TemplateLM):
         prompts, answers = self._inputs(requests), [encode(self.tokenizer, one.args[1].strip()) for one in requests]
         return self._scored(self._told(requests), prompts, answers, [one.task_name for one in requests])
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Refused: a text by itself has no instruction.
 
         Raises:
             InputError: always.
         """
-        raise InputError(f"{requests[0].task_name}: scores plain text, which has no instruction; take the model hf for it")
+        raise InputError(
+            f"{requests[0].task_name}: scores plain text, which has no instruction; take the model hf for it"
+        )
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Of every prompt its answer, without white space around it.
 
         Raises:
@@ -135,7 +137,7 @@ class TagiLM(TemplateLM):
         if self.instruction == "mismatched":
             self._partners()
 
-    def describe(self, name: str, doc: Mapping[str, Any]) -> str:
+    def describe(self, name: str, doc: Any) -> str:
         """What a task says of itself before a document.
 
         Raises:
@@ -184,7 +186,7 @@ class TagiLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a continuation without a context: the start token, or where there is none the end token."""
+        """What stands before a continuation without a context: the start token, or if there is none the end token."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)  # type: ignore[arg-type]
 
@@ -245,7 +247,7 @@ class TagiLM(TemplateLM):
             adapter = self.tagi.adapt_all(written) if written else self.tagi.neutral()
             yield adapter, places, [here[told[place]] for place in places]
 
-    def _told(self, requests: Sequence[Instance]) -> list[str | None]:
+    def _told(self, requests: Sequence[Any]) -> list[str | None]:
         """What the adapter of each request is written from; None is the bare model."""
         if self.instruction in ("prompt", "empty"):
             return [None] * len(requests)
@@ -260,11 +262,11 @@ class TagiLM(TemplateLM):
         each = (self.describe(name, doc).strip() for name, task in self.tasks.items() for doc in task.eval_docs)
         distinct = list(dict.fromkeys(each))
         if len(distinct) < 2:
-            raise ConfigError("mismatched: needs at least two tasks whose descriptions differ; a task cannot be its own")
+            raise ConfigError("mismatched: needs at least two tasks whose descriptions differ")
         half = len(distinct) // 2
         return dict(zip(distinct, distinct[half:] + distinct[:half], strict=True))
 
-    def _inputs(self, requests: Sequence[Instance]) -> list[str]:
+    def _inputs(self, requests: Sequence[Any]) -> list[str]:
         """What the prompts hold behind the descriptions, or with `both` all of it."""
         found: list[str] = []
         for one in requests:
@@ -279,13 +281,13 @@ class TagiLM(TemplateLM):
             found.append(text)
         return found
 
-    def _prompts(self, requests: Sequence[Instance], generation: GenerationConfig) -> list[tuple[int, ...]]:
+    def _prompts(self, requests: Sequence[Any], generation: GenerationConfig) -> list[tuple[int, ...]]:
         """The harness's prompts as `hf` reads them: of those that are too long for the answer, too, the end."""
         room = None if self.max_length is None else self.max_length - (generation.max_new_tokens or 0)
         if room is not None and room < 1:
             raise InputError(
-                f"{requests[0].task_name}: max_gen_toks: {generation.max_new_tokens} tokens leave no room for a prompt, "
-                f"for the language model has {self.max_length} positions"
+                f"{requests[0].task_name}: max_gen_toks: {generation.max_new_tokens} tokens leave no room for a "
+                f"prompt: the language model has {self.max_length} positions"
             )
         return [tuple(self.tok_encode(one.args[0])[-(room or 0) :]) for one in requests]
 
@@ -313,21 +315,23 @@ def load_tasks(
         sni: where Super-NaturalInstructions lies, for the task `sni`.
 
     Raises:
-        ConfigError: a name that no task, group or tag has, or names that share a task.
+        ConfigError: no name, one that no task, group or tag has, or names that share a task.
         TagiError: data of a packaged task that cannot be read.
     """
+    if not names:
+        raise ConfigError("tasks: none is named")
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"{include_path}: is no folder of task files")
-    folders = [PACKAGED, *([] if include_path is None else [Path(include_path)])]
-    metadata = {} if sni is None else {"sni": str(sni)}
+    folders: list[str | Path] = [PACKAGED, *([] if include_path is None else [Path(include_path)])]
+    metadata: dict[str, Any] = {} if sni is None else {"sni": str(sni)}
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
     if not {*names} <= {"everyday", *manager.all_subtasks}:  # to read the harness's own folder takes seconds
         manager = TaskManager(include_path=folders, metadata=metadata)
     tasks, asked_for = dict[str, Task](), list[Task | Group]()
     for name in named(manager.all_tasks, str, names):
-        loaded = manager.load([name])
+        loaded: Mapping[str, Mapping[str, Any]] = dict(manager.load([name]))  # type: ignore[arg-type]
         if doubled := tasks.keys() & loaded["tasks"].keys():
-            raise ConfigError(f"tasks: {name} and another that was asked for both hold {min(doubled)}")
+            raise ConfigError(f"tasks: {name} holds {min(doubled)}, which is asked for already")
         tasks |= loaded["tasks"]
         asked_for += [loaded["groups"][name]] if name in loaded["groups"] else loaded["tasks"].values()
     return manager, tasks, asked_for
@@ -344,7 +348,7 @@ def _generation(name: str, said: Mapping[str, Any]) -> GenerationConfig:
         temperature=float(found.get("temperature", 1.0)) if sampled else 0.0,
         top_p=float(found.get("top_p", 1.0)) if sampled else 1.0,
         max_new_tokens=found["max_gen_toks"],
-        stop=tuple(one for one in found["until"] if one),
+        stop=found["until"],
     )
 
 

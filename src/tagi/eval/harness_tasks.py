@@ -29,8 +29,7 @@ def everyday(name: str, **_: Any) -> Splits:
 
 
 def sni(sni: str | None = None, split: str = "default", instances: int = 100, **_: Any) -> Splits:
-    """The first rows of every English test task of Super-NaturalInstructions, of all tasks in turn, so that a limit takes
-    some of each.
+    """The first rows of every English test task of Super-NaturalInstructions, of all in turn: a limit takes of each.
 
     Args:
         sni: the folder of the data.
@@ -40,7 +39,9 @@ def sni(sni: str | None = None, split: str = "default", instances: int = 100, **
         TagiError: see `SniDataset`.
     """
     if sni is None:
-        raise InputError("sni: give the folder of Super-NaturalInstructions by --data (to lm_eval by --metadata sni=DIR)")
+        raise InputError(
+            "sni: give the folder of Super-NaturalInstructions by --data (to lm_eval by --metadata sni=DIR)"
+        )
     tasks, _left_out = SniDataset(Path(sni), split).chosen("test", (), instances)
     turns = zip_longest(*([(task, row) for row in task.examples] for task in tasks))
     return _splits(one for turn in turns for one in turn if one is not None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from sys import maxsize
 
 import torch
 from torch import Tensor
@@ -97,7 +98,9 @@ def continuations(
         tasks: which of the prepared tasks each prompt belongs to.
     """
     found: list[list[tuple[float, bool]]] = [[] for _ in prompts]
-    for batch in _fitting(prompts, answers):
+    before = 0 if prepared.attended is None else int(prepared.attended.start.max())
+    room = maxsize if backbone.max_positions is None else backbone.max_positions - before
+    for batch in _fitting(prompts, answers, room):
         here = sorted({tasks[i] for i in batch})
         places = torch.tensor([here.index(tasks[i]) for i in batch])
         device = backbone.embedding.weight.device
@@ -112,12 +115,16 @@ def continuations(
     return found
 
 
-def _fitting(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[int]]:
-    """Numbers of prompts of similar length, no more of them than their answers' scores can be held of at once."""
+def _fitting(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], room: int
+) -> Iterator[list[int]]:
+    """Numbers of prompts of similar length: no more than all scores of their answers can be held of at once, and none
+    whose answers, padded to the longest, would need more positions than there is room for."""
     batch, count, longest = list[int](), 0, 0
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         count, longest = count + len(answers[i]), max(longest, *map(len, answers[i]))
-        if batch and (len(batch) == ROWS or count * longest > SCORED_TOGETHER):
+        many = len(batch) == ROWS or count * longest > SCORED_TOGETHER
+        if batch and (many or len(prompts[i]) + longest > room + 1):  # the last token of an answer is not read
             yield batch
             batch, count, longest = [], len(answers[i]), max(map(len, answers[i]))
         batch.append(i)
