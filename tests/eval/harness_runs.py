@@ -5,13 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[eval]'")
-
-import lm_eval  # pyright: ignore[reportMissingImports]
-from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
 ROWS = (
     ("one two", ["three", "four five", "six"], 0),
     ("the red wolf " * 30, ["wolf", "a blue dog"], 1),  # longer than the small models read
@@ -39,6 +32,12 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+BBH = ("navigate", "boolean_expressions")
+BBH_ROWS = {
+    "navigate": [("Do you return? Turn left.\nOptions:\n- Yes\n- No", "Yes"), ("Take 2 steps.", "No")],
+    "boolean_expressions": [("not True is", "False"), ("True or False is", "True"), ("not not False is", "False")],
+}
+
 
 def write_tasks(folder: Path, **changes: Mapping[str, Any]) -> Path:
     """One task of each kind on the same few rows, whatever of it is changed."""
@@ -60,8 +59,25 @@ def write_tasks(folder: Path, **changes: Mapping[str, Any]) -> Path:
     return folder
 
 
+def write_bbh(folder: Path) -> Path:
+    """Two of the harness's own task files, unchanged but for where their rows come from."""
+    import lm_eval  # pyright: ignore[reportMissingImports]
+
+    theirs = Path(lm_eval.__file__).parent / "tasks" / "bbh" / "zeroshot"
+    for name in BBH:
+        lines = [json.dumps({"input": text, "target": target}) for text, target in BBH_ROWS[name]]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        where = {"data_files": {"test": str(folder / f"{name}.jsonl")}, "cache_dir": str(folder / "cache")}
+        ours = {"include": str(theirs / f"{name}.yaml"), "dataset_path": "json", "dataset_kwargs": where}
+        (folder / f"{name}.yaml").write_text(json.dumps(ours), encoding="utf-8")
+    return folder
+
+
 def run(model: Any, folder: Path, tasks: Sequence[Any] = tuple(KINDS), **more: Any) -> dict[str, Any]:
     """The harness's results of some tasks of a folder."""
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     evaluate: Any = lm_eval.simple_evaluate  # whose decorator hides its parameters
     found = evaluate(model, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **more)

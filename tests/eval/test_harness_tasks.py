@@ -7,9 +7,9 @@ from statistics import fmean
 import pytest
 import yaml
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[eval]'")
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[eval]'")
 
-from harness_runs import run
+from harness_runs import BBH, BBH_ROWS, run, write_bbh
 from test_export_decoder import chatting
 
 from cli_runs import Run, mistake
@@ -27,11 +27,6 @@ from tagi.infer.engine import Tagi
 from tagi.infer.search import GenerationConfig
 
 TWO = ("everyday_calm_title", "everyday_bag_reason")
-BBH = ("navigate", "boolean_expressions")
-BBH_ROWS = {
-    "navigate": [("Do you return? Turn left.\nOptions:\n- Yes\n- No", "Yes"), ("Take 2 steps.", "No")],
-    "boolean_expressions": [("not True is", "False"), ("True or False is", "True"), ("not not False is", "False")],
-}
 
 
 def test_the_packaged_group_is_all_of_the_everyday_test_tasks() -> None:
@@ -101,18 +96,6 @@ def test_super_natural_instructions_takes_rows_of_all_tasks_in_turn(tmp_path: Pa
         assert one["resps"] == [answers] and one["target"] == [one["doc"]["input"], "z"]
     with pytest.raises(InputError, match="sni: give the folder"):
         load_tasks(["sni"])
-
-
-def write_bbh(folder: Path) -> Path:
-    """Two of the harness's own task files, unchanged but for where their rows come from."""
-    theirs = Path(lm_eval.__file__).parent / "tasks" / "bbh" / "zeroshot"
-    for name in BBH:
-        lines = [json.dumps({"input": text, "target": target}) for text, target in BBH_ROWS[name]]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        where = {"data_files": {"test": str(folder / f"{name}.jsonl")}, "cache_dir": str(folder / "cache")}
-        ours = {"include": str(theirs / f"{name}.yaml"), "dataset_path": "json", "dataset_kwargs": where}
-        (folder / f"{name}.yaml").write_text(json.dumps(ours), encoding="utf-8")
-    return folder
 
 
 @pytest.mark.parametrize("how", ["adapter", "prompt"])

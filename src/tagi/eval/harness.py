@@ -5,7 +5,7 @@ The harness, which the extra `eval` brings, knows the model as `tagi`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from lm_eval.api.group import Group  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
@@ -117,11 +117,16 @@ class TagiLM(TemplateLM):
                 some = [requests[number] for number in numbers]
                 inputs = self._prompts(some, generation) if self.instruction == "prompt" else self._inputs(some)
                 for adapter, places, owners in self._adapters(self._told(some)):
-                    chosen: Any = [inputs[place] for place in places]
-                    answers = self.tagi.generate(chosen, adapter, tasks=owners, generation=generation)
+                    before, chosen = bar.n, cast(Prompts, [inputs[place] for place in places])
+                    answers = self.tagi.answer(
+                        adapter,
+                        chosen,
+                        tasks=owners,
+                        generation=generation,
+                        progress=lambda done, _, before=before: bar.update(before + done - bar.n),
+                    )
                     for place, answer in zip(places, answers, strict=True):
-                        found[numbers[place]] = answer
-                    bar.update(len(places))
+                        found[numbers[place]] = answer.text
         return found
 
     def check(self) -> None:
@@ -219,22 +224,24 @@ class TagiLM(TemplateLM):
         if (empty := next((i for i, own in enumerate(answers) if not own), None)) is not None:
             raise InputError(f"{names[empty] or 'a request'}: a continuation is empty")
         found: list[tuple[float, bool]] = [(0.0, False)] * len(answers)
-        for adapter, places, owners in self._adapters(told):
-            alike: dict[tuple[int, str | tuple[int, ...]], list[int]] = {}
-            for place, owner in zip(places, owners, strict=True):
-                alike.setdefault((owner, inputs[place]), []).append(place)
-            tasks, texts = zip(*alike, strict=True)
-            _, prompts, _ = self.tagi.read(adapter, texts, tasks)
-            scores = continuations(
-                self.tagi.model.backbone,
-                self.tagi.prepare(adapter, len(texts)),
-                [prompt for (prompt,) in prompts],
-                [[answers[place] for place in own] for own in alike.values()],
-                tasks,
-            )
-            for own, each in zip(alike.values(), scores, strict=True):
-                for place, pair in zip(own, each, strict=True):
-                    found[place] = pair
+        with tqdm(total=len(answers), desc="Scoring") as bar:
+            for adapter, places, owners in self._adapters(told):
+                alike: dict[tuple[int, str | tuple[int, ...]], list[int]] = {}
+                for place, owner in zip(places, owners, strict=True):
+                    alike.setdefault((owner, inputs[place]), []).append(place)
+                tasks, texts = zip(*alike, strict=True)
+                _, prompts, _ = self.tagi.read(adapter, texts, tasks)
+                scores = continuations(
+                    self.tagi.model.backbone,
+                    self.tagi.prepare(adapter, len(texts)),
+                    [prompt for (prompt,) in prompts],
+                    [[answers[place] for place in own] for own in alike.values()],
+                    tasks,
+                    bar.update,
+                )
+                for own, each in zip(alike.values(), scores, strict=True):
+                    for place, pair in zip(own, each, strict=True):
+                        found[place] = pair
         return found
 
     def _adapters(self, told: Sequence[str | None]) -> Iterator[tuple[TaskAdapter, list[int], list[int]]]:

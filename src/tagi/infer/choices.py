@@ -1,6 +1,6 @@
 """Given answers, scored: what rank classification chooses by (§4.1, P3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from sys import maxsize
 
@@ -87,6 +87,7 @@ def continuations(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[Sequence[int]]],
     tasks: Sequence[int],
+    progress: Callable[[int], object] | None = None,
 ) -> list[list[tuple[float, bool]]]:
     """Log-likelihood in nats of every answer to every prompt, and whether greedy search would write it.
 
@@ -96,6 +97,7 @@ def continuations(
         prompts: token ids.
         answers: token ids of every prompt's answers.
         tasks: which of the prepared tasks each prompt belongs to.
+        progress: called with how many answers more are scored.
     """
     found: list[list[tuple[float, bool]]] = [[] for _ in prompts]
     before = 0 if prepared.attended is None else int(prepared.attended.start.max())
@@ -112,6 +114,8 @@ def continuations(
         pairs = zip((likelihood * real).sum(1).tolist(), (greedy | ~real).all(1).tolist(), strict=True)
         for i, pair in zip(owner.tolist(), pairs, strict=True):
             found[batch[i]].append(pair)
+        if progress is not None:
+            progress(len(its))
     return found
 
 
