@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow  # builds, and installs torch into an environment 
 WHEEL = (
     "tagi/*.py",
     "tagi/py.typed",
+    "tagi/eval/tasks/*",
     "tagi/serve/page/style.css",
     "tagi/assets/*/README.md",
     "tagi/assets/*/model.safetensors",

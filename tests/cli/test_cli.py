@@ -29,6 +29,7 @@ COMMANDS = (
         "eval sni",
         "eval micro",
         "eval everyday",
+        "eval lm",
         "eval compare",
         "methods",
         "doctor",

@@ -103,7 +103,7 @@ def sni(
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
     from tagi.data.sources.sni_files import SniDataset, without_overlap
 
-    setting = Setting(instruction, adapter, _free(output), as_json)
+    setting = Setting(instruction, adapter, free(output), as_json)
     dataset = SniDataset(data, split)
     with waiting("reading tasks"):
         tasks, left_out = dataset.chosen("test", only or (), instances)
@@ -139,7 +139,7 @@ def everyday(
     from tagi.data.sources.everyday import Everyday
     from tagi.eval.evaluate import draw_partners
 
-    setting = Setting(instruction, adapter, _free(output), as_json)
+    setting = Setting(instruction, adapter, free(output), as_json)
     folder = data or bundled.everyday()
     source = Everyday(DataConfig(source="everyday", path=str(folder), only=tuple(only or ())))
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
@@ -172,7 +172,7 @@ def micro(
     as_json: Json = False,
 ) -> None:
     """Score compositions of list operations that were not trained on."""
-    setting = Setting(instruction, adapter, _free(output), as_json)
+    setting = Setting(instruction, adapter, free(output), as_json)
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
     from tagi.cli import micro as micro_cli
     from tagi.data.types import named
@@ -212,7 +212,7 @@ def p3(
     """Score the held-out tasks of P3 by rank classification: accuracy by prompt, task and on average."""
     from tagi.cli import ranks
 
-    free = _free(output)
+    folder = free(output)
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
     shots = tagi.config.prompt.demonstrations
     with waiting("rendering prompts"):
@@ -221,7 +221,7 @@ def p3(
         note(f"{name}: {reason}")
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
     asked |= {"demonstrations": shots, "reads": reads, "checkpoint": checkpoint}
-    ranks.score(tagi, found, instruction, norm, asked, output=free, as_json=as_json)
+    ranks.score(tagi, found, instruction, norm, asked, output=folder, as_json=as_json)
 
 
 def _say_left_out(not_english: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:
@@ -305,7 +305,7 @@ def _write(folder: Path, predictions: Sequence[Prediction], scores: dict[str, An
     stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)
 
 
-def _free(output: Path | None) -> Path | None:
+def free(output: Path | None) -> Path | None:
     """The output folder, refused before any work is done if it is a file."""
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, not a folder")

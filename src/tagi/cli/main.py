@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 import tagi
-from tagi.cli import adapt, data, demo, doctor, methods, pretraining, train
+from tagi.cli import adapt, data, demo, doctor, harness, methods, pretraining, train
 from tagi.cli import eval as evaluation
 from tagi.cli import export as export_command
 from tagi.cli import repro as repro_command
@@ -41,6 +41,7 @@ app.command("adapt", rich_help_panel="Use", epilog=adapt.EXAMPLE)(adapt.adapt)
 app.command("serve", rich_help_panel="Use", epilog=serve_command.EXAMPLE)(serve_command.serve)
 app.command("key", rich_help_panel="Use", epilog=serve_command.KEY_EXAMPLE)(serve_command.key)
 app.command("train", rich_help_panel="Train", epilog=train.EXAMPLE)(train.train)
+evaluation.app.command("lm", epilog=harness.EXAMPLE)(harness.lm)
 evaluation.app.command("text", epilog=pretraining.TEXT_EXAMPLE)(pretraining.text)
 evaluation.app.command("probes", epilog=pretraining.PROBES_EXAMPLE)(pretraining.probes)
 app.add_typer(evaluation.app, name="eval", rich_help_panel="Measure")

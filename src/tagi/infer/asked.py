@@ -42,6 +42,16 @@ def inputs(values: Any) -> list[str]:
     return found
 
 
+def prompts(values: Any) -> list[str] | list[tuple[int, ...]]:
+    """Inputs to answer, or whole prompts as tuples of token ids, which are read as they stand.
+
+    Raises:
+        InputError: see `inputs`.
+    """
+    found = _listed(values, "inputs")
+    return found if found and all(isinstance(one, tuple) for one in found) else inputs(found)
+
+
 def instruction(
     value: Any, demonstrations: Sequence[tuple[str, str]] = (), name: str = "the instruction"
 ) -> Instruction:

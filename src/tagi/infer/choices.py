@@ -1,7 +1,8 @@
 """Given answers, scored: what rank classification chooses by (§4.1, P3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from sys import maxsize
 
 import torch
 from torch import Tensor
@@ -70,13 +71,69 @@ def _score(
     its = [answer for each, own in zip(prompts, answers, strict=True) for _ in each for answer in own]
     counts = torch.tensor([len(own) for each, own in zip(prompts, answers, strict=True) for _ in each])
     owner = torch.arange(len(counts)).repeat_interleave(counts)
-    likelihood, real = _likelihoods(backbone, prepared, members, its, owner)
+    likelihood, real, _ = _likelihoods(backbone, prepared, Rows(1, len(members)), members, its, owner)
     total, tokens = (likelihood * real).sum(1), real.sum(1)
     values = (total / tokens if norm == "mean" else total).cpu()
     parts = values.split([len(each) * len(own) for each, own in zip(prompts, answers, strict=True)])
     return [
         averaged(part.view(len(each), -1), len(each))[0].tolist() for part, each in zip(parts, prompts, strict=True)
     ]
+
+
+@torch.inference_mode()
+def continuations(
+    backbone: Backbone,
+    prepared: Prepared,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    tasks: Sequence[int],
+    progress: Callable[[int], object] | None = None,
+) -> list[list[tuple[float, bool]]]:
+    """Log-likelihood in nats of every answer to every prompt, and whether greedy search would write it.
+
+    Nothing is put behind an answer; a batch mixes tasks.
+
+    Args:
+        prompts: token ids.
+        answers: token ids of every prompt's answers.
+        tasks: which of the prepared tasks each prompt belongs to.
+        progress: called with how many answers more are scored.
+    """
+    found: list[list[tuple[float, bool]]] = [[] for _ in prompts]
+    before = 0 if prepared.attended is None else int(prepared.attended.start.max())
+    room = maxsize if backbone.max_positions is None else backbone.max_positions - before
+    for batch in _fitting(prompts, answers, room):
+        here = sorted({tasks[i] for i in batch})
+        places = torch.tensor([here.index(tasks[i]) for i in batch])
+        device = backbone.embedding.weight.device
+        some = prepared if len(here) == prepared.tasks else prepared.select(torch.tensor(here, device=device))
+        rows = Rows.of(places.to(device), some.tasks)
+        owner = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(answers[i]) for i in batch]))
+        its = [answer for i in batch for answer in answers[i]]
+        likelihood, real, greedy = _likelihoods(backbone, some, rows, [prompts[i] for i in batch], its, owner)
+        pairs = zip((likelihood * real).sum(1).tolist(), (greedy | ~real).all(1).tolist(), strict=True)
+        for i, pair in zip(owner.tolist(), pairs, strict=True):
+            found[batch[i]].append(pair)
+        if progress is not None:
+            progress(len(its))
+    return found
+
+
+def _fitting(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], room: int
+) -> Iterator[list[int]]:
+    """Numbers of prompts of similar length: no more than all scores of their answers can be held of at once, and none
+    whose answers, padded to the longest, would need more positions than there is room for."""
+    batch, count, longest = list[int](), 0, 0
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        count, longest = count + len(answers[i]), max(longest, *map(len, answers[i]))
+        many = len(batch) == ROWS or count * longest > SCORED_TOGETHER
+        if batch and (many or len(prompts[i]) + longest > room + 1):  # the last token of an answer is not read
+            yield batch
+            batch, count, longest = [], len(answers[i]), max(map(len, answers[i]))
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def likeliest(choices: Sequence[str], scores: Sequence[float]) -> str:
@@ -113,14 +170,17 @@ def _token_scores(
 def _likelihoods(
     backbone: Backbone,
     prepared: Prepared,
+    rows: Rows,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     owner: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Log-likelihood (A, O) of the answers' tokens, and which are real; `owner` (A,) names each answer's prompt."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the answers' tokens, (A, O) each: log-likelihood, whether it is a real one, whether it is the likeliest;
+    `owner` (A,) names each answer's prompt."""
     ids, mask = pad(prompts)
     target_ids, real = pad(answers)
     device = backbone.embedding.weight.device
     ids, mask, target_ids, real, owner = (x.to(device) for x in (ids, mask, target_ids, real, owner))
-    logits = backbone.score(ids, mask, target_ids, prepared=prepared, rows=Rows(1, len(ids)), owner=owner)
-    return logits.float().log_softmax(-1).gather(-1, target_ids[..., None])[..., 0], real
+    logits = backbone.score(ids, mask, target_ids, prepared=prepared, rows=rows, owner=owner)
+    likelihood = logits.float().log_softmax(-1).gather(-1, target_ids[..., None])[..., 0]
+    return likelihood, real, logits.argmax(-1) == target_ids

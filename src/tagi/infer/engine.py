@@ -41,6 +41,8 @@ from tagi.model.peft_files import is_peft, load_peft
 from tagi.model.tagi import Output, TagiModel, neutral
 
 Pairs = Sequence[tuple[str, str]]
+Prompts = Sequence[str] | Sequence[tuple[int, ...]]
+"""Inputs, or token ids that are read as they stand right behind what inputs are solved by."""
 Told = str | Instruction | Sequence[str | Instruction] | TaskAdapter
 """What inputs are solved by: an instruction, several, or the adapters that were written from them."""
 
@@ -179,7 +181,7 @@ class Tagi:
     def answer(
         self,
         told: Told,
-        inputs: Sequence[str],
+        inputs: Prompts,
         *,
         tasks: Sequence[int] | None = None,
         generation: GenerationConfig = GREEDY,
@@ -259,7 +261,7 @@ class Tagi:
         """
         inputs = asked.inputs(inputs)
         each = asked.choices(choices, len(inputs))
-        adapter, prompts, _ = self._read(self.neutral() if told is None else asked.told(told), inputs)
+        adapter, prompts, _ = self.read(self.neutral() if told is None else asked.told(told), inputs)
         answers = [[self.collator.target(choice) for choice in own] for own in each]
         return score(self.model.backbone, self.prepare(adapter, len(inputs)), prompts, answers, norm)
 
@@ -269,19 +271,19 @@ class Tagi:
     ) -> list[TokenScore]:
         """Every token of an answer to an input, or of what follows token ids that are read as they stand right behind
         the task's instruction; each with so many of the likeliest in its place."""
-        prompt = self._read(adapter, asked.inputs([given]))[1][0][0] if isinstance(given, str) else given
+        prompt = self.read(adapter, asked.inputs([given]))[1][0][0] if isinstance(given, str) else given
         return token_scores(self.model.backbone, self.prepare(adapter, 1), prompt, answer, most)
 
     @torch.inference_mode()
     def _requests(
         self,
         told: Told,
-        inputs: Sequence[str],
+        inputs: Prompts,
         tasks: Sequence[int] | None,
         generation: GenerationConfig,
     ) -> list[Request]:
-        told, inputs, generation = asked.told(told), asked.inputs(inputs), asked.generation(generation)
-        adapter, prompts, owners = self._read(told, inputs, tasks)
+        told, inputs, generation = asked.told(told), asked.prompts(inputs), asked.generation(generation)
+        adapter, prompts, owners = self.read(told, inputs, tasks)
         prepared, limits = self.prepare(adapter, len(prompts)), self.limits(generation)
         seeds = seeded(generation.seed, inputs)
         return [
@@ -289,8 +291,8 @@ class Tagi:
             for number, (each, task, seed) in enumerate(zip(prompts, owners, seeds, strict=True))
         ]
 
-    def _read(
-        self, told: Sequence[Instruction] | TaskAdapter, inputs: Sequence[str], tasks: Sequence[int] | None = None
+    def read(
+        self, told: Sequence[Instruction] | TaskAdapter, inputs: Prompts, tasks: Sequence[int] | None = None
     ) -> tuple[TaskAdapter, list[list[list[int]]], list[int]]:
         """The adapters, every input's prompts, and which adapter each has."""
         adapter = told if isinstance(told, TaskAdapter) else self._adapt(told)
@@ -298,8 +300,11 @@ class Tagi:
         owners = asked.owners(tasks, adapter.tasks, len(inputs))
         attended = adapter.instruction.attended
         follows = [False] * adapter.tasks if attended is None else attended.mask.any(1).tolist()
-        pairs = zip(inputs, owners, strict=True)
-        return adapter, [self.prompts(shown[owner], text, follows=follows[owner]) for text, owner in pairs], owners
+        prompts = [
+            self.prompts(shown[owner], text, follows=follows[owner]) if isinstance(text, str) else [list(text)]
+            for text, owner in zip(inputs, owners, strict=True)
+        ]
+        return adapter, prompts, owners
 
     def limits(self, generation: GenerationConfig) -> Limits:
         """Where answers end, besides the model's own positions."""
