@@ -1,4 +1,4 @@
-"""Many callers of many tasks over HTTP, every answer checked, beside the engine's own throughput with no HTTP."""
+"""Many callers of many tasks over HTTP, every answer checked, in turn with the engine itself, with no HTTP."""
 
 import json
 import multiprocessing
@@ -20,6 +20,11 @@ import uvicorn
 from benchmarks.command import parser, run, show
 from benchmarks.models import Setup, shape_of
 from benchmarks.store import engine
+from benchmarks.timing import Comparison
+from tagi import bundled
+from tagi.cli.common import bar
+from tagi.config import DataConfig
+from tagi.data.sources.everyday import Everyday
 from tagi.data.synthetic.microtasks import micro_vocabulary
 from tagi.data.types import Instruction
 from tagi.infer.engine import Tagi
@@ -28,6 +33,8 @@ from tagi.serve.app import create_app
 from tagi.serve.service import Service, Settings
 
 WORDS = {"instruction": 20, "input": 12}
+Owned = tuple[int, str]
+"""The number of a task, and an input."""
 Call = tuple[str, str]
 """The name of a task, and an input."""
 
@@ -64,39 +71,59 @@ def called(port: int, calls: Sequence[Call], clients: int, tokens: int) -> list[
         return list(pool.map(call, calls))
 
 
+def work(asked: Namespace) -> tuple[Tagi, list[str], list[Owned]]:
+    """An engine, instructions, and inputs each with the number of its instruction: random words for random weights,
+    or everyday tasks for a checkpoint."""
+    rng = Random(0)
+    if asked.checkpoint:
+        source = Everyday(DataConfig(source="everyday", path=str(bundled.everyday())))
+        tasks = list(source.test(0))[: asked.tasks]
+        rows = [(number, row.input) for number, task in enumerate(tasks) for row in task.examples]
+        told = [task.instruction.definition for task in tasks]
+        return Tagi.from_pretrained(asked.checkpoint), told, rng.choices(rows, k=asked.requests)
+    words = micro_vocabulary()
+    told = [" ".join(rng.choices(words, k=WORDS["instruction"])) for _ in range(asked.tasks)]
+    rows = [(rng.randrange(asked.tasks), " ".join(rng.choices(words, k=WORDS["input"]))) for _ in range(asked.requests)]
+    return engine(Setup(shape_of(asked.shape))), told, rows
+
+
 def main(asked: Namespace) -> None:
     """Serve from a temporary folder."""
-    tagi, rng, words = engine(Setup(shape_of(asked.shape))), Random(0), micro_vocabulary()
-    told = [" ".join(rng.choices(words, k=WORDS["instruction"])) for _ in range(asked.tasks)]
-    texts = [" ".join(rng.choices(words, k=WORDS["input"])) for _ in range(asked.requests)]
-    owners = [rng.randrange(asked.tasks) for _ in texts]
+    tagi, told, rows = work(asked)
+    parts = [rows[number :: asked.rounds] for number in range(asked.rounds)]
+    compared = Comparison("answers", {}, len(parts[0]), seconds={"the engine, no HTTP": [], "over HTTP": []})
+    waited, wrong = list[float](), 0
     with tempfile.TemporaryDirectory() as folder, listening(tagi, Path(folder), asked.requests) as (service, port):
         names = [service.tasks.add(one)[0].name for one in map(Instruction, told)]
-        adapters = tagi.adapt_all(told)
-        began = time.perf_counter()
-        expected = tagi.generate(
-            texts, adapters, tasks=owners, generation=GenerationConfig(max_new_tokens=asked.target)
-        )
-        engine_seconds = time.perf_counter() - began
-        calls = [(names[owner], text) for owner, text in zip(owners, texts, strict=True)]
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            began = time.perf_counter()
-            found = pool.apply(called, (port, calls, asked.clients, asked.target))
-            http_seconds = time.perf_counter() - began
-    wrong = sum(text != right for (text, _), right in zip(found, expected, strict=True))
-    cuts = quantiles([seconds for _, seconds in found], n=100)
-    rows = {
-        "requests": asked.requests,
-        "answers that are not the engine's": wrong,
-        "requests a second": asked.requests / http_seconds,
-        "of the engine's throughput without HTTP": engine_seconds / http_seconds,
-        "p50, ms": 1000 * cuts[49],
-        "p95, ms": 1000 * cuts[94],
-        "p99, ms": 1000 * cuts[98],
-    }
-    show(asked, [], {"over HTTP": [{"": name, " ": value} for name, value in rows.items()]})
+        adapters, generation = tagi.adapt_all(told), GenerationConfig(max_new_tokens=asked.target)
+        with multiprocessing.get_context("spawn").Pool(1) as pool, bar("serving") as progress:
+            for done, part in enumerate(parts):
+                owners, texts = [owner for owner, _ in part], [text for _, text in part]
+                began = time.perf_counter()
+                expected = tagi.generate(texts, adapters, tasks=owners, generation=generation)
+                between = time.perf_counter()
+                calls = [(names[owner], text) for owner, text in part]
+                found = pool.apply(called, (port, calls, asked.clients, asked.target))
+                compared.seconds["the engine, no HTTP"].append(between - began)
+                compared.seconds["over HTTP"].append(time.perf_counter() - between)
+                waited += [seconds for _, seconds in found]
+                wrong += sum(text != right for (text, _), right in zip(found, expected, strict=True))
+                progress(done + 1, asked.rounds)
+    cuts = quantiles(waited, n=100)
+    of_a_request = {"requests": len(waited), "answers that are not the engine's": wrong}
+    of_a_request |= {f"p{cut}, ms": 1000 * cuts[cut - 1] for cut in (50, 95, 99)}
+    show(asked, [compared], {"over HTTP": [{"": name, " ": value} for name, value in of_a_request.items()]})
 
 
-OPTIONS = parser(__doc__, shape="configs/micro/tagi-decoder.yaml", tasks=500, requests=10_000, clients=64, target=16)
+OPTIONS = parser(
+    __doc__,
+    shape="configs/micro/tagi-decoder.yaml",
+    checkpoint="",
+    tasks=500,
+    requests=10_000,
+    clients=64,
+    target=16,
+    rounds=10,
+)
 if __name__ == "__main__":
     run(main, OPTIONS)

@@ -174,7 +174,7 @@ def test_an_instruction_is_projected_once_per_task_and_layer() -> None:
 def test_instructions_stack_and_part_as_their_tasks_do() -> None:
     fusion, x = small_fusion(FusionConfig()), normal(3, 5, D_MODEL, seed=1)
     one, other = (fusion.prepare(instructions(lengths, seed=seed)) for lengths, seed in (([4, 1], 0), ([6], 1)))
-    together = one.stack(other)
+    together = one.stack([other])
     apart = torch.cat((one(0, x[:2], Rows(2, 2)), other(0, x[2:], Rows(1, 1))))
     assert worst(together(0, x, Rows(3, 3)), apart) < LITERAL
     picked = torch.tensor([2, 0])

@@ -140,10 +140,7 @@ def _stack_attended(each: Sequence[tuple[Attended | None, int]]) -> Attended | N
     all_filled = [_nothing(filled, tasks) if attended is None else attended for attended, tasks in each]
     longest = max(one.mask.shape[1] for one in all_filled)
     padded = [one.padded(longest) for one in all_filled]
-    layers = tuple(
-        KeyValue(torch.cat([own.k for own in same]), torch.cat([own.v for own in same]))
-        for same in zip(*(one.layers for one in padded), strict=True)
-    )
+    layers = tuple(map(KeyValue.stack, zip(*(one.layers for one in padded), strict=True)))
     return Attended(layers, torch.cat([one.mask for one in padded]))
 
 
@@ -164,8 +161,8 @@ class Fuse(Protocol):
         """That of some tasks, in the order of `index`."""
         ...
 
-    def stack(self, other: Any) -> "Fuse":
-        """These tasks, then the other's."""
+    def stack(self, others: Sequence[Any]) -> "Fuse":
+        """These tasks, then the others'."""
         ...
 
 
@@ -184,17 +181,17 @@ class Prepared:
         fuse = None if self.fuse is None else self.fuse.select(index)
         return Prepared(index.numel(), lora.select(self.modules, index), attended, fuse)
 
-    def stack(self, other: "Prepared") -> "Prepared":
-        """These tasks, then the other's.
+    @staticmethod
+    def stack(each: Sequence["Prepared"]) -> "Prepared":
+        """All tasks, one after another; each tensor is copied once.
 
         Raises:
             ValueError: adapters of different sites or scales.
         """
-        attended = _stack_attended([(self.attended, self.tasks), (other.attended, other.tasks)])
-        fuse = self.fuse
-        if fuse is not None and other.fuse is not None:
-            fuse = fuse.stack(other.fuse)
-        return Prepared(self.tasks + other.tasks, lora.stack([self.modules, other.modules]), attended, fuse)
+        attended = _stack_attended([(one.attended, one.tasks) for one in each])
+        fuses = [one.fuse for one in each if one.fuse is not None]
+        fuse = fuses[0].stack(fuses[1:]) if fuses else None
+        return Prepared(sum(one.tasks for one in each), lora.stack([one.modules for one in each]), attended, fuse)
 
     def put(self, places: Tensor, other: "Prepared") -> "Prepared":
         """The other's tasks in the places (C,) of some of these, in the same tensors while its instructions fit.

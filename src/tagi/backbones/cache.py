@@ -3,6 +3,7 @@
 Values, not state: each comes back from the step that made it and goes into the next one. Shapes: see `rows.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +33,10 @@ class KeyValue:
         """The same with empty places before and behind."""
         return KeyValue(*(F.pad(x, (0, 0, before, after)) for x in (self.k, self.v)))
 
-    def stack(self, other: "KeyValue") -> "KeyValue":
-        """These rows, then as long ones of another batch."""
-        return KeyValue(torch.cat((self.k, other.k)), torch.cat((self.v, other.v)))
+    @staticmethod
+    def stack(each: Sequence["KeyValue"]) -> "KeyValue":
+        """Rows of several batches, all equally long, one after another."""
+        return KeyValue(torch.cat([one.k for one in each]), torch.cat([one.v for one in each]))
 
     def concatenate(self, other: "KeyValue") -> "KeyValue":
         """These places, then the other's of the same rows."""
@@ -84,7 +86,7 @@ class Past:
         """These rows, then the other's, all ending at the same place, with room for so many tokens more."""
         length = max(self.length, other.length)
         pairs = zip(self._ending_at(length), other._ending_at(length), strict=True)
-        layers = tuple(a.stack(b).padded(0, min(room, ROOM)) for a, b in pairs)
+        layers = tuple(KeyValue.stack(pair).padded(0, min(room, ROOM)) for pair in pairs)
         return Past(layers, length, torch.cat((self._began(length), other._began(length))))
 
     def put(self, places: Tensor, other: "Past", room: int) -> "Past":

@@ -96,7 +96,7 @@ def _by_key(requests: Sequence[Request]) -> dict[Key, Request]:
 
 def _gathered(each: Sequence[Request]) -> tuple[Prepared, bool]:
     """The prepared tasks of some requests, one after another, and whether they are copies."""
-    together: Prepared | None = None
+    found = list[Prepared]()
     copied = False
     while each:
         whole = each[0].prepared
@@ -104,10 +104,9 @@ def _gathered(each: Sequence[Request]) -> tuple[Prepared, bool]:
         tasks = [one.task for one in each[:count]]
         if tasks != list(range(whole.tasks)):
             whole, copied = whole.select(torch.tensor(tasks, device=_device(whole))), True
-        together, copied = (whole, copied) if together is None else (together.stack(whole), True)
+        found.append(whole)
         each = each[count:]
-    assert together is not None
-    return together, copied
+    return (found[0], copied) if len(found) == 1 else (Prepared.stack(found), True)
 
 
 def _device(prepared: Prepared) -> torch.device | None:

@@ -1,6 +1,6 @@
 """Fusion of the instruction into the encoder (Eq. 1, §3.2.1). Shapes: see `rows.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -83,11 +83,11 @@ class Fused:
     def select(self, index: Tensor) -> "Fused":
         return Fused(self.fusion, tuple(own.select(index) for own in self.layers), self.mask[index])
 
-    def stack(self, other: "Fused") -> "Fused":
-        longest = max(self.mask.shape[1], other.mask.shape[1])
-        ours, theirs = self._padded(longest), other._padded(longest)
-        layers = tuple(a.stack(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
-        return Fused(self.fusion, layers, torch.cat((ours.mask, theirs.mask)))
+    def stack(self, others: Sequence["Fused"]) -> "Fused":
+        longest = max(one.mask.shape[1] for one in (self, *others))
+        each = [one._padded(longest) for one in (self, *others)]
+        layers = tuple(map(KeyValue.stack, zip(*(one.layers for one in each), strict=True)))
+        return Fused(self.fusion, layers, torch.cat([one.mask for one in each]))
 
     def _padded(self, length: int) -> "Fused":
         more = length - self.mask.shape[1]

@@ -39,7 +39,7 @@ class Inputs:
         """These rows, then the other's, the shorter ones padded."""
         longest = max(self.bias.shape[-1], other.bias.shape[-1])
         ours, theirs = self._padded(longest), other._padded(longest)
-        layers = tuple(a.stack(b) for a, b in zip(ours.layers, theirs.layers, strict=True))
+        layers = tuple(map(KeyValue.stack, zip(ours.layers, theirs.layers, strict=True)))
         return Inputs(layers, torch.cat((ours.bias, theirs.bias)), self.whole)
 
     def put(self, places: Tensor, other: "Inputs") -> "Inputs":
