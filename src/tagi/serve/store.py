@@ -63,13 +63,20 @@ class AdapterStore:
     """
 
     def __init__(
-        self, tagi: Tagi, folder: str | Path, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
+        self,
+        tagi: Tagi,
+        folder: str | Path,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        disk_bytes: int = DISK_BYTES,
+        across_machines: bool = False,
     ) -> None:
         """Open a store, or begin one.
 
         Args:
             memory_bytes: of adapters in this process, at most.
             disk_bytes: of the folder, instructions included; they are kept whatever they need.
+            across_machines: whether processes of several machines share the folder, see `open_database`.
 
         Raises:
             InputError: this method has no adapters.
@@ -79,6 +86,7 @@ class AdapterStore:
             raise InputError(f"method {tagi.model.method.name} reads the instruction with every input: no adapter")
         self.tagi, self.folder = tagi, Path(folder)
         self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
+        self.across_machines = across_machines
         self.checkpoint = identity(tagi)
         self.use = StoreUse()
         self._held: OrderedDict[str, TaskAdapter] = OrderedDict()
@@ -87,7 +95,9 @@ class AdapterStore:
         self._files = self.folder / self.checkpoint
         with explained(self.folder):
             self._files.mkdir(parents=True, exist_ok=True)
-            self._instructions = open_database(self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True)
+            self._instructions = open_database(
+                self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True, across_machines=across_machines
+            )
         self._uses = self._open_uses()
 
     def register(self, instruction: str | Instruction) -> str:
@@ -343,11 +353,15 @@ _INSTRUCTIONS = "CREATE TABLE IF NOT EXISTS instructions (key TEXT PRIMARY KEY, 
 _USES = "CREATE TABLE IF NOT EXISTS uses (file TEXT PRIMARY KEY, path TEXT, bytes INTEGER, used REAL) WITHOUT ROWID"
 
 
-def open_database(path: Path, table: str, *, synced: bool) -> sqlite3.Connection:
-    """A database with one table; `synced` where what is written must survive a loss of power."""
+def open_database(path: Path, table: str, *, synced: bool, across_machines: bool = False) -> sqlite3.Connection:
+    """A database with one table; `synced` where what is written must survive a loss of power.
+
+    SQLite's write-ahead log needs memory that all its processes share, so that one `across_machines` has none.
+    """
     level = "DEFERRED" if synced else None  # None: every statement stands by itself
     opened = sqlite3.connect(path, timeout=WAIT, check_same_thread=False, isolation_level=level)
-    opened.execute(f"PRAGMA journal_mode={'WAL' if synced else 'TRUNCATE'}")  # a log beside it would grow unseen
+    logged = synced and not across_machines  # of the other database, a log beside it would grow unseen
+    opened.execute(f"PRAGMA journal_mode={'WAL' if logged else 'TRUNCATE'}")
     opened.execute(f"PRAGMA synchronous={'FULL' if synced else 'OFF'}")
     opened.execute(table)
     return opened
