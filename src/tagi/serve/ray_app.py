@@ -19,8 +19,9 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -78,7 +79,7 @@ class Arguments(Frozen):
     min_replicas: Positive = 1
     max_replicas: Positive = 4
     target_ongoing_requests: Positive = 32
-    """Requests that a replica should have; replicas are started and stopped for it. At twice as many others are asked."""
+    """Requests that a replica should have; replicas start and stop for it, and at twice as many others are asked."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """Of each replica, as are the CPUs."""
@@ -115,7 +116,7 @@ class Tasks:
         try:
             while (message := await sent.get()) is not None:
                 if slot and message.get("status", 500) < 400:
-                    await self.hold(slot)
+                    await self.hold(slot)  # type: ignore[operator]  # Ray's decorator gives no method by its types
                 yield message
         finally:  # also where the caller has hung up
             running.cancel()
@@ -146,24 +147,18 @@ class Tasks:
         await self._lifespan.__aexit__(None, None, None)
 
 
-@serve.deployment
-@serve.ingress()
-class Entrance:
-    """What callers reach: keys and limits of the body, and the way to a replica."""
+def entrance(replicas: DeploymentHandle, settings: Settings) -> ASGIApp:
+    """What callers reach: keys and limits of the body, and the way to a replica.
 
-    def __init__(self, replicas: DeploymentHandle, settings: Settings) -> None:
-        self.replicas, self.settings = replicas, settings
+    Args:
+        replicas: of `Tasks`.
+    """
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """The application of this replica; Ray asks for it."""
-        guard = Middleware(Guard, keys=self.settings.keys, limits=self.settings.body)
-        return Starlette(routes=[Route("/metrics", self._metrics), Mount("/", self._forward)], middleware=[guard])
-
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def forward(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
-        slot = slot_of(named(scope["path"], body))
-        handle = self.replicas.answer.options(stream=True, multiplexed_model_id=slot)
-        answer, began = handle.remote({key: scope[key] for key in _SENT if key in scope}, body), False
+        handle = replicas.answer.options(stream=True, multiplexed_model_id=slot_of(named(scope["path"], body)))
+        asked = handle.remote({key: scope[key] for key in _SENT if key in scope}, body)
+        answer, began = cast("DeploymentResponseGenerator[Message]", asked), False
         try:
             async for message in answer:
                 began = True
@@ -173,17 +168,40 @@ class Entrance:
         except (RayActorError, DeploymentUnavailableError):
             if began:  # the status is sent already: the connection breaks off
                 raise
-            said = "the replica that was asked has ended; ask again"
-            await _refusal(503, said, "server_error")(scope, receive, send)
+            await _refusal(503, "the replica that was asked has ended; ask again", "server_error")(scope, receive, send)
         finally:
             answer.cancel()
 
-    async def _metrics(self, _: Request) -> Response:
-        """Of all replicas, whichever entrance is asked."""
-        asked = self.replicas.broadcast("numbers")
-        found = await asked.results_async(timeout_s=PATIENCE, return_exceptions=True)
+    async def metrics(_: Request) -> Response:
+        found = await replicas.broadcast("numbers").results_async(timeout_s=PATIENCE, return_exceptions=True)
         texts = dict(one for one in found if not isinstance(one, BaseException))
         return PlainTextResponse(Together(texts).text(), media_type="text/plain; version=0.0.4")
+
+    guard = Middleware(Guard, keys=settings.keys, limits=settings.body)
+    app = Starlette(routes=[Route("/metrics", metrics), Mount("/", forward)], middleware=[guard])
+
+    async def without_id(scope: Scope, receive: Receive, send: Send) -> None:
+        async def passed(message: Message) -> None:
+            if message["type"] == "http.response.start":  # Ray's proxy gives the id back itself
+                del MutableHeaders(scope=message)["x-request-id"]
+            await send(message)
+
+        await app(scope, receive, passed)
+
+    return without_id
+
+
+@serve.deployment
+@serve.ingress()
+class Entrance:
+    """A replica of the entrance."""
+
+    def __init__(self, replicas: DeploymentHandle, settings: Settings) -> None:
+        self.replicas, self.settings = replicas, settings
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Its application; Ray asks for it."""
+        return entrance(self.replicas, self.settings)
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -213,13 +231,13 @@ def build(arguments: dict[str, Any]) -> Application:
         graceful_shutdown_timeout_s=DRAIN,
     )
     # of each as many as replicas that always run; they only pass on
-    entrance = cast("Any", Entrance).options(
+    entrances = cast("Any", Entrance).options(
         num_replicas=asked.min_replicas,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=asked.waiting + most * asked.max_replicas,
         graceful_shutdown_timeout_s=DRAIN,
     )
-    return entrance.bind(tasks.bind(asked, settings), settings)
+    return entrances.bind(tasks.bind(asked, settings), settings)
 
 
 def named(path: str, body: bytes) -> str:

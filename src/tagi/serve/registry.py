@@ -56,9 +56,7 @@ class TaskRegistry:
         self.store, self._lock = store, threading.Lock()
         self._path = store.folder / TASKS
         with explained(self._path):
-            self._database = open_database(
-                self._path, _TABLE, synced=True, across_machines=store.across_machines
-            )
+            self._database = open_database(self._path, _TABLE, synced=True, across_machines=store.across_machines)
 
     def add(
         self, instruction: Instruction, *, name: str | None = None, choices: Sequence[str] = ()
