@@ -77,7 +77,7 @@ class Guard:
             if isinstance(body, JSONResponse):
                 await body(scope, receive, answer)
             elif body is not None:
-                await self.app(scope, _replayed(body, receive), answer)
+                await self.app(scope, replayed(body, receive), answer)
         finally:
             seconds = time.perf_counter() - began
             # of the route, never of the address: names are the callers'
@@ -138,7 +138,7 @@ def _too_large(most: int) -> JSONResponse:
     return JSONResponse(error(f"the body is larger than {most:,} bytes"), 413, {"Connection": "close"})
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def replayed(body: bytes, receive: Receive) -> Receive:
     """`receive` of a request whose body was read already."""
     given = False
 

@@ -34,7 +34,7 @@ from tagi.infer.engine import Tagi
 from tagi.model.checkpoint import read_config
 from tagi.serve import openai
 from tagi.serve.app import create_app
-from tagi.serve.guard import Guard, read_keys
+from tagi.serve.guard import Guard, read_keys, replayed
 from tagi.serve.metrics import Together
 from tagi.serve.service import Service, Settings, base_name
 
@@ -111,7 +111,7 @@ class Tasks:
         """What the application sends in answer to a request."""
         slot = serve.get_multiplexed_model_id()
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
-        running = asyncio.ensure_future(self.app(scope, _once(body), sent.put))
+        running = asyncio.ensure_future(self.app(scope, replayed(body, _never), sent.put))
         running.add_done_callback(lambda _: sent.put_nowait(None))
         try:
             while (message := await sent.get()) is not None:
@@ -263,18 +263,9 @@ def _log() -> None:
     _LOG.setLevel(logging.INFO)
 
 
-def _once(body: bytes) -> Receive:
-    """`receive` of a request that has come as a whole; a caller who hangs up is told of by cancelling."""
-    given = False
-
-    async def receive() -> Message:
-        nonlocal given
-        if given:
-            await asyncio.Event().wait()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive
+async def _never() -> Message:
+    """What else comes of a request that is here as a whole: of a caller who has hung up, cancelling tells."""
+    return await asyncio.get_running_loop().create_future()
 
 
 def _refusal(status: int, message: str, kind: str) -> Response:
