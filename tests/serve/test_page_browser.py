@@ -184,10 +184,12 @@ def test_stop_ends_the_generation(browser: BrowserContext, tmp_path: Path, monke
         page.goto(str(client.base_url))
         page.get_by_label("Inputs").first.fill("\n".join(INPUTS))
         page.get_by_role("button", name="Answer", exact=True).click()
-        until(lambda: "tagi_waiting 15.0" in client.get("/metrics").text, "nothing is generated")
-        page.get_by_role("button", name="Stop", exact=True).click()
-        until(lambda: "tagi_waiting 0.0" in client.get("/metrics").text, "it goes on")
-        endless.clear()
+        try:
+            until(lambda: "tagi_waiting 15.0" in client.get("/metrics").text, "nothing is generated")
+            page.get_by_role("button", name="Stop", exact=True).click()
+            until(lambda: "tagi_waiting 0.0" in client.get("/metrics").text, "it goes on")
+        finally:
+            endless.clear()
         answered(page)
         expect(page.locator("#answers article")).to_have_count(len(INPUTS))
         page.close()

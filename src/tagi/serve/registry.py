@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tagi.data.types import Instruction
 from tagi.errors import InputError
 from tagi.infer import asked
-from tagi.serve.store import AdapterStore, explained, key_of, open_database
+from tagi.serve.database import explained, open_database
+from tagi.serve.store import AdapterStore, key_of
 
 TASKS = "tasks.sqlite3"
 _TABLE = "CREATE TABLE IF NOT EXISTS tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL) WITHOUT ROWID"
