@@ -59,7 +59,7 @@ OTHER = ["fr", "French", ["English", "Hindi"], ["en", "xx"], "Klingon", "enx", "
 
 @pytest.mark.parametrize("value", ENGLISH)
 def test_language_names_and_codes_are_english(value: Any, tmp_path: Path) -> None:
-    assert sni(tmp_path, {"a": languages(value), "b": languages("de")}).english(["a", "b"]).keys() == {"a"}
+    assert sni(tmp_path, {"a": languages(value), "b": languages("de")}).tasks(["a", "b"]).keys() == {"a"}
 
 
 @pytest.mark.parametrize("value", OTHER)
@@ -67,21 +67,21 @@ def test_other_languages_are_said(value: Any, tmp_path: Path) -> None:
     dataset = sni(tmp_path, {"a": languages(value), "b": languages("en")})
     english, left_out = dataset.chosen("test", ())
     assert [task.name for task in english] == ["b"] and left_out.keys() == {"a"} and left_out["a"]
-    with pytest.raises(ConfigError, match=r"a: is not of the English track \(.+\)"):
+    with pytest.raises(ConfigError, match=r"a: is not English \(.+\); choose its language"):
         dataset.chosen("test", ["a"])
-    with pytest.raises(DataError, match=r"none of 1 tasks is English \(as a: .+\)"):
-        dataset.english(["a"])
+    with pytest.raises(DataError, match=r"language: none of 1 tasks is English; there are tasks in .+"):
+        dataset.tasks(["a"])
 
 
 def test_languages_on_the_command_line(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:
     others = {name: languages(name) for name in ("fr", "de", "hi", "zh")}
     sni(tmp_path, {**others, "here": languages("en")})
     result = tagi("eval", "sni", "--checkpoint", checkpoint, "--data", tmp_path, "--json")
-    assert (result.json["n"], result.json["command"]["not_english"]) == (1, 4)
+    assert (result.json["n"], result.json["command"]["left_out"]) == (1, 4)
     assert "note: 4 tasks are left out, since they are not English (fr: fr; de: de; hi: hi; …)" in result.err
     mistake(
         tagi("eval", "sni", "--checkpoint", checkpoint, "--data", tmp_path, "--task", "fr"),
-        "fr: is not of the English track (fr)",
+        "fr: is not English (fr); choose its language to use it",
     )
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from malformed import refusal
+from tagi.data.languages import Languages
 from tagi.data.types import Demonstration, Example, Instruction
 from tagi.errors import DataError
 from tagi.eval.report import (
@@ -33,6 +34,7 @@ PREDICTION = Prediction(
     instruction=Instruction("Fill the blank.", (Demonstration("The _ ran.", "dog"),)),
     example=Example("task033-1", "The _ fell.\n", ("unicycle", "the unicycle")),
     text="mat",
+    languages=Languages(("English",), ("French", "German")),
 )
 
 # --- predictions.jsonl ------------------------------------------------------------------------------------
@@ -50,6 +52,7 @@ predictions = st.builds(
         Example, id=st.text(), input=st.text(), targets=st.lists(st.text(), min_size=1, max_size=2).map(tuple)
     ),
     text=st.text(),
+    languages=st.builds(Languages, *[st.lists(st.text(), max_size=2).map(tuple)] * 3),
 )
 
 
@@ -69,6 +72,9 @@ def test_a_line_has_the_fields_of_tk_instruct(tmp_path: Path) -> None:
         "Categories": ["Coreference Resolution"],
         "Definition": ["Fill the blank."],
         "Positive Examples": [{"input": "The _ ran.", "output": "dog"}],
+        "Input_language": ["English"],
+        "Output_language": ["French", "German"],
+        "Instruction_language": [],
         "Instance": {"id": "task033-1", "input": "The _ fell.\n", "output": ["unicycle", "the unicycle"]},
         "Prediction": "mat",
     }

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoTokenizer
 
+from tagi import bundled
 from tagi.eval.rouge import exact_match, rouge_l
 
 STEMMER = PorterStemmer()
@@ -64,6 +66,43 @@ def test_rouge_l_by_hand() -> None:
     assert rouge_l("the cat sat", ["a dog", "the cat slept"]) == pytest.approx(2 / 3)
     assert rouge_l("running dogs", ["runs dog"]) == 1.0
     assert rouge_l("", ["cat"]) == 0.0
+
+
+@pytest.fixture(scope="module")
+def of_the_other_track() -> RougeScorer:
+    """The benchmark's scorer of its other track, restated on `transformers`, with the bundled vocabulary."""
+    tokenizer = AutoTokenizer.from_pretrained(bundled.default_checkpoint())
+
+    class Pieces:
+        def tokenize(self, text: str) -> list[str]:
+            return [piece.lstrip("Ġ") for piece in tokenizer.tokenize(text)]
+
+    return RougeScorer(["rougeL"], tokenizer=Pieces())
+
+
+WORLD = st.one_of(
+    st.text(),
+    st.lists(st.sampled_from(["Genève", "上海", "в городе", "नीली", "ثلاثة", " ", "city", "C'est", "42"])).map("".join),
+)
+
+
+@given(prediction=WORLD, references=st.lists(WORLD, min_size=1, max_size=3))
+def test_rouge_l_of_pieces_equals_the_best_of_rouge_score(
+    prediction: str, references: list[str], of_the_other_track: RougeScorer
+) -> None:
+    scores = [of_the_other_track.score(target=one, prediction=prediction)["rougeL"].fmeasure for one in references]
+    assert rouge_l(prediction, references, pieces=True) == max(scores)
+
+
+@pytest.mark.parametrize("text", ["上海", "नीली", "ثلاثة", "Москва", "うどん"])
+def test_only_pieces_score_languages_without_ascii_letters(text: str) -> None:
+    assert (rouge_l(text, [text]), rouge_l(text, [text], pieces=True)) == (0.0, 1.0)
+    assert rouge_l(text, ["Genève"], pieces=True) < 0.4
+
+
+def test_rouge_l_of_pieces_by_hand() -> None:
+    assert rouge_l("à Genève", ["Genève"], pieces=True) > 0.7  # the space that begins a word does not count
+    assert rouge_l("Geneva", ["geneva"]) > rouge_l("Geneva", ["geneva"], pieces=True)  # as written, as there
 
 
 @given(prediction=st.text(), references=st.lists(st.text(), min_size=1, max_size=3))

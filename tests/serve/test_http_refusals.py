@@ -14,15 +14,18 @@ import httpx
 import pytest
 from serving import FIRST, message, registered, served
 from test_engine import INPUTS, make
+from test_export_decoder import chatting
 
-from tagi.data.types import Instruction
+from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
-from tagi.infer.search import Limits
+from tagi.infer.search import GenerationConfig, Limits
 from tagi.serve.guard import BodyLimits, hashed, new_key, read_keys
 from tagi.serve.registry import TaskRegistry
 from tagi.serve.store import AdapterStore
+
+FOUR = GenerationConfig(max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,31 @@ def test_a_body_that_is_too_large_is_not_kept(client: httpx.Client) -> None:
     endless = (b"a" * (1 << 16) for _ in range(1 << 12))
     with contextlib.suppress(httpx.WriteError, httpx.ReadError):  # refused before all of it was sent
         assert client.post("/v1/tasks", content=endless).status_code == 413
+
+
+def test_an_instruction_of_a_megabyte(tmp_path: Path) -> None:
+    with served(tmp_path) as client:
+        for path, more in (("/v1/tasks", {}), ("/v1/generate", {"inputs": ["a"]})):
+            answer = client.post(path, json={"instruction": "a b c d " * (1 << 17)} | more)
+            assert answer.status_code == 400 and "instruction: String should have at most 200000" in message(answer)
+        assert client.get("/v1/tasks").json() == {"tasks": []}
+
+
+def test_templates_in_texts_are_text(tmp_path: Path) -> None:
+    """Of instruction, example and input: the model reads the text itself, in its chat template, and not what it would
+    give."""
+    wild, shown = "{{ 7 * 7 }}{% for x in messages %}x{% endfor %}", "{{ messages }}"
+    tagi = chatting("base")
+    with served(tmp_path, tagi) as client:
+        name = registered(client, wild, examples=[{"input": shown, "output": shown}])
+        told = client.get(f"/v1/tasks/{name}").json()
+        assert told["instruction"] == wild and told["examples"] == [{"input": shown, "output": shown}]
+        answer = client.post("/v1/completions", json={"model": name, "prompt": wild, "max_tokens": 4})
+    own, instruction = tagi.showing(1), Instruction(wild, (Demonstration(shown, shown),))
+    assert answer.json()["choices"][0]["text"] == own.generate([wild], own.adapt(instruction), generation=FOUR)[0]
+    read = own.tokenizer.decode(own.collator.instruction(instruction))
+    assert wild in read and read.count(shown) == 2
+    assert wild in own.tokenizer.decode(own.collator.input(None, wild, follows=True))
 
 
 def test_a_caller_that_sends_nothing_more_is_let_go(client: httpx.Client) -> None:

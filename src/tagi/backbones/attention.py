@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from tagi.backbones.cache import KeyValue
 from tagi.backbones.rows import Rows
 
+MOST_SCORES = 1 << 24
+"""That are held at once in a type of two bytes."""
+
 
 def split_heads(x_RLI: Tensor, heads: int) -> Tensor:
     """(R, L, H·K) -> (R, H, L, K)."""
@@ -32,6 +35,25 @@ def softmax(scores: Tensor) -> Tensor:
     return F.softmax(scores, dim=-1)
 
 
+def fused(q_RHOK: Tensor, own: KeyValue, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """softmax(scale · q kᵀ + mask) v by torch's fused kernel, (R, H, O, K); no gradient reaches a mask of numbers.
+
+    Args:
+        mask: truth values, False where a key is hidden, or numbers that are added.
+        scale: 1 / √K by default.
+
+    On processors that compute in bf16 the kernel takes up to six times as long as the two products do (487 keys, one
+    query a head: 0.52 and 0.08 ms), whose scores are therefore held where they are few.
+    """
+    scores = q_RHOK.shape[:-1].numel() * own.k.shape[-2]
+    if q_RHOK.device.type != "cpu" or q_RHOK.dtype == torch.float32 or scores > MOST_SCORES:
+        return F.scaled_dot_product_attention(q_RHOK, own.k, own.v, attn_mask=mask, scale=scale)
+    held = (q_RHOK * (own.k.shape[-1] ** -0.5 if scale is None else scale)) @ own.k.mT
+    if mask is not None:
+        held = held.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else held + mask
+    return softmax(held) @ own.v
+
+
 def biased_scores(q_RHOK: Tensor, k_RHLK: Tensor, bias: Tensor) -> Tensor:
     """q kᵀ + bias (R, H, O, L) in one product, rounded once."""
     rows, heads, queries, _ = q_RHOK.shape
@@ -45,7 +67,7 @@ def attend(q_RHOK: Tensor, own: KeyValue, bias: Tensor, dropout: float = 0.0) ->
     Without gradients it is the fused kernel of torch, which keeps no scores but cannot train a bias.
     """
     if not torch.is_grad_enabled() and not dropout:
-        return F.scaled_dot_product_attention(q_RHOK, own.k, own.v, attn_mask=bias.to(q_RHOK.dtype), scale=1.0)
+        return fused(q_RHOK, own, bias.to(q_RHOK.dtype), scale=1.0)
     weights = softmax(biased_scores(q_RHOK, own.k, bias))
     return F.dropout(weights, dropout) @ own.v
 

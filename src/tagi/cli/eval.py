@@ -87,6 +87,9 @@ class Setting:
 def sni(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Super-NaturalInstructions: tasks/ and splits/.")],
     split: Annotated[str, typer.Option(help="A folder of splits/.")] = "default",
+    language: Annotated[
+        str, typer.Option(help="Only tasks of this language, as their files name it; non-english, or all.")
+    ] = "English",
     only: Only = None,
     instances: Instances = 100,
     drop_seen: Annotated[
@@ -104,15 +107,16 @@ def sni(
     from tagi.data.sources.sni_files import SniDataset, without_overlap
 
     setting = Setting(instruction, adapter, free(output), as_json)
-    dataset = SniDataset(data, split)
+    dataset = SniDataset(data, split, language)
     with waiting("reading tasks"):
         tasks, left_out = dataset.chosen("test", only or (), instances)
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
-    _say_left_out(left_out, tasks, kept)
+    _say_left_out(language, left_out, tasks, kept)
     tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
-    asked = {"benchmark": "sni", "data": str(data), "split": split, "instances": instances, "drop_seen": drop_seen}
-    asked |= {"demonstrations": tagi.config.prompt.demonstrations, "not_english": len(left_out)}
-    _score(tagi, kept, None, setting, asked | {"checkpoint": checkpoint})
+    asked = {"benchmark": "sni", "data": str(data), "split": split, "language": language}
+    asked |= {"instances": instances, "drop_seen": drop_seen, "left_out": len(left_out)}
+    asked |= {"demonstrations": tagi.config.prompt.demonstrations, "checkpoint": checkpoint}
+    _score(tagi, kept, None, setting, asked)
 
 
 @app.command("everyday", epilog="Example: tagi eval everyday --instruction shuffled -o scores")
@@ -224,16 +228,17 @@ def p3(
     ranks.score(tagi, found, instruction, norm, asked, output=folder, as_json=as_json)
 
 
-def _say_left_out(not_english: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:
+def _say_left_out(language: str, left_out: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:
     """What is not scored of Super-NaturalInstructions, and what is scored without an answer.
 
     Raises:
         InputError: no row is left.
     """
-    if not_english:
-        some = "; ".join(f"{name}: {languages}" for name, languages in islice(not_english.items(), 3))
-        more = "; …" if len(not_english) > 3 else ""
-        note(f"{len(not_english)} tasks are left out, since they are not English ({some}{more})")
+    if left_out:
+        some = "; ".join(f"{name}: {languages}" for name, languages in islice(left_out.items(), 3))
+        more = "; …" if len(left_out) > 3 else ""
+        reason = "are English" if set(left_out.values()) == {"English"} else f"are not {language}"
+        note(f"{len(left_out)} tasks are left out, since they {reason} ({some}{more})")
     if not kept:
         raise InputError("nothing is left to score: a training task has every row of every test task")
     dropped = sum(len(task.examples) for task in tasks) - sum(len(task.examples) for task in kept)

@@ -44,6 +44,7 @@ def collect(evaluation: Evaluation, reference: Mapping[str, Evaluation]) -> dict
         "n": len(every),
         "interval": {metric: interval(evaluation, metric) for metric in METRICS},
         "by_category": _groups(evaluation, [one.categories[:1] for one in evaluation.predictions]),
+        "by_language": _groups(evaluation, [one.languages.names for one in evaluation.predictions]),
         "by_task": _groups(evaluation, [[task] for task in evaluation.tasks]),
         "reference": {name: _means(one, every) for name, one in reference.items()},
     }
@@ -117,9 +118,12 @@ def _shown(scores: Mapping[str, Any]) -> Shown:
         return [name, f"{n:,}", *(percent(values[metric]) for metric in METRICS)]
 
     parts: Sequence[Mapping[str, float]] = scores.get("by_wording", ())
+    languages: Mapping[str, Mapping[str, float]] = scores["by_language"]
+    several = len(languages) > 1
     overall = [with_interval(scores[metric], scores["interval"][metric]) for metric in METRICS]
     return [
         (None, [row(name, group["n"], group) for name, group in scores["by_category"].items()]),
+        (None, [row(name, int(group["n"]), group) for name, group in languages.items() if several]),
         (None, [row(f"wording {i}", scores["n"] // len(parts), part) for i, part in enumerate(parts)]),
         ("bold", [["all", f"{scores['n']:,}", *overall]]),
         ("dim", [row(REFERENCES[name], scores["n"], values) for name, values in scores["reference"].items()]),

@@ -46,6 +46,8 @@ class DataConfig(Frozen):
     """Sources that share the turns of a mixture, by any name: `data.parts.NAME.path=…` addresses a field."""
     split: str = "default"
     """A folder of `splits/` (sni); 5, 10, 20, 36 (the default) or all (p3)."""
+    language: str = "English"
+    """Only tasks of this language, as their files name it; `non-english` or `all` (sni)."""
     part: Literal["train", "test"] = "train"
     """Whose tasks: `test` are the target tasks themselves, for Full FT."""
     only: tuple[str, ...] = ()
@@ -104,6 +106,8 @@ class DataConfig(Frozen):
             raise ValueError(f"zero_shot is of tasks; source={self.source} has none (a mixture's parts have)")
         if self.support == "drawn" and self.source not in ("sni", "p3"):
             raise ValueError(f"support=drawn draws from a task's own rows, of sni or p3, not source={self.source}")
+        if self.language != "English" and self.source != "sni":
+            raise ValueError(f"language={self.language} chooses tasks of sni; source={self.source} states no languages")
         if self.part == "test" and not self.skip:
             raise ValueError("part=test trains on the target tasks; skip says how many instances are kept for scoring")
         return self

@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Self, TypeVar, overload
 
+from tagi.data.languages import UNSTATED, Languages
 from tagi.errors import ConfigError
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Task:
     instruction: Instruction
     categories: tuple[str, ...]
     examples: Sequence[Example]
+    languages: Languages = field(default=UNSTATED, kw_only=True)
 
     def first(self, count: int | None) -> Self:
         """The task with its first examples only."""

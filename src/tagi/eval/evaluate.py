@@ -99,7 +99,7 @@ def predictions(
     inputs, owners = [example.input for _, example in rows], [number for number, _ in rows]
     answers = tagi.answer(told, inputs, tasks=owners, generation=generation, progress=progress)
     return [
-        Prediction(tasks[i].name, tasks[i].categories, shown[i], example, answer.text)
+        Prediction(tasks[i].name, tasks[i].categories, shown[i], example, answer.text, tasks[i].languages)
         for (i, example), answer in zip(rows, answers, strict=True)
     ]
 
@@ -127,9 +127,12 @@ def target_loss(tagi: Tagi, tasks: Sequence[Task], told: Sequence[Instruction | 
 
 
 def score(predictions: Sequence[Prediction]) -> Evaluation:
-    """Every prediction against all of its references."""
-    pairs = [(one.text, one.example.targets) for one in predictions]
-    return Evaluation(list(predictions), [rouge_l(*pair) for pair in pairs], [exact_match(*pair) for pair in pairs])
+    """Every prediction against all of its references; ROUGE-L of a task that is not English is of its pieces."""
+    return Evaluation(
+        list(predictions),
+        [rouge_l(one.text, one.example.targets, pieces=bool(one.languages.others)) for one in predictions],
+        [exact_match(one.text, one.example.targets) for one in predictions],
+    )
 
 
 def instructions(
@@ -171,7 +174,7 @@ def reference_points(tasks: Sequence[Task]) -> dict[str, Evaluation]:
 def _constant(tasks: Sequence[Task], answers: Callable[[Task], list[str]]) -> Evaluation:
     return score(
         [
-            Prediction(task.name, task.categories, task.instruction, example, text)
+            Prediction(task.name, task.categories, task.instruction, example, text, task.languages)
             for task in tasks
             for example, text in zip(task.examples, answers(task), strict=True)
         ]

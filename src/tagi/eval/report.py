@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
 
+from tagi.data.languages import UNSTATED, Languages, WithLanguages
 from tagi.data.records import Record, parse_json
 from tagi.data.types import Demonstration, Example, Instruction
 from tagi.files import write_text
@@ -25,6 +26,7 @@ class Prediction:
     instruction: Instruction
     example: Example
     text: str
+    languages: Languages = UNSTATED
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
@@ -52,6 +54,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             ),
             example=Example(line.instance.id, line.instance.input, tuple(line.instance.output)),
             text=line.prediction,
+            languages=line.languages,
         )
         for line in read
     ]
@@ -68,7 +71,7 @@ class _Instance(Record):
     output: Annotated[list[str], Field(min_length=1)]
 
 
-class _Line(Record):
+class _Line(WithLanguages):
     """A line of predictions.jsonl: the example as `ni_dataset.py` yields it, plus `Prediction`."""
 
     task: str = Field(alias="Task")
@@ -81,12 +84,16 @@ class _Line(Record):
 
 def _to_json(prediction: Prediction) -> dict[str, Any]:
     instruction, example = prediction.instruction, prediction.example
+    languages = prediction.languages
     return {
         "id": example.id,
         "Task": prediction.task,
         "Categories": prediction.categories,
         "Definition": [instruction.definition],
         "Positive Examples": [{"input": demo.input, "output": demo.output} for demo in instruction.demonstrations],
+        "Input_language": languages.input,
+        "Output_language": languages.output,
+        "Instruction_language": languages.instruction,
         "Instance": {"id": example.id, "input": example.input, "output": example.targets},
         "Prediction": prediction.text,
     }

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tagi.backbones.attention import softmax
+from tagi.backbones.attention import fused, softmax
 from tagi.backbones.base import Attended
 from tagi.backbones.cache import KeyValue
 from tagi.backbones.rows import Rows
@@ -58,7 +57,7 @@ def attend(q_RHLK: Tensor, own: KeyValue, attended: KeyValue | None, seen: View,
     groups, queries = q_RHLK.shape[2], q_RHLK.shape[3]
     q = q_RHLK.flatten(2, 3)  # the heads of a group are further queries: no key or value is repeated
     if attended is None or seen.attended is None:
-        mixed = F.scaled_dot_product_attention(q, own.k, own.v, attn_mask=_each(seen.own, groups))
+        mixed = fused(q, own, _each(seen.own, groups))
     elif queries == 1:
         mixed = _beside(q, own, attended, seen, rows)
     else:
@@ -67,7 +66,7 @@ def attend(q_RHLK: Tensor, own: KeyValue, attended: KeyValue | None, seen: View,
         k, v = (torch.cat((rows.pick(a), b), dim=2) for a, b in ((attended.k, own.k), (attended.v, own.v)))
         assert seen.own is not None
         mask = torch.cat((seen.attended, seen.own.expand(len(q), -1, -1, -1)), dim=-1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=_each(mask, groups))
+        mixed = fused(q, KeyValue(k, v), _each(mask, groups))
     return mixed.unflatten(2, (groups, queries)).flatten(1, 2)
 
 

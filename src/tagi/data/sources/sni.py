@@ -11,12 +11,12 @@ from tagi.data.types import Task, named
 
 
 class Sni(TaskList[Task]):
-    """The tasks of the benchmark's English track, in its official split."""
+    """The tasks of the benchmark in one of its splits, those of a language."""
 
     @cached_property
     def dataset(self) -> SniDataset:
         """The files."""
-        return SniDataset(self.folder, self.data.split)
+        return SniDataset(self.folder, self.data.split, self.data.language)
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -24,7 +24,7 @@ class Sni(TaskList[Task]):
         data = self.data
         if data.part == "test":
             return [later(task, data.skip) for task in self.test(0)]
-        tasks = [self._english[name][0] for name in named(self._names[0], str, data.only)]
+        tasks = [self._views[name][0] for name in named(self._names[0], str, data.only)]
         if data.categories is None:
             return tasks
         kept = set(largest_categories(tasks, data.categories))
@@ -34,7 +34,7 @@ class Sni(TaskList[Task]):
         return fixed(tasks) if self.data.support == "given" else super().turns(tasks, shown)
 
     def valid(self, shown: int) -> list[Task]:
-        return [self._english[name][1] for name in self._names[1]]
+        return [self._views[name][1] for name in self._names[1]]
 
     def test(self, shown: int) -> list[Task]:
         return self.dataset.chosen("test", self.data.only)[0]
@@ -43,12 +43,12 @@ class Sni(TaskList[Task]):
         return [self.folder / "tasks" / f"{name}.json" for name in self.dataset.names(self.data.part)]
 
     @cached_property
-    def _english(self) -> dict[str, list[Task]]:
+    def _views(self) -> dict[str, list[Task]]:
         """What training, and what validation, take of a training task; each file is read once for both."""
         views = (self.data.max_instances, self.data.seed), (self.data.valid_instances, None)
-        return self.dataset.english(self.dataset.names("train"), *views)
+        return self.dataset.tasks(self.dataset.names("train"), *views)
 
     @cached_property
     def _names(self) -> tuple[list[str], list[str]]:
         """Of the meta-train and the validation tasks."""
-        return meta_split(list(self._english), self.data.valid_tasks, self.data.seed)
+        return meta_split(list(self._views), self.data.valid_tasks, self.data.seed)

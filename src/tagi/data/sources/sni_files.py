@@ -5,7 +5,6 @@ are kept.
 """
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from tagi.data.languages import ENGLISH, WithLanguages
 from tagi.data.records import Record, parse_json, written
 from tagi.data.types import Demonstration, Example, Instruction, Task, named, taken
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_lines, read_text
 
 Part = Literal["train", "test"]
-_ENGLISH = re.compile(r"english|(en|eng)([-_].*)?")
-"""The language's name, and its codes with or without a region (`en-GB`)."""
 
 
 def _as_list(value: Any) -> Any:
@@ -62,10 +60,7 @@ def _some_answered(instances: list[_Instance]) -> list[_Instance]:
     return instances
 
 
-Languages = Annotated[list[str] | None, BeforeValidator(_as_list)]
-
-
-class _TaskFile(Record):
+class _TaskFile(WithLanguages):
     """The fields of the benchmark's task files that we read."""
 
     categories: Annotated[list[str], Field(alias="Categories", min_length=1), AfterValidator(_shown)]
@@ -82,16 +77,6 @@ class _TaskFile(Record):
         AfterValidator(_ids_differ),
         AfterValidator(_some_answered),
     ]
-    input_language: Annotated[Languages, Field(alias="Input_language")] = None
-    output_language: Annotated[Languages, Field(alias="Output_language")] = None
-    instruction_language: Annotated[Languages, Field(alias="Instruction_language")] = None
-
-    @property
-    def other_languages(self) -> list[str]:
-        """Those that are stated and not English."""
-        stated = (*(self.input_language or ()), *(self.output_language or ()), *(self.instruction_language or ()))
-        languages = dict.fromkeys(one.strip() for one in stated if one.strip())
-        return [one for one in languages if not _ENGLISH.fullmatch(one.lower())]
 
 
 View = tuple[int | None, int | None]
@@ -104,6 +89,8 @@ class SniDataset:
 
     root: Path
     split: str = "default"
+    language: str = ENGLISH
+    """Which tasks are used; see `Languages.fit`."""
 
     def names(self, part: Part) -> list[str]:
         """Task names of one part of the split, in the file's order; opens no task file.
@@ -132,48 +119,51 @@ class SniDataset:
         """The task of that name; see `load_task`."""
         return load_task(self._path(name), limit=limit, seed=seed)
 
-    def english(self, names: Iterable[str], *views: View) -> dict[str, list[Task]]:
-        """Those of `names` that are of the benchmark's English track, each in some views; see `by_language`."""
+    def tasks(self, names: Iterable[str], *views: View) -> dict[str, list[Task]]:
+        """Those of `names` that are of the language, each in some views; see `by_language`."""
         return self.by_language(names, *views)[0]
 
     def by_language(self, names: Iterable[str], *views: View) -> tuple[dict[str, list[Task]], dict[str, str]]:
-        """The tasks whose instruction, input and output are English, and the other languages of the rest.
+        """The tasks of the language, and the languages of the rest.
 
-        English goes by its name or its code, in upper or lower case. A file that does not state a language counts as
-        English. Reads every file once, and keeps of it what is asked for.
+        Reads every file once, and keeps of it what is asked for.
 
         Raises:
-            DataError: See `load_task`; also if no task is English.
+            DataError: See `load_task`; also if no task is of the language: names those that there are.
         """
-        english: dict[str, list[Task]] = {}
-        left_out: dict[str, str] = {}
+        kept: dict[str, list[Task]] = {}
+        left_out: dict[str, tuple[str, ...]] = {}
         for name in names:
             path = self._path(name)
             content = _read(path)
-            if content.other_languages:
-                left_out[name] = ", ".join(content.other_languages)
+            if content.languages.fit(self.language):
+                kept[name] = [_task(path, content, *view) for view in views]
             else:
-                english[name] = [_task(path, content, *view) for view in views]
-        if left_out and not english:
-            name, languages = next(iter(left_out.items()))
-            raise DataError(self.root, "", f"none of {len(left_out)} tasks is English (as {name}: {languages})")
-        return english, left_out
+                left_out[name] = content.languages.names
+        if left_out and not kept:
+            here = sorted({one for languages in left_out.values() for one in languages})
+            reason = f"none of {len(left_out)} tasks is {self.language}; there are tasks in {'; '.join(here)}"
+            raise DataError(self.root, "language", reason)
+        return kept, {name: ", ".join(languages) for name, languages in left_out.items()}
 
     def chosen(self, part: Part, only: Sequence[str], limit: int | None = None) -> tuple[list[Task], dict[str, str]]:
-        """The English tasks of a part and the other languages of the rest; of those asked for by name, where any are.
+        """The tasks of a part that are of the language and the languages of the rest; of those asked for by name,
+        where any are.
 
         Raises:
-            ConfigError: a task that is not there, or one asked for by name that is not English.
+            ConfigError: a task that is not there, or one asked for by name that is of another language.
             DataError: See `names` and `by_language`.
         """
         names = named(self.names(part), str, only)
         if not only:
-            english, left_out = self.by_language(names, (limit, None))
-            return [task for (task,) in english.values()], left_out
-        for name in names:
-            if languages := _read(self._path(name)).other_languages:
-                raise ConfigError(f"{name}: is not of the English track ({', '.join(languages)}); it cannot be scored")
-        return [self.load(name, limit=limit) for name in names], {}
+            kept, left_out = self.by_language(names, (limit, None))
+            return [task for (task,) in kept.values()], left_out
+        tasks = [self.load(name, limit=limit) for name in names]
+        for task in tasks:
+            if not task.languages.fit(self.language):
+                stated = ", ".join(task.languages.names)
+                raise ConfigError(f"{task.name}: is not {self.language} ({stated}); choose its language to use it")
+        return tasks, {}
 
     def _path(self, name: str) -> Path:
         return self.root / "tasks" / f"{name}.json"
@@ -205,6 +195,7 @@ def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -
             Example(item.id, item.input, tuple(item.output))
             for item in taken(content.instances, limit, None if seed is None else f"{seed} {path.stem}")
         ],
+        languages=content.languages,
     )
 
 
