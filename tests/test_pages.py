@@ -34,6 +34,7 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
     ("docs/engines.md", "docker run"): "needs a GPU; the page says that it is not tested",
     ("docs/engines.md", "printf"): "needs Ollama; the page says that it is not tested",
     ("docs/serving.md", "lm_eval"): "needs lm-eval: serve/test_lm_eval.py asks it the same in Python",
+    ("docs/serving.md", "pip install '.[ray]'"): "takes port 8000: serve/test_ray_cluster.py starts the same in Python",
 }
 """By page and how a block begins."""
 

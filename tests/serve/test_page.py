@@ -19,6 +19,8 @@ from test_engine import INPUTS, make
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 
+from gradio import processing_utils
+
 from tagi import Tagi
 from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
@@ -240,6 +242,40 @@ def test_the_page_is_at_the_root_and_nothing_else_of_gradio_is(tmp_path: Path, t
         assert client.get("/gradio_api/file=/etc/passwd").status_code in (403, 404)
         assert client.get("/gradio_api/file=/../../etc/passwd").status_code in (403, 404)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("by", ["file", "text", "twice", "not JSON"])
+def test_an_event_cannot_make_the_page_ask_another_host(
+    by: str, tmp_path: Path, tagi: Tagi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gradio fetches whatever address stands where a file should, in the value of any of its parts."""
+    asked = list[str]()
+
+    async def get(url: str) -> None:
+        asked.append(url)
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_get", get)
+    bad = {"path": "http://203.0.113.1/x.csv", "meta": {"_type": "gradio.FileData"}}
+    with served(tmp_path / "store", tagi, page=True) as client:
+        config = client.get("/config").json()
+        kind = {one["id"]: one["type"] for one in config["components"]}
+        took, chosen = (
+            next(one["id"] for one in config["dependencies"] if [kind[part] for part in one["inputs"]] == [inputs])
+            for inputs in ("file", "dropdown")
+        )
+        event = {"data": [bad], "fn_index": chosen if by == "text" else took, "session_hash": "s"}
+        body = json.dumps(event)
+        if by == "twice":  # the last of one name counts, or the first
+            body = body.replace('"path"', '"path": "/x.csv", "path"')
+        if by == "not JSON":
+            body += "}"
+        answer = client.post("/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
+        if answer.status_code == 200:  # it is done in the background
+            client.get("/gradio_api/queue/data", params={"session_hash": "s"})
+        assert asked == [] and answer.status_code == 400 and "file" in message(answer)
+        allowed = client.post("/gradio_api/queue/join", json=event | {"data": [None], "fn_index": took})
+        assert allowed.status_code == 200
 
 
 def test_the_page_needs_the_key(tmp_path: Path, tagi: Tagi) -> None:

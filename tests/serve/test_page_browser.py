@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import threading
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +18,8 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
+from tagi.infer.running import Tokens
+from tagi.infer.scheduler import Scheduler
 from tagi.serve.guard import hashed, new_key
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -155,3 +159,38 @@ def test_a_phone_is_wide_enough(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     boxes = [one.bounding_box() for one in page.locator("#answers .cell").all()]
     assert len({box["x"] for box in boxes if box is not None}) == 1, "one below the other"
+
+
+def test_stop_ends_the_generation(browser: BrowserContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would never end by itself; what is asked next is answered."""
+    step, endless = Scheduler.step, threading.Event()
+    endless.set()
+
+    def held(self: Scheduler) -> Iterable[Tokens]:
+        if not endless.is_set():
+            return step(self)
+        time.sleep(0.01)
+        return []
+
+    def until(true: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + MILLISECONDS / 1000
+        while not true():
+            assert time.monotonic() < end, what
+            time.sleep(0.05)
+
+    monkeypatch.setattr(Scheduler, "step", held)
+    with served(tmp_path / "store", make("tagi", family="decoder"), page=True, seconds=3600) as client:
+        page = browser.new_page()
+        page.goto(str(client.base_url))
+        page.get_by_label("Inputs").first.fill("\n".join(INPUTS))
+        page.get_by_role("button", name="Answer", exact=True).click()
+        try:
+            until(lambda: "tagi_waiting 15.0" in client.get("/metrics").text, "nothing is generated")
+            page.get_by_role("button", name="Stop", exact=True).click()
+            until(lambda: "tagi_waiting 0.0" in client.get("/metrics").text, "it goes on")
+            endless.clear()
+            answered(page)
+            expect(page.locator("#answers article")).to_have_count(len(INPUTS))
+        finally:  # or the service never ends
+            endless.clear()
+            page.close()

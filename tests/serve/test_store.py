@@ -73,7 +73,7 @@ def test_another_checkpoint_or_prompt_has_adapters_of_its_own(tagi: Tagi, tmp_pa
 def test_both_bounds_hold_and_nothing_is_lost(tagi: Tagi, tmp_path: Path) -> None:
     size = tagi.adapt(TEXTS[0]).nbytes
     bounds = {"memory_bytes": 4 * size, "disk_bytes": 12 * size + 200_000}
-    with AdapterStore(tagi, tmp_path, **bounds) as store:
+    with AdapterStore(tagi, tmp_path, memory_bytes=bounds["memory_bytes"], disk_bytes=bounds["disk_bytes"]) as store:
         keys = store.register_all(TEXTS)
         for key in [*keys, *keys[-2:], *keys]:
             store.get(key)

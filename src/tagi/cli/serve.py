@@ -46,13 +46,13 @@ def serve(
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name}: is not installed; pip install 'tagi[serve]' brings it") from error
     from tagi.serve.guard import read_keys
-    from tagi.serve.service import Service, Settings
+    from tagi.serve.service import Service, Settings, base_name
 
     if keys is None and not _loopback(host):
         raise InputError(f"--host: {host} can be reached by others; give --keys FILE, which `tagi key` writes")
     settings = Settings(keys=tuple(read_keys(keys)) if keys else (), most_waiting=waiting, seconds=seconds)
     tagi = open_tagi(checkpoint, backbone)
-    base = Path(tagi.config.backbone or "model").name
+    base = base_name(tagi)
     app = create_app(Service(tagi, store, settings, base=base), page=page)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

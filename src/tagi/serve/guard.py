@@ -44,10 +44,13 @@ class BodyLimits:
 class Guard:
     """Middleware around the whole application; reads a request's body before anything else sees the request."""
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], limits: BodyLimits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Sequence[str], limits: BodyLimits, metrics: Metrics | None = None
+    ) -> None:
         """
         Args:
             keys: SHA-256 of every key that opens the service; none where it is open.
+            metrics: where requests are counted; nowhere where whoever comes next counts them.
         """
         self.app, self.keys, self.limits, self.metrics = app, keys, limits, metrics
 
@@ -58,6 +61,7 @@ class Guard:
         began, headers = time.perf_counter(), Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        MutableHeaders(scope=scope)["x-request-id"] = request_id  # whoever is asked next logs the same
         status = 500
 
         async def answer(message: Message) -> None:
@@ -73,12 +77,13 @@ class Guard:
             if isinstance(body, JSONResponse):
                 await body(scope, receive, answer)
             elif body is not None:
-                await self.app(scope, _replayed(body, receive), answer)
+                await self.app(scope, replayed(body, receive), answer)
         finally:
             seconds = time.perf_counter() - began
             # of the route, never of the address: names are the callers'
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.seen(scope["method"], route, status, seconds)
+            if self.metrics is not None:
+                self.metrics.seen(scope["method"], route, status, seconds)
             entry = {"id": request_id, "method": scope["method"], "route": route, "status": status}
             _LOG.info(json.dumps(entry | {"ms": round(1000 * seconds, 1)}))
 
@@ -133,7 +138,7 @@ def _too_large(most: int) -> JSONResponse:
     return JSONResponse(error(f"the body is larger than {most:,} bytes"), 413, {"Connection": "close"})
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def replayed(body: bytes, receive: Receive) -> Receive:
     """`receive` of a request whose body was read already."""
     given = False
 

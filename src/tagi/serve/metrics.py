@@ -1,8 +1,11 @@
 """What Prometheus asks for: requests, how long they took, what waits, where adapters came from."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from tagi.serve.store import AdapterStore
 from tagi.serve.worker import Worker
@@ -40,3 +43,26 @@ class Metrics:
     def text(self) -> bytes:
         """In Prometheus' format."""
         return generate_latest(self._registry)
+
+
+class Together(Collector):
+    """The numbers of several applications, each with the name of its own as the label `replica`."""
+
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        """As Prometheus' client asks for them."""
+        found: dict[str, Metric] = {}
+        for replica, text in sorted(self._texts.items()):
+            for family in text_string_to_metric_families(text.decode()):
+                kept = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    kept.add_sample(sample.name, sample.labels | {"replica": replica}, sample.value)
+        return found.values()
+
+    def text(self) -> bytes:
+        """In Prometheus' format."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tagi.data.types import Instruction
 from tagi.errors import InputError
 from tagi.infer import asked
-from tagi.serve.store import AdapterStore, explained, key_of, open_database
+from tagi.serve.database import explained, open_database
+from tagi.serve.store import AdapterStore, key_of
 
 TASKS = "tasks.sqlite3"
 _TABLE = "CREATE TABLE IF NOT EXISTS tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL) WITHOUT ROWID"
@@ -56,7 +57,7 @@ class TaskRegistry:
         self.store, self._lock = store, threading.Lock()
         self._path = store.folder / TASKS
         with explained(self._path):
-            self._database = open_database(self._path, _TABLE, synced=True)
+            self._database = open_database(self._path, _TABLE, synced=True, across_machines=store.across_machines)
 
     def add(
         self, instruction: Instruction, *, name: str | None = None, choices: Sequence[str] = ()

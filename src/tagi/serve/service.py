@@ -49,18 +49,21 @@ class ClientGoneError(Exception):
 class Service:
     """The model, its tasks, and the one worker that answers; `app` is what a server runs."""
 
-    def __init__(self, tagi: Tagi, folder: Path, settings: Settings, *, base: str) -> None:
+    def __init__(
+        self, tagi: Tagi, folder: Path, settings: Settings, *, base: str, across_machines: bool = False
+    ) -> None:
         """
         Args:
             folder: where tasks and adapters are kept.
             base: what the language model is called.
+            across_machines: whether services of several machines share the folder.
 
         Raises:
             TagiError: this method has no adapters, or the folder cannot be used.
         """
         tagi = tagi.showing(MOST_EXAMPLES)
         self.tagi, self.settings, self.base = tagi, settings, base
-        self.store = AdapterStore(tagi, folder)
+        self.store = AdapterStore(tagi, folder, across_machines=across_machines)
         self.tasks = TaskRegistry(self.store)
         self.worker = Worker(tagi, self.store, most_waiting=settings.most_waiting)
         self.metrics = Metrics(self.worker, self.store)
@@ -214,6 +217,11 @@ class Service:
     def _check_count(self, given: Sequence[object]) -> None:
         if len(given) > self.settings.most_inputs:
             raise InputError(f"{len(given)} inputs are more than the {self.settings.most_inputs} of one request")
+
+
+def base_name(tagi: Tagi) -> str:
+    """What a checkpoint's language model is called."""
+    return Path(tagi.config.backbone or "model").name
 
 
 def _settle(future: asyncio.Future[Finished], one: Piece | Finished) -> None:

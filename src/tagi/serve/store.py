@@ -28,14 +28,13 @@ from tagi.infer import asked
 from tagi.infer.engine import Tagi
 from tagi.model import adapter as adapters
 from tagi.model.adapter import TaskAdapter
+from tagi.serve.database import explained, open_database
 
 INSTRUCTIONS, USES = "instructions.sqlite3", "uses.sqlite3"
 MEMORY_BYTES, DISK_BYTES = 1 << 30, 2 << 30
 GENERATED_TOGETHER = 16
 """Adapters that are generated in one batch."""
 DROPPED_TOGETHER = 64
-WAIT = 60.0
-"""Seconds to wait for another process that writes."""
 _KEY = re.compile("[0-9a-f]{32}")
 _FILE = re.compile("[0-9a-f]{16}/[0-9a-f]{2}/[0-9a-f]{32}-[0-9a-f]{32}[.]safetensors")
 """The name of an adapter's file below the folder; nothing else is ever read or removed."""
@@ -63,13 +62,20 @@ class AdapterStore:
     """
 
     def __init__(
-        self, tagi: Tagi, folder: str | Path, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
+        self,
+        tagi: Tagi,
+        folder: str | Path,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        disk_bytes: int = DISK_BYTES,
+        across_machines: bool = False,
     ) -> None:
         """Open a store, or begin one.
 
         Args:
             memory_bytes: of adapters in this process, at most.
             disk_bytes: of the folder, instructions included; they are kept whatever they need.
+            across_machines: whether processes of several machines share the folder, see `open_database`.
 
         Raises:
             InputError: this method has no adapters.
@@ -79,6 +85,7 @@ class AdapterStore:
             raise InputError(f"method {tagi.model.method.name} reads the instruction with every input: no adapter")
         self.tagi, self.folder = tagi, Path(folder)
         self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
+        self.across_machines = across_machines
         self.checkpoint = identity(tagi)
         self.use = StoreUse()
         self._held: OrderedDict[str, TaskAdapter] = OrderedDict()
@@ -87,7 +94,9 @@ class AdapterStore:
         self._files = self.folder / self.checkpoint
         with explained(self.folder):
             self._files.mkdir(parents=True, exist_ok=True)
-            self._instructions = open_database(self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True)
+            self._instructions = open_database(
+                self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True, across_machines=across_machines
+            )
         self._uses = self._open_uses()
 
     def register(self, instruction: str | Instruction) -> str:
@@ -341,33 +350,6 @@ def _check_key(key: str) -> None:
 
 _INSTRUCTIONS = "CREATE TABLE IF NOT EXISTS instructions (key TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID"
 _USES = "CREATE TABLE IF NOT EXISTS uses (file TEXT PRIMARY KEY, path TEXT, bytes INTEGER, used REAL) WITHOUT ROWID"
-
-
-def open_database(path: Path, table: str, *, synced: bool) -> sqlite3.Connection:
-    """A database with one table; `synced` where what is written must survive a loss of power."""
-    level = "DEFERRED" if synced else None  # None: every statement stands by itself
-    opened = sqlite3.connect(path, timeout=WAIT, check_same_thread=False, isolation_level=level)
-    opened.execute(f"PRAGMA journal_mode={'WAL' if synced else 'TRUNCATE'}")  # a log beside it would grow unseen
-    opened.execute(f"PRAGMA synchronous={'FULL' if synced else 'OFF'}")
-    opened.execute(table)
-    return opened
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Errors of a database in a person's words.
-
-    Raises:
-        DiskError: it cannot be used.
-    """
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise DiskError(f"{path}: cannot be used ({error}); nothing was written") from error
-    except sqlite3.DatabaseError as error:
-        raise DiskError(f"{path}: is no database of instructions or is damaged ({error})") from error
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager

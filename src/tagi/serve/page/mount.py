@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -15,11 +16,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: it as
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tagi.serve import openai
+from tagi.serve.guard import replayed
 from tagi.serve.page.layout import Page, theme
 from tagi.serve.service import Service
 
@@ -33,6 +36,7 @@ SERVED = (
     *(f"{_API}/{one}" for one in ("reset", "cancel")),
 )
 """All that the page asks for. gradio would serve more, such as files of other hosts."""
+_EVENTS = f"{_API}/queue/"
 
 
 def mount(app: FastAPI, service: Service) -> None:
@@ -80,10 +84,33 @@ class _Only:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/" or path.startswith(SERVED):
-            await self.app(scope, receive, send)
-        else:
+        if path != "/" and not path.startswith(SERVED):
             await JSONResponse(openai.error("there is no such address", "not_found_error"), 404)(scope, receive, send)
+            return
+        if path.startswith(_EVENTS) and scope["method"] == "POST":
+            body = await Request(scope, receive).body()
+            if elsewhere(body):
+                said = openai.error("data: names a file that was not uploaded here, or is no JSON")
+                await JSONResponse(said, 400)(scope, receive, send)
+                return
+            receive = replayed(body, receive)
+        await self.app(scope, receive, send)
+
+
+def elsewhere(event: bytes) -> bool:
+    """Whether an event of the page names a file by an address, which gradio would fetch for any of its parts; or cannot
+    be read."""
+    found = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:  # every name, for one may stand twice
+        nonlocal found
+        found |= any(name == "path" and isinstance(value, str) and "://" in value for name, value in pairs)
+
+    try:
+        json.loads(event, object_pairs_hook=look)
+    except (ValueError, RecursionError):
+        return True
+    return found
 
 
 async def _clean(folder: Path) -> None:
