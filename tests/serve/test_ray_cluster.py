@@ -4,10 +4,12 @@ them, and whoever dies."""
 import itertools
 import os
 import socket
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +30,7 @@ from test_engine import INPUTS, make
 from tagi import Tagi
 from tagi.serve.guard import hashed, new_key
 from tagi.serve.ray_app import build
+from tagi.serve.registry import TASKS
 
 pytestmark = pytest.mark.slow  # a minute until the cluster runs
 KEY = new_key()
@@ -51,9 +54,14 @@ def tagi(small: Path) -> Tagi:
 
 
 @pytest.fixture(scope="module")
-def client(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the keys lie, and in `store` the tasks."""
+    return tmp_path_factory.mktemp("ray")
+
+
+@pytest.fixture(scope="module")
+def client(small: Path, folder: Path) -> Iterator[httpx.Client]:
     """Of two nodes with a processor each, so that each has one of the two replicas."""
-    folder = tmp_path_factory.mktemp("ray")
     (folder / "keys").write_text(f"{hashed(KEY)}\n", encoding="utf-8")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -134,6 +142,15 @@ def test_what_one_replica_registers_both_answer_as_the_engine_does(client: httpx
         assert count - made[replica] + taken_up("disk")[replica] - read[replica] == len(told)
     assert sum(taken_up("generated").values()) - sum(made.values()) == len(told)
     assert not sum(taken_up("damaged").values())
+
+
+def test_databases_keep_no_log_that_machines_cannot_share(client: httpx.Client, folder: Path) -> None:
+    registered(client, "a b .", name=next(NAMES))
+    files = sorted((folder / "store").glob("*.sqlite3"))
+    assert TASKS in [file.name for file in files] and len(files) > 1
+    for file in files:
+        with closing(sqlite3.connect(file)) as opened:
+            assert opened.execute("PRAGMA journal_mode").fetchone() == ("delete",), file
 
 
 def test_requests_of_a_task_go_to_the_replica_that_holds_it(client: httpx.Client) -> None:
