@@ -24,6 +24,7 @@ def masks(queries: int, keys: int, dtype: torch.dtype) -> list[torch.Tensor | No
     return [None, seen, seen[:, :, :1], torch.randn(1, 4, queries, keys, generator=generator).to(dtype)]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("queries", [1, 5])
 def test_two_products_in_place_of_the_fused_kernel(

@@ -43,10 +43,12 @@ def fused(q_RHOK: Tensor, own: KeyValue, mask: Tensor | None, scale: float | Non
         scale: 1 / √K by default.
 
     On processors that compute in bf16 the kernel takes up to six times as long as the two products do (487 keys, one
-    query a head: 0.52 and 0.08 ms), whose scores are therefore held where they are few.
+    query a head: 0.52 and 0.08 ms), whose scores are therefore held where they are few; but not all blocks' at once for
+    a gradient.
     """
     scores = q_RHOK.shape[:-1].numel() * own.k.shape[-2]
-    if q_RHOK.device.type != "cpu" or q_RHOK.dtype == torch.float32 or scores > MOST_SCORES:
+    narrow = q_RHOK.device.type == "cpu" and q_RHOK.dtype != torch.float32
+    if not narrow or torch.is_grad_enabled() or scores > MOST_SCORES:
         return F.scaled_dot_product_attention(q_RHOK, own.k, own.v, attn_mask=mask, scale=scale)
     held = (q_RHOK * (own.k.shape[-1] ** -0.5 if scale is None else scale)) @ own.k.mT
     if mask is not None:
