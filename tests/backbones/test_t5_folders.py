@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_checkpoint import model_config, retensor
 from torch import Tensor
@@ -16,7 +18,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from builders import save_checkpoint, small_t5, small_tagi, token_batch
 from tagi.backbones.base import Prepared
-from tagi.backbones.files import INDEX, WEIGHTS
+from tagi.backbones.files import INDEX, WEIGHTS, check_finite
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5.weights import config_of, load_t5, read_shape, save_t5
 from tagi.errors import CheckpointError
@@ -214,6 +216,10 @@ def test_a_config_that_is_none(published: Path, text: str) -> None:
     refused(published, "config.json")
 
 
+ODD = (float("nan"), -float("nan"), float("inf"), -float("inf"), 1e300, -1e300, 1e38, 0.0)
+"""Some of them are numbers in some types only."""
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_non_finite_weights_are_refused_when_they_are_read(published: Path, value: float, dtype: torch.dtype) -> None:
@@ -222,6 +228,34 @@ def test_non_finite_weights_are_refused_when_they_are_read(published: Path, valu
     tensors[name][3, 0] = value
     save_file(tensors, published / WEIGHTS, {"format": "pt"})
     refused(published, WEIGHTS, f"tensor {name} holds values that are no finite numbers")
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e5m2)
+
+
+@given(st.sampled_from(FLOATS), st.integers(1, 300), st.integers(0), st.sampled_from(ODD), st.booleans())
+def test_one_value_that_is_no_finite_number_is_found_wherever_it_stands(
+    dtype: torch.dtype, size: int, place: int, value: float, turned: bool
+) -> None:
+    """Against the reference: every value of a copy in fp32, in which a tensor is used."""
+    wide = torch.linspace(-7, 7, 2 * size).view(2, size)
+    wide.view(-1)[place % (2 * size)] = 1.0
+    check_finite(Path("f"), "w", wide.to(dtype))
+    tensor = wide.double()
+    tensor.view(-1)[place % (2 * size)] = value
+    tensor = tensor.to(dtype).T if turned else tensor.to(dtype)
+    if tensor.float().isfinite().all():
+        check_finite(Path("f"), "w", tensor)
+    else:
+        with pytest.raises(CheckpointError, match="f: tensor w holds values that are no finite numbers"):
+            check_finite(Path("f"), "w", tensor)
+
+
+def test_the_largest_numbers_and_no_numbers_at_all_are_finite() -> None:
+    for dtype in FLOATS[:3]:
+        limits = torch.finfo(dtype)
+        check_finite(Path("f"), "w", torch.tensor([limits.min, 0.0, limits.max], dtype=dtype).repeat(50))
+        check_finite(Path("f"), "w", torch.zeros(0, 3, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.complex64])

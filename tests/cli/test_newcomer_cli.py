@@ -1,5 +1,6 @@
 """What a newcomer does at the command line, and what must come of it."""
 
+import gc
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from cli_runs import INSTRUCTION, Run, mistake
 from tagi import Tagi
 from tagi.cli import common, solving
 from tagi.data.types import Instruction
+from tagi.errors import CheckpointError
 from tagi.infer.answers import AnswerTexts
 
 OTHER = "Remove the fruits."
@@ -155,14 +157,35 @@ def test_newcomer_pipes_and_sees_how_far_it_is(
 
 
 def test_newcomer_waits_for_no_model_class_of_other_families(checkpoint: Path) -> None:
-    """They take longer to import than everything else together, and no T5 needs them."""
-    code = "import sys; from tagi.cli.main import main; main(sys.argv[1:]); print(*sys.modules)"
+    """They take longer to import than everything else together, and no T5 needs them; a decoder-only model needs no
+    list of families either."""
+    code = "import sys, tagi.infer.engine; print(*sys.modules); from tagi.cli.main import main; "
+    code += "main(sys.argv[1:]); print(*sys.modules)"
     asked = ["run", "Sort.", "--input", "cat", "--checkpoint", str(checkpoint)]
     out = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=True).stdout
-    loaded = set(out.splitlines()[-1].split())
+    opened, loaded = (set(out.splitlines()[place].split()) for place in (0, -1))
+    assert "tagi.backbones.decoder.weights" in opened and "transformers.models.auto.configuration_auto" not in opened
     heavy = {"transformers.modeling_utils", "transformers.generation.utils", "torch._dynamo", "sympy", "accelerate"}
     heavy |= {"transformers.models.auto.tokenization_auto", "datasets", "pandas", "matplotlib", "sklearn"}
     assert "transformers" in loaded and not loaded & heavy
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_newcomer_python_searches_for_garbage_again_once_the_model_is_open(
+    checkpoint: Path, tmp_path: Path, on: bool
+) -> None:
+    was = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        common.open_tagi(str(checkpoint))
+        assert gc.isenabled() is on
+        with pytest.raises(CheckpointError):
+            common.open_tagi(str(tmp_path))
+        assert gc.isenabled() is on
+        with common.uncollected():
+            assert not gc.isenabled()
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 # --- the terminal and the system --------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from answering import FAMILIES, answering
 from builders import model_config, small_decoder, small_tagi, token_batch, worst
 from tagi import Tagi
+from tagi.backbones.language_model import save_language_model
 from tagi.backbones.rows import Rows
 from tagi.config import PromptConfig
 from tagi.data.collate import assemble
@@ -19,6 +21,7 @@ from tagi.files import DiskError
 from tagi.infer.engine import teacher_forced
 from tagi.infer.search import GenerationConfig
 from tagi.model import adapter as adapters
+from tagi.model import checkpoint
 from tagi.model.adapter import Origin, TaskAdapter
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
@@ -151,6 +154,24 @@ def test_the_weights_are_hashed_once_and_only_when_asked(monkeypatch: pytest.Mon
     tagi.generate(INPUTS, tagi.adapt(INSTRUCTIONS[0]))
     tagi.adapt(INSTRUCTIONS[1])
     assert calls == [tagi.model]
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_opening_hashes_every_tensor_once_as_it_is_written(
+    family: str, dtype: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tagi, hashed = make(family=family), list[Tensor]()
+    save_language_model(tagi.model.backbone, tmp_path / "llm")
+    tagi.config = model_config(tagi.model, backbone=str(tmp_path / "llm"))
+    tagi.save_pretrained(tmp_path / "checkpoint")
+    plain = checkpoint._hash
+    monkeypatch.setattr(checkpoint, "_hash", lambda tensor: hashed.append(tensor) or plain(tensor))
+    opened = Tagi.from_pretrained(tmp_path / "checkpoint", dtype=dtype)
+    (origin,) = opened.adapt(INSTRUCTIONS[0]).origins
+    assert len(hashed) == len(tagi.model.state_dict())
+    assert {tensor.dtype for tensor in opened.model.state_dict().values()} == {dtype or torch.float32}
+    assert origin.checkpoint == opened.fingerprint() == checkpoint.fingerprint(tagi.model)
 
 
 @BOTH

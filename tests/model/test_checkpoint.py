@@ -1,6 +1,7 @@
 """Checkpoints: what is written, what is only referred to, and every way in which a folder can be wrong."""
 
 import errno
+import hashlib
 import json
 import resource
 import shutil
@@ -78,6 +79,7 @@ def test_round_trip_is_exact(backbone: Callable[[], LanguageModel], method: Meth
     assert loaded.folder == tmp_path / "ckpt"
     assert loaded.model.method is method
     assert loaded.model.backbone.shape == model.backbone.shape
+    assert loaded.fingerprint == fingerprint(model)
     assert not loaded.model.training
     assert_same_tensors(loaded.model.state_dict(), model.state_dict())
 
@@ -91,7 +93,9 @@ def test_round_trip_keeps_a_separate_instruction_encoder(encoder: str, tmp_path:
             parameter.add_(0.25)
     config = model_config(model).model_copy(update={"hypernetwork": settings})
     save_checkpoint(model, config, tmp_path / "ckpt")
-    assert_same_tensors(checkpoint.load(tmp_path / "ckpt").model.state_dict(), model.state_dict())
+    loaded = checkpoint.load(tmp_path / "ckpt")
+    assert_same_tensors(loaded.model.state_dict(), model.state_dict())
+    assert loaded.fingerprint == fingerprint(model)
 
 
 def test_loaded_model_answers_to_the_last_bit(saved: Path) -> None:
@@ -116,7 +120,9 @@ def test_frozen_backbone_is_referred_to_and_not_copied(frozen: tuple[TagiModel, 
     tensors = load_file(folder / "model.safetensors")
     assert {name.split(".")[0] for name in tensors} == {"hypernetwork", "fusion"}
     assert_same_tensors(tensors, {name: model.state_dict()[name] for name in tensors})
-    assert_same_tensors(checkpoint.load(folder).model.state_dict(), model.state_dict())
+    loaded = checkpoint.load(folder)
+    assert_same_tensors(loaded.model.state_dict(), model.state_dict())
+    assert loaded.fingerprint == fingerprint(model)
 
 
 def test_backbone_that_moved_is_found_where_the_caller_says(
@@ -138,6 +144,16 @@ def test_another_backbone_is_refused_naming_both(frozen: tuple[TagiModel, ModelC
         f"{folder}: belongs to another backbone (fingerprint {config.backbone_fingerprint}, "
         f"but {tmp_path / 'other'} has {fingerprint(other)})"
     )
+
+
+@pytest.mark.parametrize("family", [small_t5, small_decoder])
+def test_fingerprint_is_the_hash_that_adapters_on_disk_name(family: Callable[[], LanguageModel]) -> None:
+    """As it has been taken since the first adapter was written: one tensor after another, in the order of names."""
+    model, digest = small_tagi(backbone=family()), hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(hashlib.sha256(tensor.contiguous().numpy().tobytes()).digest())
+    assert fingerprint(model) == digest.hexdigest()[:16]
 
 
 def test_fingerprint_sees_every_value_type_and_shape() -> None:

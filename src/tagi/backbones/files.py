@@ -3,11 +3,12 @@
 import json
 from pathlib import Path, PurePosixPath
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from tagi import bundled, hub
 from tagi.errors import CheckpointError
@@ -35,6 +36,8 @@ def read_hf_config(folder: Path) -> PretrainedConfig:
     Raises:
         CheckpointError: missing, or no model's; or see `tagi.hub.snapshot`.
     """
+    from transformers import AutoConfig  # the names of all its families; a converted GGUF never needs them
+
     found = folder if folder.is_dir() else hub.snapshot(str(folder), ("config.json",))
     try:
         return AutoConfig.from_pretrained(found)
@@ -101,7 +104,11 @@ def check_finite(file: Path, name: str, tensor: Tensor) -> None:
         CheckpointError: names file and tensor.
     """
     check_type(file, name, tensor)
-    if not tensor.float().isfinite().all():  # as fp32, for that is how it is used
+    if not tensor.numel():
+        return
+    # NaN is the smallest and the largest of any values that it is among; 8 bits know no order
+    ends = torch.stack((tensor if tensor.itemsize > 1 else tensor.float()).aminmax())
+    if not ends.float().isfinite().all():  # as fp32, for that is how it is used
         raise CheckpointError(f"{file}: tensor {name} holds values that are no finite numbers (NaN or infinity)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -135,6 +136,18 @@ def _lines(label: str) -> Report:
     return report
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python does not search for garbage meanwhile: what is imported and opened are many objects, which all stay."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def open_tagi(checkpoint: str | None, backbone: str | None = None, examples: Sequence[str] | None = None) -> Tagi:
     """The model of a checkpoint, or the bundled one, on the GPU where there is one.
 
@@ -145,7 +158,7 @@ def open_tagi(checkpoint: str | None, backbone: str | None = None, examples: Seq
         CheckpointError: see `Tagi.from_pretrained`.
     """
     source = checkpoint or default_checkpoint()
-    with waiting("opening the model"):
+    with waiting("opening the model"), uncollected():
         from tagi.infer.engine import Tagi
 
         tagi = Tagi.from_pretrained(source, backbone=backbone)

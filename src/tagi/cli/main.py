@@ -1,5 +1,6 @@
 """The program `tagi`: its commands, and what becomes of their errors."""
 
+import gc
 import io
 import os
 import sys
@@ -71,7 +72,9 @@ def run() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         sys.exit(_mistake("standard output is closed"))
-    sys.exit(_flushed(main(sys.argv[1:])))
+    code = main(sys.argv[1:])
+    gc.freeze()  # or Python searches all that is loaded for garbage, before the system frees it anyway
+    sys.exit(_flushed(code))
 
 
 def _flushed(code: int) -> int:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tagi.cli.common import Backbone, Checkpoint, Examples, Json, bar, note, one_line, open_tagi, print_json
+from tagi.cli.common import (
+    Backbone,
+    Checkpoint,
+    Examples,
+    Json,
+    bar,
+    note,
+    one_line,
+    open_tagi,
+    print_json,
+    uncollected,
+)
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,8 +71,9 @@ def run(
 
     A line of --inputs may bring an instruction of its own; --json gives the answers as they are.
     """
-    from tagi.cli.solving import Solver
-    from tagi.infer.search import GenerationConfig
+    with uncollected():
+        from tagi.cli.solving import Solver
+        from tagi.infer.search import GenerationConfig
 
     decoding = GenerationConfig(
         beams=beams, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_tokens, stop=tuple(stop or ())

@@ -89,13 +89,12 @@ class Tagi:
 
         def read() -> Self:
             loaded = checkpoint.load(locate(chosen), backbone=backbone)
-            return cls(loaded.model, tokenizers.load(loaded.folder, loaded.model.backbone.shape), loaded.config)
+            made = cls(loaded.model, tokenizers.load(loaded.folder, loaded.model.backbone.shape), loaded.config)
+            made._fingerprint = loaded.fingerprint  # of the values as written: adapters work at any precision
+            return made
 
         opened = read_whole(Path(chosen), read)
-        kept = opened.model.backbone.embedding.weight.dtype
-        if dtype not in (None, kept):
-            opened.fingerprint()  # of the values as they were written: adapters work at any precision
-        opened.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype or kept)
+        opened.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
         return opened
 
     def showing(self, demonstrations: int) -> Self:
@@ -365,7 +364,8 @@ class Tagi:
         return adapter.to(self.device, self.model.backbone.embedding.weight.dtype)
 
     def fingerprint(self) -> str:
-        """Hash of everything that an adapter depends on, backbone and trained parts; taken once, at the first call."""
+        """Hash of everything that an adapter depends on, backbone and trained parts; taken once, when a checkpoint is
+        opened, or at the first call."""
         if self._fingerprint is None:
             self._fingerprint = checkpoint.fingerprint(self.model)
         return self._fingerprint

@@ -54,6 +54,8 @@ class Loaded:
     model: TagiModel
     config: ModelConfig
     folder: Path
+    fingerprint: str
+    """Of the whole model, as `fingerprint` would take it."""
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -62,13 +64,22 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The same hash of named tensors; several are read at a time, for one core hashes less than disks deliver."""
-    named = sorted(tensors.items())
+    """The same hash of named tensors."""
+    return _joined(tensors, _hashes(tensors))
+
+
+def _joined(tensors: Mapping[str, Tensor], hashes: Mapping[str, bytes]) -> str:
+    """The hash of named tensors from the hashes of their bytes."""
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
-        for (name, tensor), values in zip(named, pool.map(_hash, (tensor for _, tensor in named)), strict=True):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + values)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + hashes[name])
     return digest.hexdigest()[:16]
+
+
+def _hashes(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Of every tensor's bytes; several are read at a time, for one core hashes less than disks deliver."""
+    with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
+        return dict(zip(tensors, pool.map(_hash, tensors.values()), strict=True))
 
 
 def _hash(tensor: Tensor) -> bytes:
@@ -155,7 +166,8 @@ def load(folder: Path, *, backbone: str | None = None) -> Loaded:
     inside = config.backbone == BACKBONE and backbone is None
     source = backbone or _backbone_of(folder, config)
     base = load_language_model(source)
-    if not inside and (found := fingerprint(base)) != config.backbone_fingerprint:
+    hashes = _hashes(base.state_dict())
+    if not inside and (found := _joined(base.state_dict(), hashes)) != config.backbone_fingerprint:
         raise CheckpointError(
             f"{folder}: belongs to another backbone (fingerprint {config.backbone_fingerprint}, "
             f"but {source} has {found})"
@@ -175,4 +187,5 @@ def load(folder: Path, *, backbone: str | None = None) -> Loaded:
             raise CheckpointError(f"{file}: tensor {name} has another shape than {CONFIG} says")
         check_type(file, name, tensors[name])
         tensor.copy_(tensors[name])
-    return Loaded(model.eval(), config, folder)
+    hashes = _hashes(own) | {f"backbone.{name}": values for name, values in hashes.items()}
+    return Loaded(model.eval(), config, folder, _joined(model.state_dict(), hashes))

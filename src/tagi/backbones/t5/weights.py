@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PretrainedConfig, T5Config
+from transformers import PretrainedConfig
 
 from tagi.backbones.files import WEIGHTS, check_shape, check_type, locate, read_hf_config, read_weights
 from tagi.backbones.t5.model import T5
@@ -131,6 +131,8 @@ def _ids(config: PretrainedConfig) -> dict[str, Any]:
 
 def config_of(shape: T5Shape) -> dict[str, Any]:
     """The `config.json` of a shape; `tie_word_embeddings` is where the family says whether outputs scale."""
+    from transformers import T5Config
+
     activation = "gelu" if shape.activation == "gelu_new" else shape.activation
     values: dict[str, Any] = {name: getattr(shape, name) for name in _SAME_NAME}
     ends = list(shape.eos_token_ids)
