@@ -11,7 +11,7 @@ from benchmarks.inference import READING
 from benchmarks.lengths import sni_tasks
 from benchmarks.models import DTYPES, TOKEN, Setup, prepared, shape_of
 from benchmarks.timing import Case, Comparison, alternate
-from tagi.backbones.base import EncodedInstruction
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.data.collate import pad
 from tagi.model.adapter import to_bytes
 from tagi.model.tagi import TagiModel

@@ -15,7 +15,7 @@ from test_engine import make
 
 from builders import random_lora, small_t5
 from tagi import Tagi, files
-from tagi.backbones.base import EncodedInstruction
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.errors import CheckpointError, TagiError
 from tagi.files import DiskError, atomic_folder, read_whole
 from tagi.model.adapter import Origin, TaskAdapter

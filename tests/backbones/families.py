@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from builders import VOCABULARY, normal, seeded
-from tagi.backbones.base import EncodedInstruction, Prepared
+from tagi.backbones.base import Prepared
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.weights import load_decoder
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import Target

@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from builders import normal, worst
-from tagi.backbones.base import EncodedInstruction, Prepared
+from tagi.backbones.base import Prepared
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import Target

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from builders import seeded, small_decoder, token_batch
-from tagi.backbones.base import Backbone, EncodedInstruction
+from tagi.backbones.base import Backbone
 from tagi.backbones.decoder.model import Decoder, initialise
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.config import DecoderShape, Learned, Rotary
 
 WIDE = DecoderShape(

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from builders import normal, random_lora, same_adapter, small_decoder, small_t5, small_tagi, token_batch, trained
-from tagi.backbones.base import Backbone, EncodedInstruction
+from tagi.backbones.base import Backbone
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.language_model import LanguageModel
 from tagi.backbones.sites import Factors
 from tagi.backbones.t5.model import T5

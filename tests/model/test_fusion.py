@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from builders import normal, random_lora, seeded, small_t5, small_tagi, token_batch, worst
 from tagi.backbones.attention import attend, attend_concatenated, padding_bias
-from tagi.backbones.base import EncodedInstruction, Prepared
+from tagi.backbones.base import Prepared
 from tagi.backbones.cache import KeyValue
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.rows import Rows
 from tagi.backbones.t5.cache import Inputs
 from tagi.config import FusionConfig

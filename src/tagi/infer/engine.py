@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tagi import hub
-from tagi.backbones.base import EncodedInstruction, Prepared
+from tagi.backbones.base import Prepared
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.files import locate
 from tagi.backbones.rows import Rows
 from tagi.bundled import default_checkpoint

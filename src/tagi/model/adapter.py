@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tagi import hub
 from tagi.backbones import lora as lora_ops
-from tagi.backbones.base import Attended, Backbone, EncodedInstruction, stack_encoded
+from tagi.backbones.base import Backbone
 from tagi.backbones.cache import KeyValue
+from tagi.backbones.encoded import Attended, EncodedInstruction, stack_encoded
 from tagi.backbones.files import check_finite, check_shape, locate
 from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import Frozen

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagi.backbones.attention import attend_shared, join_heads, padding_bias, split_heads
-from tagi.backbones.base import EncodedInstruction
 from tagi.backbones.cache import KeyValue
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.layers import RMSNorm
 from tagi.backbones.rows import Rows
 from tagi.config import FusionConfig

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagi.backbones.attention import softmax
-from tagi.backbones.base import Backbone, EncodedInstruction
+from tagi.backbones.base import Backbone
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.sites import Factors, Site
 from tagi.config import HypernetworkConfig, ModuleKind
 from tagi.errors import CheckpointError

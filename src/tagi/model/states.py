@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from tagi.backbones.attention import softmax
-from tagi.backbones.base import Backbone, EncodedInstruction
+from tagi.backbones.base import Backbone
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.sites import Factors, Site
 from tagi.config import HypernetworkConfig, ModuleKind
 from tagi.errors import CheckpointError, ConfigError

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tagi.backbones import lora
-from tagi.backbones.base import Backbone, EncodedInstruction, Prepared, Reader
+from tagi.backbones.base import Backbone, Prepared, Reader
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.language_model import LanguageModel
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Factors, Site

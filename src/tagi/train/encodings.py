@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from tagi.backbones.base import EncodedInstruction, stack_encoded
+from tagi.backbones.encoded import EncodedInstruction, stack_encoded
 from tagi.config import TrainingConfig
 from tagi.data.collate import Batch
 from tagi.model.tagi import TagiModel, neutral

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tagi.backbones.base import EncodedInstruction
+from tagi.backbones.encoded import EncodedInstruction
 from tagi.data.collate import Batch
 from tagi.infer.engine import teacher_forced
 from tagi.losses import Loss, cross_entropy, valid_positions

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tagi.backbones.attention import fused, softmax
-from tagi.backbones.base import Attended
 from tagi.backbones.cache import KeyValue
+from tagi.backbones.encoded import Attended
 from tagi.backbones.rows import Rows
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
+from tagi.backbones.base import Fuse, Prepared
 from tagi.backbones.cache import KeyValue, Past, distances
 from tagi.backbones.decoder.attention import right_aligned, view
 from tagi.backbones.decoder.blocks import Block, Pass, lora_site, norm
 from tagi.backbones.decoder.names import NAMES
 from tagi.backbones.decoder.rotary import angles
+from tagi.backbones.encoded import Attended, EncodedInstruction
 from tagi.backbones.rows import Rows
 from tagi.backbones.sites import Modules, Site
 from tagi.config import DecoderShape, ModuleKind, Target

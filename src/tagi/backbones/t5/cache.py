@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagi.backbones.attention import padding_bias
-from tagi.backbones.base import Attended, Prepared
+from tagi.backbones.base import Prepared
 from tagi.backbones.cache import KeyValue, Past
+from tagi.backbones.encoded import Attended
 from tagi.backbones.rows import Rows
 
 

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tagi.backbones import attention as att
 from tagi.backbones.attention import join_heads, padding_bias, split_heads
-from tagi.backbones.base import Attended, EncodedInstruction, Fuse, Prepared
+from tagi.backbones.base import Fuse, Prepared
 from tagi.backbones.cache import KeyValue, Past, distances
+from tagi.backbones.encoded import Attended, EncodedInstruction
 from tagi.backbones.layers import ACTIVATIONS, RMSNorm
 from tagi.backbones.lora import bottleneck, prefixed, project
 from tagi.backbones.rows import Rows
