@@ -17,7 +17,8 @@ from tagi.backbones.attention import attend, biased_scores, relative_bucket, sof
 from tagi.backbones.base import Backbone, Prepared
 from tagi.backbones.cache import KeyValue, Past
 from tagi.backbones.rows import Rows
-from tagi.backbones.t5.model import T5, Attention
+from tagi.backbones.t5.blocks import Attention
+from tagi.backbones.t5.model import T5
 from tagi.backbones.t5.weights import load_t5, save_t5, tensor_names
 from tagi.config import FusionConfig, HypernetworkConfig
 from tagi.model.tagi import TagiModel, neutral
