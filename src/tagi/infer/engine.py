@@ -37,7 +37,6 @@ from tagi.model import adapter as adapters
 from tagi.model import checkpoint
 from tagi.model.adapter import Origin, TaskAdapter
 from tagi.model.cards import CARD
-from tagi.model.checkpoint import ModelConfig
 from tagi.model.peft_files import is_peft, load_peft
 from tagi.model.tagi import Output, TagiModel, neutral
 
@@ -58,7 +57,7 @@ class Tagi:
         ['Oslo']
     """
 
-    def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    def __init__(self, model: TagiModel, tokenizer: PreTrainedTokenizerBase, config: checkpoint.ModelConfig) -> None:
         self.model, self.tokenizer, self.config = model.eval(), tokenizers.without_limits(tokenizer), config
         self.collator = Collator(tokenizer, config.prompt, model.method, joined=not model.backbone.has_encoder)
         self.texts = AnswerTexts(self.tokenizer)
