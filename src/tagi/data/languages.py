@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from tagi.data.records import Record
+from tagi.data.records import Record, as_list
 
 ENGLISH = "English"
 """Tasks that are English throughout."""
@@ -54,11 +54,7 @@ class Languages:
 UNSTATED = Languages()
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Stated = Annotated[list[str] | None, BeforeValidator(_as_list)]
+Stated = Annotated[list[str] | None, BeforeValidator(as_list)]
 
 
 class WithLanguages(Record):

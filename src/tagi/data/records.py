@@ -1,7 +1,7 @@
 """JSON that other people wrote as checked records, or one sentence about what is wrong with it."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,11 @@ class Record(BaseModel):
 
 
 R = TypeVar("R", bound=Record)
+
+
+def as_list(value: Any) -> Any:
+    """Before validation: one text in place of a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 def written(text: str) -> str:

@@ -9,21 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from tagi.data.languages import ENGLISH, WithLanguages
-from tagi.data.records import Record, parse_json, written
+from tagi.data.records import Record, as_list, parse_json, written
 from tagi.data.types import Demonstration, Example, Instruction, Task, named, taken
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_lines, read_text
 
 Part = Literal["train", "test"]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 def _shown(names: list[str]) -> list[str]:
@@ -67,7 +63,7 @@ class _TaskFile(WithLanguages):
     definition: Annotated[
         list[str],
         Field(alias="Definition", min_length=1),
-        BeforeValidator(_as_list),
+        BeforeValidator(as_list),
         AfterValidator(_first_is_written),
     ]
     demonstrations: Annotated[list[_Positive], Field(alias="Positive Examples")]
