@@ -47,7 +47,7 @@ def fused(q_RHOK: Tensor, own: KeyValue, mask: Tensor | None, scale: float | Non
     a gradient.
     """
     scores = q_RHOK.shape[:-1].numel() * own.k.shape[-2]
-    narrow = q_RHOK.device.type == "cpu" and q_RHOK.dtype != torch.float32
+    narrow = q_RHOK.device.type == "cpu" and q_RHOK.dtype.itemsize < 4
     if not narrow or torch.is_grad_enabled() or scores > MOST_SCORES:
         return F.scaled_dot_product_attention(q_RHOK, own.k, own.v, attn_mask=mask, scale=scale)
     held = (q_RHOK * (own.k.shape[-1] ** -0.5 if scale is None else scale)) @ own.k.mT
