@@ -192,7 +192,9 @@ def same_adapter(one: TaskAdapter, other: TaskAdapter) -> None:
     assert (ours.attended is None) == (theirs.attended is None)
     if ours.attended is not None and theirs.attended is not None:
         assert torch.equal(ours.attended.mask, theirs.attended.mask)
-    assert one.modules.keys() == other.modules.keys()
+    assert one.modules.keys() == other.modules.keys() and (one.summaries is None) == (other.summaries is None)
+    if one.summaries is not None and other.summaries is not None:
+        assert torch.equal(one.summaries, other.summaries)
     for site, factors in one.modules.items():
         assert torch.equal(factors.a, other.modules[site].a)
         assert torch.equal(factors.b, other.modules[site].b)

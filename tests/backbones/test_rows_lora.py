@@ -146,7 +146,7 @@ def test_stack_then_select_gives_every_lora_back() -> None:
 def test_loras_of_other_sites_or_scales_do_not_stack() -> None:
     t5 = small_t5()
     one, other = random_lora(t5, 1, seed=0), random_lora(t5, 1, seed=1, scale=1.0)
-    with pytest.raises(ValueError, match="different LoRA scales"):
+    with pytest.raises(ValueError, match="different kinds or scales"):
         lora.stack([one, other])
     with pytest.raises(ValueError, match="different sites"):
         lora.stack([one, {}])

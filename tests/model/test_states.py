@@ -91,7 +91,7 @@ def test_lora_is_the_formula() -> None:
     model = ready()
     own, backbone = generator_of(model), model.backbone
     ids, mask = batch([7, 3], seed=1)
-    found, states = model.adapt(ids, mask).modules, model.read(ids, mask).states
+    found, states = model.lora(model.adapt(ids, mask)), model.read(ids, mask).states
     assert states is not None
     weights, written = backbone.site_weights(), STATES.rank // 2
     for site, task in product(own.sites, range(2)):
@@ -105,9 +105,8 @@ def test_lora_is_the_formula() -> None:
                 key = own.query[place, row].double()
                 scores = torch.stack([key @ (token / own.deviation[place].double()) for token in h])
                 u = sum(share * token for share, token in zip(scores.softmax(0), h, strict=True))
-                u = u * own.gain[site.place][site.layer, row].double()
                 b = torch.cat((b, (weights[site].double() @ u)[:, None]), dim=1)
-            a = torch.cat((a, own.a_own[site.place][site.layer].double()))
+            a = torch.cat((a, (own.a_own[site.place][site.layer] * own.gain[site.place][site.layer]).double()))
         assert worst(found[site].a[task].double(), a) == 0
         assert worst(found[site].b[task].double(), b) < FORMULA * float(b.detach().abs().max()), site
         assert found[site].scale == 1.5
@@ -127,8 +126,8 @@ def test_states_that_no_target_reads_are_left_out(targets: tuple[Target, ...]) -
             if name != "query":
                 mine.copy_(all_.get_parameter(name))
     ids, mask = batch([7, 3], seed=1)
-    every = whole.adapt(ids, mask).modules
-    for site, factors in part.adapt(ids, mask).modules.items():
+    every = whole.lora(whole.adapt(ids, mask))
+    for site, factors in part.lora(part.adapt(ids, mask)).items():
         assert worst(factors.a, every[site].a) == 0 and worst(factors.b, every[site].b) < 1e-6, site
     states = whole.read(ids, mask).states
     assert states is not None
@@ -139,9 +138,9 @@ def test_states_that_no_target_reads_are_left_out(targets: tuple[Target, ...]) -
 def test_padding_and_the_rest_of_the_batch_do_not_matter() -> None:
     model = ready()
     ids, mask = batch([8, 3, 5], seed=2)
-    together = model.adapt(ids, mask).modules
+    together = model.lora(model.adapt(ids, mask))
     for row in range(3):
-        alone = model.adapt(ids[row, mask[row]][None], mask[row, mask[row]][None]).modules
+        alone = model.lora(model.adapt(ids[row, mask[row]][None], mask[row, mask[row]][None]))
         for site, factors in together.items():
             assert worst(factors.b[row], alone[site].b[0]) < 1e-5  # worst 9.5e-7
 
@@ -151,9 +150,10 @@ def test_without_an_instruction_the_shared_lora_is_left(read: bool) -> None:
     model = ready()
     own = generator_of(model)
     if read:
-        found = model.adapt(torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0)).modules
+        adapter = model.adapt(torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0))
     else:
-        found = model.generate(neutral(model.backbone, 2).instruction, torch.zeros(2, 0, dtype=torch.long)).modules
+        adapter = model.generate(neutral(model.backbone, 2).instruction, torch.zeros(2, 0, dtype=torch.long))
+    found = model.lora(adapter)
     for site, shared in own.shared.items():
         rank = shared.a.shape[1]
         assert torch.equal(found[site].b[0, :, :rank], shared.b[0]) and not found[site].b[:, :, rank:].any()
@@ -203,7 +203,7 @@ def test_the_heat_map_shows_what_is_written_from_the_instruction() -> None:
     found = norms(cast(Tagi, SimpleNamespace(model=model)), adapter)
     assert found.beyond_shared
     for site, norm in found.by_site.items():
-        own = adapter.modules[site]
+        own = model.lora(adapter)[site]
         shared = generator_of(model).shared[site]
         whole = own.scale * (own.b[0] @ own.a[0] - shared.b[0] @ shared.a[0]).detach().norm()
         assert norm == pytest.approx(float(whole), rel=1e-4, abs=1e-5)
@@ -232,4 +232,4 @@ def test_every_family_is_adapted() -> None:
         config = STATES.model_copy(update={"target_modules": targets_of(backbone)})
         model = small_tagi("lora_only", hypernetwork=config, backbone=backbone)
         ids, mask = batch([7, 3], seed=1)
-        assert model.adapt(ids, mask).rank == STATES.rank
+        assert {own.rank for own in model.lora(model.adapt(ids, mask)).values()} == {STATES.rank}

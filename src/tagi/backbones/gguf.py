@@ -24,7 +24,7 @@ from tagi.backbones.decoder.rotary import frequencies
 from tagi.backbones.decoder.weights import by_file_name, save_decoder
 from tagi.backbones.files import check_finite, check_shape
 from tagi.backbones.lora import one_kind
-from tagi.backbones.sites import Modules
+from tagi.backbones.sites import Factors, Site
 from tagi.backbones.splitting import SPLITS
 from tagi.config import DecoderShape, Rotary
 from tagi.config.files import parse, read_json
@@ -150,7 +150,7 @@ def _names(architecture: str, shape: DecoderShape) -> gguf.TensorNameMap:
     return gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], shape.num_layers)
 
 
-def save_lora(lora: Modules, model: Backbone, file: Path, invocation: Sequence[int] = ()) -> None:
+def save_lora(lora: Mapping[Site, Factors], model: Backbone, file: Path, invocation: Sequence[int] = ()) -> None:
     """Write one task's LoRA as llama.cpp's adapter format, as its `convert_lora_to_gguf.py` does.
 
     Args:

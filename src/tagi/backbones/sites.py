@@ -1,9 +1,10 @@
 """Where modules can be generated for a language model, and what they are."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
 from tagi.config import Target
@@ -38,5 +39,66 @@ class Factors:
     merged: Tensor | None = None
     """(out, in): W + ΔW of a single task's LoRA, where it was added up beforehand."""
 
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return self.a.shape[0]
 
-Modules = Mapping[Site, Factors]
+    @property
+    def rank(self) -> int:
+        """Of its product; of a prefix its tokens, of a bottleneck adapter its width."""
+        return self.a.shape[1]
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """The tensors that differ between tasks."""
+        return self.a, self.b
+
+    def with_own(self, own: Sequence[Tensor]) -> Self:
+        """The same of other tasks."""
+        a, b = own
+        return replace(self, a=a, b=b, merged=None)
+
+
+@dataclass(frozen=True, slots=True)
+class StateFactors:
+    """LoRA of one site for T tasks of which only u is a task's own: ΔW = scale · (B₀ A₀ + W Uᵀ A), W the projection.
+
+    So a projection answers as if u had been added to its input in proportion to A x. What two tasks differ in are r
+    vectors of the input's width, which all projections that read the same state share.
+    """
+
+    shared_a: Tensor  # (r₀, in)
+    shared_b: Tensor  # (out, r₀)
+    a: Tensor  # (r, in)
+    u: Tensor  # (T, r, in)
+    scale: float
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return self.u.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """Of its product."""
+        return self.shared_a.shape[0] + self.a.shape[0]
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """The tensors that differ between tasks."""
+        return (self.u,)
+
+    def with_own(self, own: Sequence[Tensor]) -> Self:
+        """The same of other tasks."""
+        (u,) = own
+        return replace(self, u=u)
+
+    def factors(self, weight_JI: Tensor) -> Factors:
+        """The same as A and B of each task."""
+        a = torch.cat((self.shared_a, self.a)).expand(self.tasks, -1, -1)
+        shared_b = self.shared_b.expand(self.tasks, -1, -1)
+        return Factors(a, torch.cat((shared_b, weight_JI @ self.u.mT), dim=2), self.scale)
+
+
+Modules = Mapping[Site, Factors | StateFactors]

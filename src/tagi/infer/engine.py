@@ -360,7 +360,8 @@ class Tagi:
             adapter = TaskAdapter.from_pretrained(folder)
             self._check_own(adapter, folder)
             attends = self.model.method.fuses_decoder
-            adapters.check_fits(adapter, self.model.backbone, folder / adapters.WEIGHTS, attends=attends)
+            file, own = folder / adapters.WEIGHTS, self.model.summaries
+            adapters.check_fits(adapter, self.model.backbone, file, attends=attends, summaries=own)
         return adapter.to(self.device, self.model.backbone.embedding.weight.dtype)
 
     def fingerprint(self) -> str:

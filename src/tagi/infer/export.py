@@ -1,7 +1,7 @@
 """A LoRA on its way out of this package: where it comes from, what it leaves behind, and the files it becomes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from tagi.backbones.files import locate
 from tagi.backbones.language_model import LanguageModel, load_language_model, save_language_model
 from tagi.backbones.lora import merged
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import Modules
+from tagi.backbones.sites import Factors, Site
 from tagi.config import Target
 from tagi.data import tokenizers
 from tagi.data.collate import Batch, assemble
@@ -84,7 +84,7 @@ class Context:
 class Export:
     """One task's LoRA, and the language model that it belongs to."""
 
-    lora: Modules
+    lora: Mapping[Site, Factors]
     backbone: LanguageModel
     base: str
     """Folder or hub name of the language model."""
@@ -116,7 +116,8 @@ def from_adapter(
         InputError: the adapter holds something else than LoRA.
     """
     adapter = tagi.load_adapter(source)
-    _check_lora(adapter, source)
+    lora = tagi.model.lora(adapter)
+    _check_lora(lora, source)
     backbone, lost, context = tagi.model.backbone, None, None
     about = f"A task adapter that {tagi.model.method.title} wrote from an instruction."
     if not adapter.origins[0].definition:
@@ -125,7 +126,7 @@ def from_adapter(
         context = _context(tagi, adapter)
         if context is None or (alone and context.invocation):
             lost, context = measure(tagi, adapter, inputs or random_inputs(tagi)), None
-    return Export(adapter.modules, backbone, base, tokenizer, tagi.config.backbone_fingerprint, about, lost, context)
+    return Export(lora, backbone, base, tokenizer, tagi.config.backbone_fingerprint, about, lost, context)
 
 
 def _context(tagi: Tagi, adapter: TaskAdapter) -> Context | None:
@@ -202,7 +203,7 @@ model, tokenizer = {auto}.from_pretrained(FOLDER), AutoTokenizer.from_pretrained
         (draft / CARD).write_text(written, encoding="utf-8")
 
 
-def merge(backbone: LanguageModel, lora: Modules) -> LanguageModel:
+def merge(backbone: LanguageModel, lora: Mapping[Site, Factors]) -> LanguageModel:
     """A copy of a language model with one task's LoRA added into its weights: W + ΔW.
 
     Raises:
@@ -256,8 +257,8 @@ def _divergence(tagi: Tagi, whole: TaskAdapter, alone: TaskAdapter, pairs: Seque
     return distillation(logits(alone), soften(logits(whole), 1.0), valid_positions(labels), 1.0)
 
 
-def _check_lora(adapter: TaskAdapter, source: Path) -> None:
-    found = sorted({site.place for site in adapter.modules})
+def _check_lora(lora: Iterable[Site], source: Path) -> None:
+    found = sorted({site.place for site in lora})
     if not found or not set(found) <= set(get_args(Target)):
         held = " and ".join(found) or "no"
         raise InputError(f"{source}: has {held} modules; only LoRA fits into PEFT's files or a model's weights")

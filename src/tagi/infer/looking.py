@@ -29,7 +29,7 @@ def norms(tagi: Tagi, adapter: TaskAdapter) -> Norms:
     hypernetwork = tagi.model.hypernetwork
     shared = {} if hypernetwork is None else hypernetwork.shared
     found: dict[Site, float] = {}
-    for site, own in adapter.modules.items():
+    for site, own in tagi.model.lora(adapter).items():
         if site.place in ("prefix", "bottleneck"):
             continue
         a, b = own.a.double(), own.b.double()

@@ -21,7 +21,7 @@ class LastMerged:
 
     def prepare(self, model: TagiModel, adapter: TaskAdapter, inputs: int) -> Prepared:
         """What so many more inputs share: merged as soon as that pays for all that came of the task."""
-        if adapter.tasks > 1 or not adapter.modules:
+        if adapter.tasks > 1 or not adapter.adapts:
             return model.prepare(adapter)
         if adapter is not self._adapter:
             self._adapter, self._inputs, self._prepared = adapter, 0, None

@@ -97,7 +97,7 @@ class Scheduler:
         """Requests of one kind can share a batch."""
         prepared = request.prepared
         if id(prepared) not in self._sizes:  # held here, so that no other object gets its identity
-            sizes = frozenset((site, f.a.shape[1], f.scale) for site, f in prepared.modules.items())
+            sizes = frozenset((site, type(f), f.rank, f.scale) for site, f in prepared.modules.items())
             self._sizes[id(prepared)] = prepared, sizes
         return request.generation.beams, len(request.prompts), self._sizes[id(prepared)][1]
 

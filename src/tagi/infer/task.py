@@ -61,7 +61,7 @@ class TaskFunction:
 
     def __repr__(self) -> str:
         adapter = self.adapter
-        numbers = sum(factors.a.numel() + factors.b.numel() for factors in adapter.modules.values())
+        numbers = sum(tensor.numel() for tensor in adapter.written)
         said = {
             "method": adapter.origins[0].method,
             "rank": adapter.rank,

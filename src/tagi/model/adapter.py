@@ -1,8 +1,8 @@
 """The task adapter: what one instruction becomes, as a value, and as a folder on disk.
 
-A folder holds `adapter.safetensors` and a model card. The one file says everything, so that no two can disagree: A and
-B of every module, the encoded instruction I (of a decoder-only model with its keys and values), and in its metadata the
-scales and whose the adapter is.
+A folder holds `adapter.safetensors` and a model card. The one file says everything that is the task's own, so that no
+two can disagree: A and B of every module, or the summaries that they are written from, the encoded instruction I (of a
+decoder-only model with its keys and values), and in its metadata the scales and whose the adapter is.
 """
 
 import json
@@ -25,7 +25,7 @@ from tagi.backbones.base import Backbone
 from tagi.backbones.cache import KeyValue
 from tagi.backbones.encoded import Attended, EncodedInstruction, stack_encoded
 from tagi.backbones.files import check_finite, check_shape, locate
-from tagi.backbones.sites import Factors, Modules, Site
+from tagi.backbones.sites import Factors, Site
 from tagi.config import Frozen
 from tagi.config.files import parse
 from tagi.errors import CheckpointError, ConfigError
@@ -33,6 +33,7 @@ from tagi.files import atomic_folder, check_replaceable, read_whole
 from tagi.model.cards import CARD, card
 
 WEIGHTS, KIND = "adapter.safetensors", "task adapter"
+SUMMARIES = "summaries"
 _SAID = "adapter"
 """What the file's metadata say of the adapter."""
 SHOWN = 60
@@ -70,10 +71,13 @@ class TaskAdapter:
     Adapters are equal if all their numbers and origins are, wherever they lie; like lists they have no hash.
     """
 
-    modules: Modules
+    modules: Mapping[Site, Factors]
     instruction: EncodedInstruction
     origins: tuple[Origin, ...] = ()
     """Of each task; none where the caller keeps account of it himself, as training does."""
+    summaries: Tensor | None = None
+    """(T, P, r, D), what the generator of states keeps of an instruction; with the generator's own matrices it is the
+    LoRA of every site (`TagiModel.modules_of`). None where LoRA is written out in `modules`, or there is none."""
 
     __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -92,16 +96,17 @@ class TaskAdapter:
             "method": self.origins[0].method if self.origins else None,
             "tasks": self.tasks,
             "rank": self.rank,
-            "sites": len(self.modules),
+            "sites": len(self.modules) or None,
+            "summaries": None if self.summaries is None else tuple(self.summaries.shape[1:]),
             "tokens": self.instruction.mask.sum(1).tolist()[:3],
             "instruction": textwrap.shorten(self.origins[0].definition, SHOWN) if self.origins else None,
         }
-        return f"TaskAdapter({', '.join(f'{name}={value!r}' for name, value in said.items())})"
+        return f"TaskAdapter({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
 
     @property
     def rank(self) -> int | list[int] | None:
         """Of its modules: several where they differ, None where there are none."""
-        ranks = sorted({factors.a.shape[1] for factors in self.modules.values()})
+        ranks = sorted({factors.rank for factors in self.modules.values()})
         return ranks[0] if len(ranks) == 1 else ranks or None
 
     @property
@@ -110,24 +115,37 @@ class TaskAdapter:
         return self.instruction.tasks
 
     @property
+    def adapts(self) -> bool:
+        """Whether anything is applied to the language model's layers."""
+        return bool(self.modules) or self.summaries is not None
+
+    @property
+    def written(self) -> tuple[Tensor, ...]:
+        """The tensors that were generated."""
+        summaries = () if self.summaries is None else (self.summaries,)
+        return (*summaries, *(x for f in self.modules.values() for x in f.own))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        factors = (x for f in self.modules.values() for x in (f.a, f.b))
-        return self.instruction.nbytes + sum(x.nbytes for x in factors)
+        return self.instruction.nbytes + sum(x.nbytes for x in self.written)
 
     def select(self, index: Tensor) -> "TaskAdapter":
         """The adapters of some tasks, in the order of `index`."""
         origins = tuple(self.origins[number] for number in index.tolist()) if self.origins else ()
-        return TaskAdapter(lora_ops.select(self.modules, index), self.instruction.select(index), origins)
+        summaries = None if self.summaries is None else self.summaries[index]
+        modules = lora_ops.select(self.modules, index)
+        return TaskAdapter(modules, self.instruction.select(index), origins, summaries)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "TaskAdapter":
         """The same adapter on another device, its numbers of another type if one is given."""
         moved = {site: replace(f, a=f.a.to(device, dtype), b=f.b.to(device, dtype)) for site, f in self.modules.items()}
-        return replace(self, modules=moved, instruction=self.instruction.to(device, dtype))
+        summaries = None if self.summaries is None else self.summaries.to(device, dtype)
+        return replace(self, modules=moved, instruction=self.instruction.to(device, dtype), summaries=summaries)
 
     def without_modules(self) -> "TaskAdapter":
         """The encoded instruction only."""
-        return replace(self, modules={})
+        return replace(self, modules={}, summaries=None)
 
     def without_instruction(self) -> "TaskAdapter":
         """The modules only: the encoded instruction is empty."""
@@ -135,7 +153,7 @@ class TaskAdapter:
 
     def with_modules_of(self, other: "TaskAdapter") -> "TaskAdapter":
         """The own instruction with another task's modules."""
-        return replace(self, modules=other.modules)
+        return replace(self, modules=other.modules, summaries=other.summaries)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write one task's adapter whole or not at all; an adapter that lies there already is replaced.
@@ -166,7 +184,7 @@ class TaskAdapter:
                 values that are no finite numbers.
         """
         adapter = read_whole(Path(source), lambda: _read(locate(source)))
-        return cls(adapter.modules, adapter.instruction, adapter.origins)
+        return cls(adapter.modules, adapter.instruction, adapter.origins, adapter.summaries)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes, see `tagi.hub.push`."""
@@ -174,11 +192,19 @@ class TaskAdapter:
 
 
 def stack(adapters: Sequence[TaskAdapter]) -> TaskAdapter:
-    """Several adapters as one, so that every row of a batch can have its own; instructions are padded."""
+    """Several adapters as one, so that every row of a batch can have its own; instructions are padded.
+
+    Raises:
+        ValueError: modules of different sites, kinds or scales.
+    """
     modules = lora_ops.stack([one.modules for one in adapters])
     known = all(one.origins for one in adapters)
     origins = tuple(origin for one in adapters for origin in one.origins) if known else ()
-    return TaskAdapter(modules, stack_encoded([one.instruction for one in adapters]), origins)
+    summaries = [one.summaries for one in adapters if one.summaries is not None]
+    if 0 < len(summaries) < len(adapters):
+        raise ValueError("adapters with LoRA of different kinds or scales cannot share a batch")
+    instruction = stack_encoded([one.instruction for one in adapters])
+    return TaskAdapter(modules, instruction, origins, torch.cat(summaries) if summaries else None)
 
 
 def unstack(adapter: TaskAdapter) -> list[TaskAdapter]:
@@ -214,7 +240,8 @@ def from_bytes(data: bytes, path: Path) -> TaskAdapter:
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     modules, instruction = _assembled(tensors, said.scales, path)
-    return TaskAdapter(modules, instruction, (said.origin,) if said.origin is not None else ())
+    origins = (said.origin,) if said.origin is not None else ()
+    return TaskAdapter(modules, instruction, origins, tensors.get(SUMMARIES))
 
 
 def _read(folder: Path) -> TaskAdapter:
@@ -227,14 +254,23 @@ def _read(folder: Path) -> TaskAdapter:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def check_fits(adapter: TaskAdapter, backbone: Backbone, file: Path, *, attends: bool) -> None:
+def check_fits(
+    adapter: TaskAdapter, backbone: Backbone, file: Path, *, attends: bool, summaries: Sequence[int] | None = None
+) -> None:
     """Refuse an adapter, read from `file`, that does not fit a language model, whose inputs attend to instructions or
     do not.
+
+    Args:
+        summaries: states, vectors and width that its generator writes, if it writes any.
 
     Raises:
         CheckpointError: a site that the model does not have, a tensor of another width, or keys and values of another
             number of blocks; names it.
     """
+    if adapter.summaries is not None:
+        if summaries is None:
+            raise CheckpointError(f"{file}: tensor {SUMMARIES} is of states that this model's generator does not read")
+        check_shape(file, SUMMARIES, adapter.summaries, adapter.tasks, *summaries)
     known = {*backbone.site_weights(), *backbone.sites("prefix"), *backbone.sites("bottleneck")}
     check_shape(file, "instruction", adapter.instruction.hidden, adapter.tasks, "tokens", backbone.d_model)
     for site, factors in adapter.modules.items():
@@ -266,6 +302,8 @@ def _tensors(adapter: TaskAdapter) -> dict[str, Tensor]:
     tensors = {"instruction": instruction.hidden, "mask": instruction.mask.to(torch.uint8)}
     for number, own in enumerate(() if instruction.attended is None else instruction.attended.layers):
         tensors |= {f"instruction.{number}.k": own.k, f"instruction.{number}.v": own.v}
+    if adapter.summaries is not None:
+        tensors[SUMMARIES] = adapter.summaries
     for site, factors in adapter.modules.items():
         tensors |= {f"{site}.A": factors.a, f"{site}.B": factors.b}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -285,7 +323,7 @@ def _card(origin: Origin) -> str:
 
 def _assembled(
     tensors: Mapping[str, Tensor], scales: Mapping[str, float], file: Path
-) -> tuple[Modules, EncodedInstruction]:
+) -> tuple[dict[Site, Factors], EncodedInstruction]:
     """Modules and instruction of one task, whose shapes belong together."""
     blocks = sum(name.startswith("instruction.") for name in tensors) // 2
     layers = [f"instruction.{number}" for number in range(blocks)]
@@ -293,8 +331,11 @@ def _assembled(
     needed |= {f"{name}.{half}" for name in layers for half in "kv"}
     if missing := sorted(needed - tensors.keys()):
         raise CheckpointError(f"{file}: tensor {missing[0]} is missing")
-    if unknown := sorted(tensors.keys() - needed):
+    if unknown := sorted(tensors.keys() - needed - {SUMMARIES}):
         raise CheckpointError(f"{file}: tensor {unknown[0]} belongs to no site that has a scale")
+    if (summaries := tensors.get(SUMMARIES)) is not None:
+        check_shape(file, SUMMARIES, summaries, 1, "states", "vectors", "width")
+        check_finite(file, SUMMARIES, summaries)
     hidden, mask = tensors["instruction"], tensors["mask"]
     check_shape(file, "instruction", hidden, 1, "tokens", "width")
     check_finite(file, "instruction", hidden)

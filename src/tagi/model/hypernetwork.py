@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagi.backbones.attention import softmax
-from tagi.backbones.base import Backbone
-from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.sites import Factors, Site
 from tagi.config import HypernetworkConfig, ModuleKind
 from tagi.errors import CheckpointError
@@ -57,10 +55,6 @@ class Hypernetwork(nn.Module):
         """Encoded instructions (T, S, D) and their mask (T, S) to the module of every site for T tasks."""
         found = {site: f for group in self._groups for site, f in group(hidden_TSD, mask_TS).items()}
         return {site: found[site] for site in self.sites}
-
-    def write(self, encoded: EncodedInstruction, backbone: Backbone) -> dict[Site, Factors]:
-        """Encoded instructions to the module of every site for T tasks."""
-        return self(encoded.hidden, encoded.mask)
 
     @property
     def a0(self) -> dict[Site, Tensor]:

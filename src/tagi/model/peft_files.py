@@ -14,7 +14,7 @@ from torch import Tensor
 from tagi.backbones.base import Backbone
 from tagi.backbones.files import check_shape, check_type, read_safetensors
 from tagi.backbones.lora import one_kind
-from tagi.backbones.sites import Factors, Modules, Site
+from tagi.backbones.sites import Factors, Site
 from tagi.config import Frozen, Positive
 from tagi.config.files import read_json
 from tagi.errors import CheckpointError
@@ -88,7 +88,7 @@ def _loaded(folder: Path, backbone: Backbone, fingerprint: str) -> dict[Site, Fa
 
 
 def save_peft(
-    lora: Modules,
+    lora: Mapping[Site, Factors],
     backbone: Backbone,
     base: str,
     folder: Path,

@@ -4,10 +4,11 @@ A decoder-only model attends to an instruction through the keys and values of ev
 that is written from the last states alone has to learn all of that anew, and in hundreds of steps does not begin to.
 Here B is the projection's own weight on pooled states of the instruction, at the projection's own place:
 
-    u_r = γ_r Σ_s softmax_s(k_r · ĥ_s) (h_s - μ),   ΔW x = W_0 A_0 x + Σ_r W u_r (a_r · x)
+    u_r = Σ_s softmax_s(k_r · ĥ_s) (h_s - μ),   ΔW x = B_0 A_0 x + Σ_r W u_r γ_r (a_r · x)
 
-so that a projection answers as if u_r had been added to its input in proportion to a_r · x: linear attention to r
-summaries of the instruction, in a plain LoRA. The queries k, the rows a and the scales γ are learned; ĥ are the states
+so that a projection answers as if u_r had been added to its input in proportion to γ_r a_r · x: linear attention to r
+summaries of the instruction, in a plain LoRA. Of an adapter only the summaries u are its own, those of a block's two
+states; the rest is the generator's. The queries k, the rows a and the scales γ are learned; ĥ are the states
 h less their mean over the training instructions, μ, over their deviation, for a few features of a language model's
 states are much larger than all others.
 
@@ -20,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tagi.backbones.attention import softmax
-from tagi.backbones.base import Backbone
-from tagi.backbones.encoded import EncodedInstruction
-from tagi.backbones.sites import Factors, Site
+from tagi.backbones.sites import Factors, Site, StateFactors
 from tagi.config import HypernetworkConfig, ModuleKind
 from tagi.errors import CheckpointError, ConfigError
 
@@ -78,33 +77,32 @@ class StateGenerator(nn.Module):
                 self.a_own[site.place] = nn.Parameter(torch.empty(layers, written, wide))
                 self.gain[site.place] = nn.Parameter(torch.empty(layers, written, 1))
 
-    def write(self, encoded: EncodedInstruction, backbone: Backbone) -> dict[Site, Factors]:
-        """Encoded instructions to LoRA of every site for T tasks."""
-        return self(encoded.states, encoded.mask, backbone.site_weights())
-
-    def forward(
-        self, states_TSPD: Tensor | None, mask_TS: Tensor, weights: Mapping[Site, Tensor]
-    ) -> dict[Site, Factors]:
-        """States (T, S, P, D) of instructions, None where they have no tokens, their mask, and the projections' own
-        weights (out, in) to LoRA for T tasks."""
+    def forward(self, states_TSPD: Tensor | None, mask_TS: Tensor) -> Tensor:
+        """States (T, S, P, D) of T instructions, None where they have no tokens, and their mask to all of them that an
+        adapter keeps: r summaries of each state that is read, (T, P, r, D)."""
         if states_TSPD is None:
             states_TSPD = self.query.new_zeros(*mask_TS.shape, 1 + max(self.read), self.query.shape[-1])
-        pooled_TPrD, tasks = self.pool(self._own(states_TSPD), mask_TS), len(mask_TS)
+        return self.pool(self._own(states_TSPD), mask_TS)
+
+    def lora(self, summaries_TPrD: Tensor) -> dict[Site, StateFactors]:
+        """The LoRA of every site that such summaries are written as."""
         # Slices of a stack would each fill a gradient of its size with zeros; what is unbound once does not.
-        a0, b0, own_a, gain = (
-            {place: x.unbind() for place, x in each.items()}
-            for each in (self.a_shared, self.b_shared, self.a_own, self.gain)
+        a0, b0, own_a = (
+            {place: x.unbind() for place, x in each.items()} for each in (self.a_shared, self.b_shared, self._rows())
         )
-        found: dict[Site, Factors] = {}
+        u_PTrD, found = summaries_TPrD.unbind(1), dict[Site, StateFactors]()
         for site in self.sites:
             place, layer = site.place, site.layer
-            a, b = (x[place][layer].expand(tasks, -1, -1) for x in (a0, b0))
+            a, b = a0[place][layer], b0[place][layer]
+            own, u = a[:0], summaries_TPrD.new_zeros(len(summaries_TPrD), 0, a.shape[1])
             if site in self.state_of:
-                u_TrD = pooled_TPrD[:, self.state_of[site]] * gain[place][layer]
-                a = torch.cat((a, own_a[place][layer].expand(tasks, -1, -1)), dim=1)
-                b = torch.cat((b, weights[site] @ u_TrD.mT), dim=2)
-            found[site] = Factors(a, b, self.config.scale)
+                own, u = own_a[place][layer], u_PTrD[self.state_of[site]]
+            found[site] = StateFactors(a, b, own, u, self.config.scale)
         return found
+
+    def _rows(self) -> dict[str, Tensor]:
+        """The own rows of every place (layers, r, in), γ with them."""
+        return {place: own * self.gain[place] for place, own in self.a_own.items()}
 
     def pool(self, states_TSPD: Tensor, mask_TS: Tensor) -> Tensor:
         """The own states (T, S, P, D) to r summaries of each, padding masked, the mean taken off: (T, P, r, D)."""

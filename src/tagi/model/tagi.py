@@ -12,7 +12,7 @@ from tagi.backbones.base import Backbone, Prepared, Reader
 from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.language_model import LanguageModel
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import Factors, Site
+from tagi.backbones.sites import Factors, Modules, Site
 from tagi.config import FusionConfig, HypernetworkConfig, ModuleKind, Part
 from tagi.errors import ConfigError
 from tagi.methods import Method
@@ -117,13 +117,37 @@ class TagiModel(nn.Module):
     def generate(self, encoded: EncodedInstruction, ids: Tensor, *, checkpointing: bool = False) -> TaskAdapter:
         """Encoded instructions, and their tokens (T, S), to the adapters of T tasks; what padding holds does not
         matter."""
-        modules: dict[Site, Factors] = {}
+        modules, summaries = dict[Site, Factors](), None
         for generator in self.generators:
-            modules |= generator.write(encoded, self.backbone)
+            if isinstance(generator, StateGenerator):
+                summaries = generator(encoded.states, encoded.mask)
+            else:
+                modules |= generator(encoded.hidden, encoded.mask)
+        adapter = TaskAdapter(modules, replace(encoded, states=None), summaries=summaries)
         if self.reads_again:
-            again = self.backbone.read(ids, encoded.mask, modules=modules, checkpointing=checkpointing)
-            encoded = replace(encoded, attended=again.attended)
-        return TaskAdapter(modules, replace(encoded, states=None))
+            own = self.modules_of(adapter)
+            again = self.backbone.read(ids, encoded.mask, modules=own, checkpointing=checkpointing)
+            adapter = replace(adapter, instruction=replace(adapter.instruction, attended=again.attended))
+        return adapter
+
+    @property
+    def summaries(self) -> tuple[int, ...] | None:
+        """States, vectors and width (P, r, D) of the summaries that an adapter holds; None where it holds none."""
+        found = self.hypernetwork
+        return tuple(found.query.shape) if isinstance(found, StateGenerator) else None
+
+    def modules_of(self, adapter: TaskAdapter) -> Modules:
+        """Everything that adapters apply to the language model's layers: what they hold, and what their summaries and
+        the generator's own matrices are together."""
+        if adapter.summaries is None:
+            return adapter.modules
+        assert isinstance(self.hypernetwork, StateGenerator)
+        return {**adapter.modules, **self.hypernetwork.lora(adapter.summaries)}
+
+    @torch.no_grad()
+    def lora(self, adapter: TaskAdapter) -> dict[Site, Factors]:
+        """The modules of adapters as two matrices each, whoever wrote them: what other programs open."""
+        return lora.whole(self.modules_of(adapter), self.backbone.site_weights())
 
     def prepare(self, adapter: TaskAdapter, *, merge: bool = False) -> Prepared:
         """Everything that can be computed of adapters once, before any input is seen.
@@ -131,7 +155,7 @@ class TagiModel(nn.Module):
         Args:
             merge: add the LoRA of a single task into copies of the weights; worth it from a few inputs on.
         """
-        modules = adapter.modules
+        modules = self.modules_of(adapter)
         if merge:
             modules = lora.merged(modules, self.backbone.site_weights())
         fuse = None if self.fusion is None else self.fusion.prepare(adapter.instruction)

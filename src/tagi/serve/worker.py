@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeVar
 
@@ -262,16 +262,11 @@ class Worker:
         keys = [one for one in told if isinstance(one, str)]
         others = [one for one in told if isinstance(one, Instruction)]
         found = dict(zip(keys, self.store.get_all(keys), strict=True)) if keys else {}
-        if bare := next((one for one in told if isinstance(one, InPrompt)), None):
-            found[BARE] = self._bare(bare.instruction)
+        if any(isinstance(one, InPrompt) for one in told):
+            found[BARE] = self.tagi.neutral()
         if others:
             found |= zip(map(key_of, others), each_of(self.tagi.adapt_all(others)), strict=True)
         return found
-
-    def _bare(self, instruction: Instruction) -> TaskAdapter:
-        """An adapter that changes nothing and can share a batch with all others: B of every module is zero."""
-        adapter = self.tagi.adapt_all([instruction]).without_instruction()
-        return replace(adapter, modules={s: replace(f, b=torch.zeros_like(f.b)) for s, f in adapter.modules.items()})
 
     def _keep(self, adapters: dict[str, TaskAdapter]) -> None:
         for key, adapter in adapters.items():

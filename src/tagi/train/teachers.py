@@ -16,7 +16,7 @@ from tagi import methods
 from tagi.backbones.files import read_safetensors
 from tagi.backbones.lora import select, stack
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import Modules, Site
+from tagi.backbones.sites import Factors, Site
 from tagi.config import RunConfig
 from tagi.data.collate import Batch, Collator
 from tagi.data.mixture import Mixture, TaskSource
@@ -204,7 +204,7 @@ def _gathered(plan: Plan) -> Bank:
     device, bits = PartialState().device, plan.config.training.precision
     assert device is not None
     entries: list[TeacherEntry] = []
-    loras: list[Modules] = []
+    loras: list[Mapping[Site, Factors]] = []
     for chunk in plan.chunks:
         stage = bank_stage(plan, chunk)
         stage.read(plan.place(chunk) / FINAL)
