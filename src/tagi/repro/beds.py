@@ -129,17 +129,16 @@ class Bed:
         target = "data.part=test", f"data.skip={self.held_out}"
         return self.prompted(seed, *target, method="full_ft", what="full-ft")
 
-    def hypernetwork(self, method: str, seed: int, *changes: str, what: str = "") -> Entry:
+    def hypernetwork(self, method: str, seed: int, *changes: str) -> Entry:
         """A system that reads its instruction once and learns from labels alone; pretrained if it is defined so."""
-        known, what = methods.get(method), what or method
-        pretrain, start = None, self.unpretrained
+        known, pretrain, start = methods.get(method), None, self.unpretrained
         if known.pretrained:
             parts = tuple(part for part in known.trainable if part != "backbone")
             off = (f"method={method}", "bank=null", "bank_base=null", _trainable(parts))
-            pretrain = self.stage("pretrain", f"pretrain-{what}", seed, *off)
+            pretrain = self.stage("pretrain", f"pretrain-{method}", seed, *off)
             start = self._from(pretrain)
         trained = (f"method={method}", _trainable(known.trainable))
-        return self.entry(pretrain, self.stage("finetune", what, seed, *trained, *self.plain, *start, *changes))
+        return self.entry(pretrain, self.stage("finetune", method, seed, *trained, *self.plain, *start, *changes))
 
     def tagi(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from tagi.data.synthetic.micro_ops import FAMILIES
@@ -51,8 +52,8 @@ class Line:
     """A line of a figure."""
 
     label: str
-    x: tuple[int, ...]
-    points: tuple[Cell, ...]
+    points: tuple[tuple[int, Cell], ...]
+    """Where each stands, and its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,11 @@ class Experiment:
     def entries(self) -> Iterator[Entry]:
         """Every run that it shows."""
         for part in self.parts:
-            each = [r.ours for r in part.rows] if isinstance(part, Block) else [line.points for line in part.lines]
-            for cells in each:
-                for cell in cells:
-                    yield from cell
+            if isinstance(part, Block):
+                cells = [cell for row in part.rows for cell in row.ours]
+            else:
+                cells = [cell for line in part.lines for _, cell in line.points]
+            yield from chain.from_iterable(cells)
 
     def stages(self) -> list[Stage]:
         """Every stage that leads to them, each once, in an order in which they can run.
@@ -116,20 +118,8 @@ def _row(label: str, make: Make, beds: Sequence[Bed], seeds: Seeds, values: pape
     return Row(label, values, cells, tuple(HEADLINE[bed.benchmark] for bed in beds))
 
 
-def _untrained(bed: Bed, seed: int) -> Entry:
-    return bed.untrained(seed)
-
-
-def _metatrained(bed: Bed, seed: int) -> Entry:
-    return bed.prompted(seed)
-
-
 def _system(method: str) -> Make:
     return lambda bed, seed: bed.hypernetwork(method, seed)
-
-
-def _tagi(bed: Bed, seed: int) -> Entry:
-    return bed.tagi(seed)
 
 
 def _fid(bed: Bed, seed: int) -> Entry | None:
@@ -142,38 +132,34 @@ def _icl(method: str) -> Make:
     return lambda bed, seed: bed.prompted(seed, *bed.many, method=method, what=method)
 
 
-def _full_ft(bed: Bed, seed: int) -> Entry | None:
-    return bed.full_ft(seed)
-
-
 MAIN: Mapping[str, Make] = {
-    "No FT": _untrained,
-    "Tk-Instruct": _metatrained,
+    "No FT": Bed.untrained,
+    "Tk-Instruct": Bed.prompted,
     "Hypter": _system("hypter"),
     "HyperTuning": _system("hypertuning_lora"),
     "HINT": _system("hint"),
-    "TAGI": _tagi,
+    "TAGI": Bed.tagi,
 }
 IN_CONTEXT: Mapping[str, Make] = {
-    "Zero-shot": _untrained,
-    "Full FT": _full_ft,
-    "Metatrain": _metatrained,
+    "Zero-shot": Bed.untrained,
+    "Full FT": Bed.full_ft,
+    "Metatrain": Bed.prompted,
     "Concat-ICL": _icl("concat_icl"),
     "FiD-ICL": _fid,
     "Ensemble-ICL": _icl("ensemble_icl"),
     "Hypter": _system("hypter"),
     "HINT": _system("hint"),
-    "TAGI": _tagi,
+    "TAGI": Bed.tagi,
 }
 ABLATIONS: Mapping[str, Make] = {
     "HyperTuning": _system("hypertuning_lora"),
     "HINT": _system("hint"),
-    "TAGI": _tagi,
+    "TAGI": Bed.tagi,
     "w/o pretraining": lambda bed, seed: bed.tagi(seed, pretrain=False, what="no-pretraining"),
     "w/o Instr. Fus.": lambda bed, seed: bed.tagi(seed, method="lora_only", what="no-fusion"),
     "w/o L_ce": lambda bed, seed: bed.tagi(seed, "objective.labels=false", what="no-ce"),
     "w/o L_kl": lambda bed, seed: bed.tagi(seed, "objective.lambda_kl=0", what="no-kl"),
-    "w/o L_ins": lambda bed, seed: bed.unaligned(seed),
+    "w/o L_ins": Bed.unaligned,
 }
 
 
@@ -240,7 +226,7 @@ def _table7(beds: Beds, seeds: Seeds) -> Experiment:
         rows: list[Row] = []
         for place, (column, (field, factor)) in enumerate(TUNED.items()):
             cells = (
-                () if field == "hypernetwork.rank" else _cell(_tuned(_metatrained, field, factor), bed, seeds),
+                () if field == "hypernetwork.rank" else _cell(_tuned(Bed.prompted, field, factor), bed, seeds),
                 _cell(_tuned_tagi(field, factor), bed, seeds),
             )
             label = f"{column} (×{factor:g})"
@@ -265,7 +251,7 @@ def _tuned(make: Make, field: str, factor: float) -> Make:
 def _tuned_tagi(field: str, factor: float) -> Make:
     """Another rank needs a bank and pretraining of that rank."""
     if field != "hypernetwork.rank" or factor == 1.0:
-        return _tuned(_tagi, field, factor)
+        return _tuned(Bed.tagi, field, factor)
 
     def made(bed: Bed, seed: int) -> Entry:
         rank = int(bed.stage("pretrain", "pretrain", 0).run.hypernetwork.rank * factor)
@@ -313,43 +299,31 @@ def _table9(beds: Beds, seeds: Seeds) -> Experiment:
 def _figure3(beds: Beds, seeds: Seeds) -> Experiment:
     panels: list[Panel] = []
     for bed, counts in beds.varied:
-        whole = counts[-1]
-
-        def some(count: int, *changes: str, bed: Bed = bed, whole: int = whole) -> Make:
-            unaligned = bool(changes)
-            if count == whole:
-                return (lambda _, seed: bed.unaligned(seed)) if unaligned else (lambda _, seed: bed.tagi(seed))
-            what = f"groups-{count}" + ("-no-ins" if unaligned else "")
-            return lambda _, seed: bed.tagi(seed, *bed.groups(count), *changes, what=what)
-
-        lines = tuple(
-            Line(label, counts, tuple(_cell(some(count, *changes), bed, seeds) for count in counts))
-            for label, changes in (("with alignment", ()), ("without alignment", ("objective.lambda_ins=0",)))
-        )
-        panels.append(Panel(bed.column, "groups of training tasks", HEADLINE[bed.benchmark], lines))
+        with_all = {True: Bed.tagi, False: Bed.unaligned}
+        lines: list[Line] = []
+        for label, aligned in (("with alignment", True), ("without alignment", False)):
+            some = ((count, _of_groups(count, aligned)) for count in counts[:-1])
+            made = (*some, (counts[-1], with_all[aligned]))
+            lines.append(Line(label, tuple((count, _cell(make, bed, seeds)) for count, make in made)))
+        panels.append(Panel(bed.column, "groups of training tasks", HEADLINE[bed.benchmark], tuple(lines)))
     return Experiment("Figure 3", tuple(panels), (*beds.notes, _NO_NUMBERS))
+
+
+def _of_groups(count: int, aligned: bool) -> Make:
+    """TAGI on the tasks of so many groups."""
+    changes, name = ((), "") if aligned else (("objective.lambda_ins=0",), "-no-ins")
+    return lambda bed, seed: bed.tagi(seed, *bed.groups(count), *changes, what=f"groups-{count}{name}")
 
 
 def _figure4(beds: Beds, seeds: Seeds) -> Experiment:
     bed = beds.trend
     metric, steps = HEADLINE[bed.benchmark], bed.unaligned(0).stages[-1].run.training.steps
-    shown = [steps // STEPS_SHOWN * number for number in range(1, STEPS_SHOWN)]
-    by_step = [
-        tuple(replace(bed.unaligned(seed), checkpoint=f"step-{step:08d}") for seed in seeds) for step in shown if step
-    ]
-    cells = (*by_step, _cell(lambda bed, seed: bed.unaligned(seed), bed, seeds))
-    left = Line("without alignment", (*(step for step in shown if step), steps), cells)
-    right = Line(
-        "TAGI",
-        (0, 6, 15),
-        (
-            cells[-1],
-            *(
-                _cell(lambda bed, seed, n=n: bed.tagi(seed, aligned=n, what=f"aligned-{n}"), bed, seeds)
-                for n in (6, 15)
-            ),
-        ),
-    )
+    shown = [step for number in range(1, STEPS_SHOWN) if (step := steps // STEPS_SHOWN * number)]
+    unaligned = _cell(Bed.unaligned, bed, seeds)
+    by_step = [(step, tuple(replace(one, checkpoint=f"step-{step:08d}") for one in unaligned)) for step in shown]
+    by_groups = [(n, tuple(bed.tagi(seed, aligned=n, what=f"aligned-{n}") for seed in seeds)) for n in (6, 15)]
+    left = Line("without alignment", (*by_step, (steps, unaligned)))
+    right = Line("TAGI", ((0, unaligned), *by_groups))
     panels = (
         Panel(f"{bed.column}, by step", "finetuning steps", metric, (left,)),
         Panel(f"{bed.column}, by alignment", "groups whose LoRAs are aligned with", metric, (right,)),
