@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,28 +59,6 @@ class Pieces(NamedTuple):
     """Whether a piece is the end of its document."""
 
 
-class Objective(Protocol):
-    """How a piece of text becomes a task for an encoder-decoder. Its randomness is `draw`, a number of 62 bits."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest piece that fits into an empty row."""
-        ...
-
-    @property
-    def room(self) -> tuple[int, int]:
-        """Input and target tokens of a row."""
-        ...
-
-    def sizes(self, lengths: Ids, ends: NDArray[np.bool_], draws: Ids) -> tuple[Ids, Ids]:
-        """Input and target tokens of pieces of so many tokens."""
-        ...
-
-    def pair(self, piece: Tokens, ends: bool, draw: int) -> Pair:
-        """Input and target of a piece; `ends` where it is the end of its document."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class SpanCorruption:
     """Spans are hidden behind sentinels, and the target names them in turn (Raffel et al., 2020, §3.1.4).
@@ -98,20 +76,24 @@ class SpanCorruption:
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest piece that fits into an empty row."""
         lengths = np.arange(2, self.length + self.target_length + 1)
         inputs, targets = self.sizes(lengths)
         return int(lengths[(inputs <= self.length) & (targets <= self.target_length)].max())
 
     @property
     def room(self) -> tuple[int, int]:
+        """Input and target tokens of a row."""
         return self.length, self.target_length
 
     def sizes(self, lengths: Ids, ends: NDArray[np.bool_] | None = None, draws: Ids | None = None) -> tuple[Ids, Ids]:
+        """Input and target tokens of pieces of so many tokens."""
         del ends, draws
         hidden, spans = self.hidden(lengths)
         return lengths - hidden + spans + 1, hidden + spans + 1
 
     def pair(self, piece: Tokens, ends: bool, draw: int) -> Pair:
+        """Input and target of a piece; `ends` where it is the end of its document, `draw` is 62 random bits."""
         del ends
         rng = np.random.default_rng(draw)
         hidden, spans = (int(x[0]) for x in self.hidden(np.array([len(piece)])))
@@ -156,6 +138,10 @@ class PrefixLM:
     def pair(self, piece: Tokens, ends: bool, draw: int) -> Pair:
         ids, cut, end = piece.astype(np.int64), 1 + draw % (len(piece) - 1), np.array([self.end])
         return Pair(np.concatenate((ids[:cut], end)), np.concatenate((ids[cut:], end)) if ends else ids[cut:])
+
+
+Objective = SpanCorruption | PrefixLM
+"""How a piece of text becomes a task for an encoder-decoder."""
 
 
 def span_corruption(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
