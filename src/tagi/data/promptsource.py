@@ -8,13 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jinja2 import TemplateError
-from jinja2.environment import Template as Compiled
 
 from tagi.data.budget import LIMITED, Limits
 from tagi.data.sandbox import Mask, compiled, generate
@@ -167,7 +164,7 @@ def _parts(
 
     Whatever a template's program raises is the template's fault, and is said in one sentence.
     """
-    program = _compiled(getattr(template, field) or "", masks=masks)
+    program = compiled(getattr(template, field) or "", masks=masks)
     if isinstance(program, str):
         raise _refused(template, field, program)
     try:
@@ -177,15 +174,6 @@ def _parts(
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise _refused(template, field, f"cannot be rendered ({said})") from error
     return [part.replace(_PROTECTED, SEPARATOR).strip() for part in text.split(SEPARATOR)]
-
-
-@cache
-def _compiled(body: str, *, masks: bool) -> Compiled | str:
-    """A body ready to run, or why it is none."""
-    try:
-        return compiled(body, masks=masks)
-    except (TemplateError, SyntaxError, ValueError, OverflowError, RecursionError) as error:
-        return f"is no Jinja ({' '.join(str(error).split())})"
 
 
 def _protect(value: Any) -> Any:

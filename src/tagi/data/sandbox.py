@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from typing import Any, cast
 
-from jinja2 import StrictUndefined, Undefined, nodes
+from jinja2 import StrictUndefined, TemplateError, Undefined, nodes
 from jinja2.environment import Environment, Template
 from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS
@@ -317,15 +317,14 @@ def environment(*, masks: bool) -> ImmutableSandboxedEnvironment:
     return made
 
 
-def compiled(body: str, *, masks: bool) -> Template:
-    """A template ready to run, its constant parts computed within limits.
-
-    Raises:
-        TemplateError: it is no Jinja.
-        Exception: whatever else Jinja makes of what it cannot compile.
-    """
-    with within(LIMITED, ""):
-        return environment(masks=masks).from_string(body)
+@cache
+def compiled(body: str, *, masks: bool) -> Template | str:
+    """A template ready to run, its constant parts computed within limits; or why it is none."""
+    try:
+        with within(LIMITED, ""):
+            return environment(masks=masks).from_string(body)
+    except (TemplateError, SyntaxError, ValueError, OverflowError, RecursionError) as error:
+        return f"is no Jinja ({' '.join(str(error).split())})"
 
 
 def generate(template: Template, values: Mapping[str, Any], *, seed: str, limits: Limits) -> str:
