@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from benchmarks.timing import Case
 from tagi import methods
 from tagi.backbones import language_model
-from tagi.backbones.base import Backbone, Prepared
+from tagi.backbones.base import Prepared
 from tagi.backbones.language_model import LanguageModel, save_language_model
-from tagi.backbones.rows import Rows
 from tagi.config import DecoderShape, FusionConfig, HypernetworkConfig, Shape, T5Shape
 from tagi.config.files import load, parse
 from tagi.config.shapes import named_shape
@@ -182,16 +181,6 @@ def answering(model: TagiModel, ready: Prepared, reads: Reading, batch: int, tok
             pass
 
     return case
-
-
-def steps(backbone: Backbone, ready: Prepared, prompts: Tensor) -> Iterator[None]:
-    """Reads one task's prompts (R, N) to the first token of each at the first `next`, and answers another token of
-    each at every further one."""
-    rows = Rows(1, len(prompts))
-    _, cache = backbone.begin(prompts, torch.ones_like(prompts), prepared=ready, rows=rows)
-    while True:
-        yield
-        _, cache = backbone.step(prompts[:, 0], cache)
 
 
 def generating(theirs: Any, ids: Tensor, tokens: int, **more: Any) -> Callable[[], Tensor]:
