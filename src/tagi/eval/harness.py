@@ -3,7 +3,7 @@
 The harness, which the extra `eval` brings, knows the model as `tagi`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -118,7 +118,10 @@ class TagiLM(TemplateLM):
                 inputs = self._prompts(some, generation) if self.instruction == "prompt" else self._inputs(some)
                 for adapter, places, owners in self._adapters(self._told(some)):
                     chosen = cast(Prompts, [inputs[place] for place in places])
-                    report = _advance(bar)
+
+                    def report(done: int, _all: int, before: int = bar.n) -> None:
+                        bar.update(before + done - bar.n)
+
                     answers = self.tagi.answer(adapter, chosen, tasks=owners, generation=generation, progress=report)
                     for place, answer in zip(places, answers, strict=True):
                         found[numbers[place]] = answer.text
@@ -292,16 +295,6 @@ class TagiLM(TemplateLM):
                 f"prompt: the language model has {self.max_length} positions"
             )
         return [tuple(self.tok_encode(one.args[0])[-(room or 0) :]) for one in requests]
-
-
-def _advance(bar: Any) -> Callable[[int, int], None]:
-    """What moves a bar on from where it stands now to so many more that are done."""
-    before = bar.n
-
-    def advance(done: int, _all: int) -> None:
-        bar.update(before + done - bar.n)
-
-    return advance
 
 
 def check_template(instruction: Reads, applied: bool) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tagi.data.languages import UNSTATED, Languages, WithLanguages
 from tagi.data.records import Record, parse_json
+from tagi.data.sources.sni_files import Positive
 from tagi.data.types import Demonstration, Example, Instruction
 from tagi.files import write_text
 from tagi.reading import read_lines
@@ -60,11 +61,6 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     ]
 
 
-class _Positive(Record):
-    input: str
-    output: str
-
-
 class _Instance(Record):
     id: str
     input: str
@@ -77,7 +73,7 @@ class _Line(WithLanguages):
     task: str = Field(alias="Task")
     categories: tuple[str, ...] = Field(alias="Categories")
     definition: Annotated[list[str], Field(alias="Definition", min_length=1)]
-    demonstrations: list[_Positive] = Field(alias="Positive Examples")
+    demonstrations: list[Positive] = Field(alias="Positive Examples")
     instance: _Instance = Field(alias="Instance")
     prediction: str = Field(alias="Prediction")
 
@@ -115,7 +111,8 @@ def bootstrap(values: ArrayLike, clusters: Sequence[str], *, samples: int = 10_0
     its values over the count of its examples, whatever the sizes of the clusters it drew.
 
     Args:
-        values: (n,) one score for each example. Runs with several seeds are concatenated.
+        values: (n,) one score for each example, or the difference of two systems on it. Runs with several seeds are
+            concatenated.
         clusters: (n,) the cluster of each example, which is its task; the same task under another seed is the
             same cluster.
         samples: how many resamples to draw.
@@ -135,20 +132,6 @@ def bootstrap(values: ArrayLike, clusters: Sequence[str], *, samples: int = 10_0
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
-
-
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, clusters: Sequence[str], *, samples: int = 10_000, seed: int
-) -> Interval:
-    """Interval for mean(a) - mean(b), two systems on the same examples; see `bootstrap` for the rest.
-
-    Raises:
-        ValueError: the lengths differ, or there are fewer than two clusters.
-    """
-    scores_a, scores_b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if scores_a.shape != scores_b.shape:
-        raise ValueError(f"paired systems need the same examples: {scores_a.shape} against {scores_b.shape}")
-    return bootstrap(scores_a - scores_b, clusters, samples=samples, seed=seed)
 
 
 def verdict(difference: Interval) -> Literal["better", "worse", "unresolved"]:
