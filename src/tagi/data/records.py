@@ -1,9 +1,9 @@
 """JSON that other people wrote as checked records, or one sentence about what is wrong with it."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from tagi.errors import DataError
 from tagi.reading import json_value
@@ -36,6 +36,9 @@ def written(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty")
     return text
+
+
+Written = Annotated[str, AfterValidator(written)]
 
 
 def parse_json(kind: type[R], text: str, path: Path, within: str = "") -> R:

@@ -7,17 +7,16 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from tagi.data.mixture import TaskSource, demonstrated
-from tagi.data.records import Record, parse_json, written
+from tagi.data.records import Record, Written, parse_json
 from tagi.data.sources.base import TaskList, grouped, later
 from tagi.data.types import Example, Instruction, Task, named
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_text
 
 Part = Literal["train", "test"]
-Written = Annotated[str, AfterValidator(written)]
 
 
 class _Instance(Record):
