@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import yaml
 
-from tagi.data.budget import LIMITED, Limits
 from tagi.data.sandbox import Mask, compiled, generate
 from tagi.errors import DataError
 from tagi.reading import read_text, yaml_value
@@ -93,7 +92,7 @@ def file_name(data_set: str, template: str) -> str:
     return re.sub(r"\W+", "_", f"{data_set}_{template}")
 
 
-def render(template: Template, row: Mapping[str, Any], *, seed: str = "", limits: Limits = LIMITED) -> Rendered | None:
+def render(template: Template, row: Mapping[str, Any], *, seed: str = "") -> Rendered | None:
     """One row through a template; None where the template leaves a part empty, which says that it does not apply.
 
     Args:
@@ -106,13 +105,13 @@ def render(template: Template, row: Mapping[str, Any], *, seed: str = "", limits
     protected = _protect(row)
     choices: list[str] = []
     if template.answer_choices is not None:
-        choices = _parts(template, "answer_choices", protected, seed=seed, limits=limits)
+        choices = _parts(template, "answer_choices", protected, seed=seed)
         if not all(choices):
             raise _refused(template, "answer_choices", "a choice is empty")
         if len(set(choices)) < len(choices):
             raise _refused(template, "answer_choices", f"two choices are the same in {choices}")
     labels = {"answer_choices": _Labels(_protect(choices))}
-    parts = _parts(template, "jinja", protected | labels, seed=seed, limits=limits)
+    parts = _parts(template, "jinja", protected | labels, seed=seed)
     if len(parts) < 2 or not parts[0] or not parts[1]:
         return None
     if choices and parts[1] not in choices:
@@ -158,7 +157,6 @@ def _parts(
     *,
     masks: bool = False,
     seed: str = "",
-    limits: Limits = LIMITED,
 ) -> list[str]:
     """The parts of a rendered field.
 
@@ -168,7 +166,7 @@ def _parts(
     if isinstance(program, str):
         raise _refused(template, field, program)
     try:
-        text = generate(program, values, seed=seed, limits=limits)
+        text = generate(program, values, seed=seed)
         text.encode()  # a template's own escapes can write half characters
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-from tagi.data.budget import LIMITED, Limits, OverLimit, budget, within
+from tagi.data.budget import OverLimit, budget, within
 
 _FILTERS = (
     *("abs", "capitalize", "count", "first", "last", "length", "list", "lower", "map", "max", "min"),
@@ -321,18 +321,18 @@ def environment(*, masks: bool) -> ImmutableSandboxedEnvironment:
 def compiled(body: str, *, masks: bool) -> Template | str:
     """A template ready to run, its constant parts computed within limits; or why it is none."""
     try:
-        with within(LIMITED, ""):
+        with within(""):
             return environment(masks=masks).from_string(body)
     except (TemplateError, SyntaxError, ValueError, OverflowError, RecursionError) as error:
         return f"is no Jinja ({' '.join(str(error).split())})"
 
 
-def generate(template: Template, values: Mapping[str, Any], *, seed: str, limits: Limits) -> str:
+def generate(template: Template, values: Mapping[str, Any], *, seed: str) -> str:
     """Render within limits.
 
     Raises:
         OverLimit: the template runs too long or computes something too large.
         Exception: whatever else its program raises.
     """
-    with within(limits, seed):
+    with within(seed):
         return _join(template.generate(values))
