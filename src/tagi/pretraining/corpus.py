@@ -133,7 +133,7 @@ def _documents(config: CorpusConfig) -> Iterator[Document]:
                 yield Document("c4", f"{number} of {path.name}", text)
     if config.sni is not None:
         sni = SniDataset(Path(config.sni))
-        rows = ((name, row) for name in sni.tasks(sni.names("train")) for row in sni.load(name).examples)
+        rows = ((name, row) for name in sni.by_language(sni.names("train"))[0] for row in sni.load(name).examples)
         yield from (Document("sni", f"{name} {row.id}", row.input) for name, row in rows)
     if config.p3 is not None:
         p3 = P3Dataset(Path(config.p3))
