@@ -54,10 +54,8 @@ def splits(seed: int, train_compositions: int = 5000, valid: int = 100, test: in
     compositions against the same test tasks, take the first ones.
 
     Raises:
-        ConfigError: so many different compositions do not exist, or no test task is asked for.
+        ConfigError: so many different compositions do not exist.
     """
-    if test < 1:
-        raise ConfigError(f"test: {test} asked for, at least 1 is needed")
     in_order = _proper_compositions(seed)
     pool = list(islice(in_order, test + valid + train_compositions))
     Random(seed).shuffle(pool)
@@ -111,14 +109,11 @@ def signature(answers: Sequence[Sequence[str]]) -> Signature:
 
 
 def agreement(row: Signature, table: Signature) -> NDArray[np.float64]:
-    """Share of equal answers among the probes that both are defined on.
+    """Share of equal answers (n,) among the probes that both are defined on, 0 where there is none.
 
     Args:
         row: (PROBES,).
         table: (n, PROBES).
-
-    Returns:
-        (n,), 0 where no probe is defined for both.
     """
     defined = row != 0
     equal = ((table == row) & defined).sum(axis=1)
