@@ -233,10 +233,8 @@ def filled(order: Ids, inputs: Ids, targets: Ids, room: tuple[int, int]) -> Sequ
 
 def packed(rows: Sequence[Sequence[Pair]], room: tuple[int, int]) -> PackedBatch:
     """Rows of pairs as a batch of fixed shape."""
-    inputs, input_pairs = zip(*(_joined([pair.input for pair in row], room[0]) for row in rows), strict=True)
-    targets, target_pairs = zip(*(_joined([pair.target for pair in row], room[1]) for row in rows), strict=True)
-    input_owner, target_owner = torch.from_numpy(np.stack(input_pairs)), torch.from_numpy(np.stack(target_pairs))
-    input_ids, labels = torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+    input_ids, input_owner = _joined([[pair.input for pair in row] for row in rows], room[0])
+    labels, target_owner = _joined([[pair.target for pair in row] for row in rows], room[1])
     return PackedBatch(
         instruction_ids=torch.zeros(1, 0, dtype=torch.long),
         instruction_mask=torch.zeros(1, 0, dtype=torch.long),
@@ -249,10 +247,11 @@ def packed(rows: Sequence[Sequence[Pair]], room: tuple[int, int]) -> PackedBatch
     )
 
 
-def _joined(parts: Sequence[Ids], length: int) -> tuple[Ids, Ids]:
-    """Parts end to end, padded with 0, and the number from 1 of the part that each token belongs to."""
-    ids, owner = np.zeros(length, np.int64), np.zeros(length, np.int64)
-    whole = np.concatenate(parts)
-    ids[: len(whole)] = whole
-    owner[: len(whole)] = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
+def _joined(rows: Sequence[Sequence[Ids]], length: int) -> tuple[Tensor, Tensor]:
+    """The parts of every row end to end (R, length), padded with 0, and which of them, from 1, a token belongs to."""
+    ids, owner = torch.zeros(2, len(rows), length, dtype=torch.long)
+    for number, parts in enumerate(rows):
+        whole, lengths = np.concatenate(parts), [len(part) for part in parts]
+        ids[number, : len(whole)] = torch.from_numpy(whole)
+        owner[number, : len(whole)] = torch.arange(1, len(parts) + 1).repeat_interleave(torch.tensor(lengths))
     return ids, owner

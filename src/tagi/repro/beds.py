@@ -119,7 +119,7 @@ class Bed:
 
     def prompted(self, seed: int, *changes: str, method: str = "", what: str = "") -> Entry:
         """A system that reads its instruction in the prompt; by default the one that stands for metatraining."""
-        asked = () if method == "" else (f"method={method}", _trainable(methods.get(method).trainable))
+        asked = _method(method) if method else ()
         return self.entry(self.stage("metatrain", what or "metatrain", seed, *asked, *changes))
 
     def full_ft(self, seed: int) -> Entry | None:
@@ -137,8 +137,8 @@ class Bed:
             off = (f"method={method}", "bank=null", "bank_base=null", _trainable(parts))
             pretrain = self.stage("pretrain", f"pretrain-{method}", seed, *off)
             start = self._from(pretrain)
-        trained = (f"method={method}", _trainable(known.trainable))
-        return self.entry(pretrain, self.stage("finetune", method, seed, *trained, *self.plain, *start, *changes))
+        finetune = self.stage("finetune", method, seed, *_method(method), *self.plain, *start, *changes)
+        return self.entry(pretrain, finetune)
 
     def tagi(
         self,
@@ -156,20 +156,15 @@ class Bed:
         """
         before = None
         if pretrain:
-            own = (f"method={method}",) if method != "tagi" else ()
-            trainable = (_trainable(methods.get(method).trainable),) if own else ()
-            name = f"pretrain-{method}" if own else f"pretrain{self.variant}"
-            before = self.stage("pretrain", name, seed, *own, *trainable)
+            name, own = (f"pretrain{self.variant}", ()) if method == "tagi" else (f"pretrain-{method}", _method(method))
+            before = self.stage("pretrain", name, seed, *own)
         start = self._from(before) if before else self.unpretrained
-        parts = (f"method={method}", _trainable(methods.get(method).trainable))
-        bank, ins = self.bank, self._alignment(self.bank)
         few = None
         if aligned is not None:
             few = self.stage("teachers", f"teachers-{aligned}", 0, *self.groups(aligned))
-            ins = self._alignment(few)
-        kept = () if bank or few else self._kept
-        finetune = self.stage("finetune", what, seed, *parts, *self.kl, *ins, *start, *kept, *changes)
-        return self.entry(self.teacher, bank, few, before, finetune)
+        ins, kept = self._alignment(few or self.bank), () if self.bank or few else self._kept
+        finetune = self.stage("finetune", what, seed, *_method(method), *self.kl, *ins, *start, *kept, *changes)
+        return self.entry(self.teacher, self.bank, few, before, finetune)
 
     def unaligned(self, seed: int) -> Entry:
         """TAGI without L_ins, its checkpoints kept, whose scores Figure 4 shows by step."""
@@ -206,6 +201,11 @@ class Bed:
             return ()
         base = () if self.bank_base is None else (f"bank_base={self.bank_base}",)
         return f"bank={bank.output}/final", *base, f"objective.lambda_ins={self.lambda_ins}"
+
+
+def _method(name: str) -> tuple[str, str]:
+    """Makes a run train what a method trains."""
+    return f"method={name}", _trainable(methods.get(name).trainable)
 
 
 def _trainable(parts: tuple[str, ...]) -> str:
