@@ -34,11 +34,7 @@ COMPARED = 64
 
 def many_tasks(setup: Setup, task: TaskLengths, tasks: int, folder: Path) -> list[Comparison]:
     """One example of each of so many tasks: adapters at hand, then from tasks never seen, whose adapters we generate
-    and `peft` loads from a folder.
-
-    Raises:
-        ConfigError: `peft` is not installed.
-    """
+    and `peft` loads from a folder."""
     full, lora = setup.models("tagi", "lora_only")
     warm: dict[str, Case] = {SAME: _answers(full, task, 1, tasks), DIFFERENT: _answers(full, task, tasks, tasks)}
     cold: dict[str, Case] = {

@@ -57,11 +57,7 @@ SYSTEMS = tuple(one.name for one in methods.METHODS if one.name not in ("no_ft",
 
 
 def shape_of(name: str) -> Shape:
-    """The shape of that name, or of the backbone in a run's file.
-
-    Raises:
-        ConfigError: unknown, names the nearest; a file without a shape.
-    """
+    """The shape of that name, or of a run's file's backbone; a ConfigError names the nearest, or what is missing."""
     if Path(name).suffix in (".yaml", ".yml"):
         backbone = load(Path(name)).backbone
         if backbone is None or (shape := backbone.decoder or backbone.shape) is None:
@@ -102,11 +98,7 @@ class Setup:
     dtype: torch.dtype = torch.float32
 
     def models(self, *systems: str) -> list[TagiModel]:
-        """Every system around one and the same backbone.
-
-        Raises:
-            ConfigError: there is no such system, names the nearest; or none of this language model.
-        """
+        """Every system around one and the same backbone; a ConfigError where this one can have none such."""
         seed, backbone = torch.Generator().manual_seed(SEED), random_backbone(self.shape)
         generator, fusion = HypernetworkConfig(rank=self.rank, hidden=self.hidden), FusionConfig(width=self.width)
         models = [TagiModel(backbone, methods.get(name), generator, fusion).eval() for name in systems]
@@ -130,11 +122,7 @@ class Setup:
         return as_transformers(random_backbone(self.shape)).to(self.dtype).eval()
 
     def peft(self, tasks: int = 1) -> Any:
-        """That model under a LoRA for every task, see `adapter_names`.
-
-        Raises:
-            ConfigError: `peft` is not installed.
-        """
+        """That model under a LoRA for every task, see `adapter_names`; a ConfigError where `peft` is not installed."""
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:

@@ -221,11 +221,7 @@ def _nothing(folder: Path) -> None:
 
 
 def compare(setup: Setup, lengths: Lengths, loras: int, chosen: Sequence[str], rounds: int) -> list[Comparison]:
-    """One comparison after another, each alternating in itself: together they would need much memory.
-
-    Raises:
-        ConfigError: `peft` is not installed.
-    """
+    """One comparison after another, each alternating in itself: together they would need much memory."""
     timed: list[Comparison] = []
     with tempfile.TemporaryDirectory() as folder:
         made = (

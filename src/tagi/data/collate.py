@@ -55,13 +55,8 @@ class Batch:
         return replace(self, **tree_map_only(Tensor, lambda x: x.to(device), values))
 
     def as_prompt(self) -> "Batch":
-        """The same rows as a model reads them that takes the instruction with every input.
-
-        Raises:
-            ValueError: the batch was collated without prompts.
-        """
-        if self.prompt_ids is None or self.prompt_mask is None:
-            raise ValueError("this batch was collated without prompts")
+        """The same rows as a model reads them that takes the instruction with every input."""
+        assert self.prompt_ids is not None and self.prompt_mask is not None, "it was collated without prompts"
         ids, mask = self.shots or (self.instruction_ids, self.instruction_mask)
         return replace(
             self, instruction_ids=ids, instruction_mask=mask, input_ids=self.prompt_ids, input_mask=self.prompt_mask

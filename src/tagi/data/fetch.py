@@ -70,11 +70,7 @@ def fetch(source: Source, folder: Path, report: Report | None = None) -> Path:
 
 
 def verify(folder: Path, path: str) -> None:
-    """Compare a file with the SHA-256 that its first download had.
-
-    Raises:
-        DataError: it has changed since, or has no entry in `SHA256SUMS`.
-    """
+    """Compare a file with its SHA-256 in `SHA256SUMS`; a DataError where it has changed since, or has no entry."""
     known = recorded(folder).get(path)
     if known is None:
         raise DataError(folder / SUMS, path, "has no entry; remove the file to download it again")

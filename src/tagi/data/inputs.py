@@ -36,11 +36,7 @@ def read_inputs(path: Path, stream: BinaryIO | None = None) -> list[tuple[int, L
 
 
 def _table(path: Path, stream: BinaryIO | None) -> Iterator[tuple[int, str]]:
-    """The rows of a CSV as JSON objects, with the numbers of their last lines; an empty instruction is none.
-
-    Raises:
-        DataError: it cannot be read, or has no column `input`.
-    """
+    """The rows of a CSV as JSON objects, with the numbers of their last lines; an empty instruction is none."""
     rows = csv.DictReader(io.StringIO(read_text(path, stream), newline=""))
     if "input" not in (rows.fieldnames or ()):
         raise DataError(path, "line 1", "has no column named input")

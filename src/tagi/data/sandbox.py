@@ -328,11 +328,6 @@ def compiled(body: str, *, masks: bool) -> Template | str:
 
 
 def generate(template: Template, values: Mapping[str, Any], *, seed: str) -> str:
-    """Render within limits.
-
-    Raises:
-        OverLimit: the template runs too long or computes something too large.
-        Exception: whatever else its program raises.
-    """
+    """Render within limits: an OverLimit past them; whatever else its program raises is raised here."""
     with within(seed):
         return _join(template.generate(values))

@@ -140,11 +140,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[i
 
 
 def check_text(text: str) -> None:
-    """Refuse what is no text: a lone surrogate, as half an emoji or undecodable bytes leave it.
-
-    Raises:
-        InputError: says which, and where.
-    """
+    """Refuse a lone surrogate, as half an emoji or undecodable bytes leave it: an InputError says which, and where."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -166,11 +162,7 @@ def without_limits(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The standard fast-tokenizer files, into a folder that exists.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """The standard fast-tokenizer files, into a folder that exists; an OSError where one cannot be written."""
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:

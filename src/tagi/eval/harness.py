@@ -93,11 +93,7 @@ class TagiLM(TemplateLM):
         return self._scored(self._told(requests), prompts, answers, [one.task_name for one in requests])
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Refused: a text by itself has no instruction.
-
-        Raises:
-            InputError: always.
-        """
+        """Refused by an InputError: a text by itself has no instruction."""
         raise InputError(
             f"{requests[0].task_name}: scores plain text, which has no instruction; take the model hf for it"
         )
@@ -141,11 +137,7 @@ class TagiLM(TemplateLM):
             self._partners()
 
     def describe(self, name: str, doc: Any) -> str:
-        """What a task says of itself before a document.
-
-        Raises:
-            InputError: nothing, and an adapter is to be written from it; or no task has that name.
-        """
+        """What a task says of itself before a document; an InputError where an adapter needs what is not said."""
         if name not in self.tasks:
             self.tasks |= load_tasks([name], self.include_path)[1]
         task = self.tasks[name]
@@ -155,11 +147,7 @@ class TagiLM(TemplateLM):
         return found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The harness's turns as the tokenizer's template has them, for the bare model.
-
-        Raises:
-            ConfigError: there is an adapter, whose inputs have the frame that it was trained with.
-        """
+        """The harness's turns as the tokenizer's template has them, for the bare model; see `check_template`."""
         check_template(self.instruction, True)
         return str(
             self.tokenizer.apply_chat_template(
@@ -298,11 +286,7 @@ class TagiLM(TemplateLM):
 
 
 def check_template(instruction: Reads, applied: bool) -> None:
-    """Refuse the harness's chat template where there is an adapter.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Refuse (ConfigError) the harness's chat template where there is an adapter."""
     if applied and instruction != "prompt":
         raise ConfigError(
             "apply_chat_template: goes with the instruction prompt only; all others put an input into the frame "

@@ -19,11 +19,7 @@ Splits = dict[str, Dataset]
 
 
 def everyday(name: str, **_: Any) -> Splits:
-    """The rows of one everyday test task, with its first wording.
-
-    Raises:
-        TagiError: see `tagi.data.sources.everyday`.
-    """
+    """The rows of one everyday test task, with its first wording; see `Everyday.test`."""
     source = Everyday(DataConfig(source="everyday", path=str(bundled.everyday()), only=(name,)))
     return _splits((task, row) for task in source.test(0) for row in task.examples)
 

@@ -31,20 +31,12 @@ class Prediction:
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write one JSON object a line, in Tk-Instruct's format; the file appears whole or not at all.
-
-    Raises:
-        DiskError: the file cannot be written.
-    """
+    """Write one JSON object a line, in Tk-Instruct's format; the file appears whole or not at all (DiskError)."""
     write_text(Path(path), "".join(f"{json.dumps(_to_json(prediction))}\n" for prediction in predictions))
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Read a file that `write_predictions` or Tk-Instruct wrote; fields that we do not use are skipped.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON object or lacks a field; names both.
-    """
+    """What `write_predictions` or Tk-Instruct wrote; a DataError names the line and the field that cannot be used."""
     read = (parse_json(_Line, line, Path(path), f"line {number}") for number, line in read_lines(Path(path)))
     return [
         Prediction(

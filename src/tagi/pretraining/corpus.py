@@ -62,11 +62,7 @@ class Corpus:
 
 
 def read(config: CorpusConfig) -> Corpus:
-    """Everything that a corpus config names.
-
-    Raises:
-        DataError: a folder or file cannot be used, or no text is left.
-    """
+    """Everything that a corpus config names; a DataError where a folder or file cannot be used, or no text is left."""
     tested = {run for text in test_texts(config) for run in word_runs(text)}
     seen: set[bytes] = set()
     kept: list[Document] = []

@@ -145,11 +145,7 @@ Objective = SpanCorruption | PrefixLM
 
 
 def span_corruption(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
-    """T5's objective with a tokenizer's sentinels.
-
-    Raises:
-        ConfigError: the tokenizer has none.
-    """
+    """T5's objective with a tokenizer's sentinels; a ConfigError where it has none."""
     marks = sentinels(tokenizer)
     if not marks:
         raise ConfigError("tokenizer: has no sentinels (<extra_id_0>, …), which span corruption needs")

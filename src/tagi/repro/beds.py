@@ -38,11 +38,7 @@ class Stage:
 
     @cached_property
     def run(self) -> RunConfig:
-        """The config that the command gives.
-
-        Raises:
-            ConfigError: the file is not there, or an override does not fit.
-        """
+        """The config that the command gives; a ConfigError where the file is not there, or an override does not fit."""
         overrides = self.arguments[4:]
         if self.config in runs.RUNS:
             return runs.named(self.config, overrides, stage=self.stage)[self.stage]

@@ -77,11 +77,7 @@ class Experiment:
             yield from chain.from_iterable(cells)
 
     def stages(self) -> list[Stage]:
-        """Every stage that leads to them, each once, in an order in which they can run.
-
-        Raises:
-            ConfigError: two stages of different configs have one output.
-        """
+        """Every stage that leads to them, each once, as they can run; a ConfigError where two have one output."""
         found: dict[str, Stage] = {}
         for entry in self.entries():
             for stage in entry.stages:

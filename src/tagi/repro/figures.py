@@ -8,11 +8,7 @@ from tagi.files import atomic_file
 
 
 def draw(panels: Sequence[Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
-    """Write the panels that `tables.as_json` gives twice; points that are missing are left out. Gives the files.
-
-    Raises:
-        DiskError: they cannot be written.
-    """
+    """Write the panels of `tables.as_json` as SVG and PNG, without the points that are missing; see `atomic_file`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -33,11 +33,7 @@ class Sources:
     _opened: dict[str, Source] = field(default_factory=dict, init=False)
 
     def of(self, data: DataConfig) -> Source:
-        """The source that a config names.
-
-        Raises:
-            ConfigError: the table has none of that name.
-        """
+        """The source that a config names; a ConfigError where the table has none of that name."""
         if data.source not in self.table:
             raise ConfigError(f"data.source: {data.source} has no tasks or text of its own here")
         return self._opened.setdefault(data.model_dump_json(), self.table[data.source](data))

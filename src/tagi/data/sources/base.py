@@ -119,11 +119,7 @@ def grouped(things: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 
 
 def later(task: AnyTask, skip: int) -> AnyTask:
-    """A task without its first instances.
-
-    Raises:
-        ConfigError: it has no others.
-    """
+    """A task without its first instances; a ConfigError where it has no others."""
     if len(task.examples) <= skip:
         raise ConfigError(f"data.skip: {task.name} has no more than {skip} instances; none is left to train on")
     whole = task.examples

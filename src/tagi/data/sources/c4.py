@@ -32,11 +32,7 @@ class _Document(Record):
 
 
 def list_files(folder: Path, part: Literal["train", "validation"] | None = None) -> list[Path]:
-    """The `*.json.gz` and `*.json` files of a folder, sorted; of one part by C4's naming (`c4-train.…`).
-
-    Raises:
-        DataError: If there is none.
-    """
+    """A folder's `*.json.gz` and `*.json` files, sorted; of one part `c4-PART.…`; a DataError where there is none."""
     stem = "*" if part is None else f"c4-{part}.*"
     files = sorted([*folder.glob(f"{stem}.json.gz"), *folder.glob(f"{stem}.json")])
     if not files:

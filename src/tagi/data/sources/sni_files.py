@@ -190,12 +190,9 @@ def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -
 
 
 def largest_categories(tasks: Iterable[Task], count: int) -> list[str]:
-    """The `count` categories with the most tasks, in that order, ties by name (A.3, Table 10).
+    """The `count` categories with the most tasks, in that order, ties by name (A.3, Table 10); fewer are a ConfigError.
 
     A task counts in its first category.
-
-    Raises:
-        ConfigError: If there are fewer categories.
     """
     sizes = Counter(task.categories[0] for task in tasks)
     if count > len(sizes):
