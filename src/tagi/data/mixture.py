@@ -147,8 +147,6 @@ class Mixture:
         batches_per_step: int = 1,
     ) -> None:
         self.shares = source if isinstance(source, WeightedSources) else WeightedSources((source,), (1.0,))
-        if not all(map(len, self.shares.sources)):
-            raise ValueError("a mixture needs at least one task")
         self.tasks, self.rows, self.seed = tasks, rows, seed
         self.length, self.batches_per_step = length, batches_per_step
         self._window = lru_cache(maxsize=2)(self._draw_window)

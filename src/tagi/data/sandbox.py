@@ -7,7 +7,7 @@ nothing grows by more than one operation past the limit, and each operation on v
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any, cast
 
 from jinja2 import StrictUndefined, TemplateError, Undefined, nodes
@@ -222,25 +222,20 @@ def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
     return whole.replace(old, new, -1 if count is None else count)
 
 
-def _int(value: Any, default: int | None = None) -> int:
-    """Jinja's `int`, but for what is no number, which is 0 there: an empty label is not the first choice."""
-    try:
-        number = float(value) if isinstance(value, str) and "." in value else value
-        if isinstance(number, float) and not number.is_integer():
-            raise ValueError
-        return int(number)
-    except (TypeError, ValueError, OverflowError):
-        if default is None:
-            raise ValueError(f"{value!r} is no whole number") from None
-        return default
+def _whole(value: Any) -> int:
+    number = float(value) if isinstance(value, str) and "." in value else value
+    if isinstance(number, float) and not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
-def _float(value: Any, default: float | None = None) -> float:
+def _number(kind: Callable[[Any], float], said: str, value: Any, default: float | None = None) -> float:
+    """Jinja's `int` and `float`, but for what is no number and 0 there: an empty label is not the first choice."""
     try:
-        return float(value)
+        return kind(value)
     except (TypeError, ValueError, OverflowError):
         if default is None:
-            raise ValueError(f"{value!r} is no number") from None
+            raise ValueError(f"{value!r} is no {said}") from None
         return default
 
 
@@ -252,7 +247,7 @@ def _round(value: Any, precision: int = 0, method: str = "common") -> float:
 
 def _sum(values: Iterable[Any], start: Any = 0) -> Any:
     """The sum of numbers; lists are added by `+`, where they are measured."""
-    numbers = [_float(one) if isinstance(one, str) else one for one in [start, *values]]
+    numbers = [_number(float, "number", one) if isinstance(one, str) else one for one in [start, *values]]
     if not all(isinstance(one, int | float | Undefined) for one in numbers):
         raise SecurityError("only numbers can be summed")
     return sum(numbers[1:], numbers[0])
@@ -290,8 +285,8 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _OWN: dict[str, Callable[..., Any]] = {
     "choice": _choice,
-    "float": _float,
-    "int": _int,
+    "float": partial(_number, float, "number"),
+    "int": partial(_number, _whole, "whole number"),
     "join": _join,
     "most_frequent": _most_frequent,
     "replace": _replace,
