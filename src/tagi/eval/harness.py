@@ -99,11 +99,7 @@ class TagiLM(TemplateLM):
         )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Of every prompt its answer, without white space around it.
-
-        Raises:
-            InputError: see `loglikelihood`; `generation_kwargs` that the engine does not know.
-        """
+        """Of every prompt its answer, without white space around it; errors as `loglikelihood`, and unknown kwargs."""
         wanted: dict[GenerationConfig, list[int]] = {}
         for number, one in enumerate(requests):
             wanted.setdefault(_generation(one.task_name, one.args[1]), []).append(number)

@@ -99,16 +99,12 @@ class Interval:
 def bootstrap(values: ArrayLike, clusters: Sequence[str], *, samples: int = 10_000, seed: int) -> Interval:
     """Interval for the mean of `values` over examples, resampling whole clusters with replacement.
 
-    Examples of one task resemble each other, so the task is what was sampled; a resample's mean is the sum of
-    its values over the count of its examples, whatever the sizes of the clusters it drew.
+    Examples of one task resemble each other, so the task is what was sampled; a resample's mean is over its examples,
+    whatever the sizes of the clusters it drew.
 
     Args:
-        values: (n,) one score for each example, or the difference of two systems on it. Runs with several seeds are
-            concatenated.
-        clusters: (n,) the cluster of each example, which is its task; the same task under another seed is the
-            same cluster.
-        samples: how many resamples to draw.
-        seed: the same seed gives the same interval.
+        values: (n,) one score for each example, or the difference of two systems on it; several seeds are concatenated.
+        clusters: (n,) the task of each example, the same under every seed.
 
     Raises:
         ValueError: the lengths differ, or there are fewer than two clusters.

@@ -111,12 +111,6 @@ def _system(method: str) -> Make:
     return lambda bed, seed: bed.hypernetwork(method, seed)
 
 
-def _fid(bed: Bed, seed: int) -> Entry | None:
-    if not bed.has_encoder:  # a decoder-only model cannot encode demonstrations apart
-        return None
-    return bed.hypernetwork("fid_icl", seed, *bed.many)
-
-
 def _icl(method: str) -> Make:
     return lambda bed, seed: bed.prompted(seed, *bed.many, method=method, what=method)
 
@@ -134,7 +128,8 @@ IN_CONTEXT: Mapping[str, Make] = {
     "Full FT": Bed.full_ft,
     "Metatrain": Bed.prompted,
     "Concat-ICL": _icl("concat_icl"),
-    "FiD-ICL": _fid,
+    # a decoder-only model cannot encode demonstrations apart
+    "FiD-ICL": lambda bed, seed: bed.hypernetwork("fid_icl", seed, *bed.many) if bed.has_encoder else None,
     "Ensemble-ICL": _icl("ensemble_icl"),
     "Hypter": _system("hypter"),
     "HINT": _system("hint"),

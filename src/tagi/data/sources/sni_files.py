@@ -161,12 +161,10 @@ class SniDataset:
 
 
 def load_task(path: Path, *, limit: int | None = None, seed: int | None = None) -> Task:
-    """Read one task file.
+    """Read one task file: as in Tk-Instruct, the instruction is the first definition and every positive example.
 
-    The instruction is the first definition, as in Tk-Instruct, and every positive example. Without a seed the
-    first `limit` instances are taken in order, which is how test tasks are scored (the benchmark puts 100
-    balanced instances first); with a seed, a random `limit` of them, which is how Tk-Instruct trains. The
-    sample depends on the seed and the task's name only.
+    Without a seed the first `limit` instances are taken, which is how test tasks are scored (the benchmark puts 100
+    balanced instances first); with one, `limit` at random by seed and name, which is how Tk-Instruct trains.
 
     Raises:
         DataError: it cannot be read, or a field is missing, empty or of the wrong type; names the first. Some empty
