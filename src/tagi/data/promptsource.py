@@ -56,11 +56,7 @@ for _tag in ("!Template", "!TemplateMetadata"):
 
 
 def read_templates(path: Path) -> list[Template]:
-    """Every template of a `templates.yaml`, in the file's order.
-
-    Raises:
-        DataError: the file cannot be read, is no YAML, has another tag, lacks a field or names a template twice.
-    """
+    """Every template of a `templates.yaml`, in the file's order; a DataError where it or one of them is damaged."""
     try:
         content = yaml_value(read_text(path), _Loader)
     except yaml.YAMLError as error:

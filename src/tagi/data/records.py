@@ -42,14 +42,10 @@ Written = Annotated[str, AfterValidator(written)]
 
 
 def parse_json(kind: type[R], text: str, path: Path, within: str = "") -> R:
-    """One JSON object as a record.
-
-    Args:
-        path: The file that errors name.
-        within: Where in the file the text stands, such as "line 3".
+    """One JSON object as a record; `path`, and a place `within` it such as "line 3", are what errors name.
 
     Raises:
-        DataError: If the text is not JSON or does not fit `kind`; names the first field that does not.
+        DataError: the text is not JSON or does not fit `kind`; names the first field that does not.
     """
     try:
         return kind.model_validate_json(text)

@@ -80,11 +80,7 @@ def read_about(folder: Path) -> About:
 
 
 def text_batches(config: RunConfig, text: Text, processes: int = 1) -> Callable[[int], PackedBatch]:
-    """Batch number i: span corruption at first, prefix LM in the last `adapt` of the steps.
-
-    Args:
-        processes: how many share the batches of a step.
-    """
+    """Batch number i of all `processes`: span corruption at first, prefix LM in the last `adapt` of the steps."""
     training = config.training
     rows = training.tasks_per_batch * training.rows_per_task
     spans = PackedText(text.store, span_corruption(_corpus(config), text.tokenizer), training.seed)

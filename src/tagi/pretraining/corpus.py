@@ -111,11 +111,7 @@ def test_texts(config: CorpusConfig) -> Iterator[str]:
 
 
 def held_out(config: CorpusConfig) -> list[str]:
-    """The first documents of C4's validation part, which nothing is trained on; none where there is no C4.
-
-    Raises:
-        DataError: there is no such file, or it cannot be read.
-    """
+    """The first documents of C4's validation part, never trained on; none where there is no C4; see `list_files`."""
     if config.c4 is None or not config.valid_documents:
         return []
     files = list_files(Path(config.c4), "validation")

@@ -145,11 +145,7 @@ class Bed:
         pretrain: bool = True,
         aligned: int | None = None,
     ) -> Entry:
-        """TAGI with all of Eq. 6, or what overrides leave of it.
-
-        Args:
-            aligned: align with a bank of the LoRAs of so many groups alone.
-        """
+        """TAGI with all of Eq. 6, or what overrides leave of it; `aligned` with the LoRAs of so many groups alone."""
         before = None
         if pretrain:
             name, own = (f"pretrain{self.variant}", ()) if method == "tagi" else (f"pretrain-{method}", _method(method))

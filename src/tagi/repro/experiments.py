@@ -87,10 +87,7 @@ class Experiment:
 
 
 def experiment(name: Name, scale: Scale, data: str, seeds: Seeds) -> Experiment:
-    """A table or figure that is made of runs; Tables 1 and 8 are not.
-
-    Args:
-        data: the folder that holds `sni`, `p3` and `c4`.
+    """A table or figure that is made of runs, as Tables 1 and 8 are not; `data` holds `sni`, `p3` and `c4`.
 
     Raises:
         ConfigError: a config file is not there.

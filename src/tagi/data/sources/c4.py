@@ -41,11 +41,7 @@ def list_files(folder: Path, part: Literal["train", "validation"] | None = None)
 
 
 def documents(files: Iterable[Path]) -> Iterator[str]:
-    """The texts of JSON-lines files, one at a time.
-
-    Raises:
-        DataError: If a file cannot be read or unpacked, or a line is no JSON object with a string `text`.
-    """
+    """The texts of JSON-lines files, one at a time; a DataError where a file or a line cannot be used."""
     for path in files:
         for number, line in read_lines(path):
             yield parse_json(_Document, line, path, f"line {number}").text

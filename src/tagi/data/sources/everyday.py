@@ -69,14 +69,7 @@ class Everyday(TaskList[Worded]):
         return [task.first(self.data.valid_instances) for task in demonstrated(self._split[1], shown).first()]
 
     def test(self, shown: int, wording: int = 0) -> list[Task]:
-        """See `Source.test`.
-
-        Args:
-            wording: 0 is the definition, 1, 2, … its paraphrases.
-
-        Raises:
-            ConfigError: a task has no such wording.
-        """
+        """See `Source.test`; `wording` 0 is the definition, 1, 2, … paraphrases; a ConfigError where there is none."""
         tasks = named(self._read("test"), lambda one: one.name, self.data.only)
         if few := next((one for one in tasks if wording >= len(one.wordings)), None):
             raise ConfigError(f"wording: {wording} is none of {few.name}, which has 0 to {len(few.wordings) - 1}")
