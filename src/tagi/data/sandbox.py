@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial, wraps
 from typing import Any, cast
 
-from jinja2 import StrictUndefined, TemplateError, Undefined, nodes
+from jinja2 import ChainableUndefined, StrictUndefined, TemplateError, Undefined, nodes
 from jinja2.environment import Environment, Template
 from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS
@@ -46,7 +46,7 @@ _DIGITS = 20
 """Of a rounded number."""
 
 
-class Mask(Undefined):
+class Mask(ChainableUndefined):
     """A field of which nothing but its name is known: every question is answered yes, every part is the field."""
 
     unsafe_callable = alters_data = False
@@ -76,13 +76,8 @@ class Mask(Undefined):
     def __hash__(self) -> int:
         return hash(str(self))
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self
-
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _yes
-    __getitem__ = __call__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = _same
+    __call__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = _same
     __html__ = __str__
 
 
