@@ -36,19 +36,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MICRO = {"vocab_size": 4000, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4}
 """The shape `micro`: a T5 of 3 + 3 blocks of width 128."""
 SMOLLM2 = {
-    "vocab_size": 49_152,
-    "d_model": 576,
-    "d_ff": 1536,
-    "num_layers": 30,
-    "num_heads": 9,
-    "num_kv_heads": 3,
-    "head_dim": 64,
-    "max_positions": 8192,
-    "rotary": {"theta": 100_000.0},
-    "bos_token_id": 1,
-    "eos_token_ids": (2,),
-    "pad_token_id": 2,
-}
+    "vocab_size": 49_152, "d_model": 576, "d_ff": 1536, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3,
+    "head_dim": 64, "max_positions": 8192, "rotary": {"theta": 100_000.0},
+    "bos_token_id": 1, "eos_token_ids": (2,), "pad_token_id": 2,
+}  # fmt: skip
 """The shape `smollm2-135m`: a decoder-only model, SmolLM2-135M-Instruct."""
 QUERIES_AND_VALUES = ["q", "v", "q_proj", "v_proj"]
 """The projections that LoRA adapts, by their names in `transformers`, T5's and those of decoders."""
