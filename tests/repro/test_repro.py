@@ -12,6 +12,7 @@ from toy_configs import CONFIGS, write_configs
 from blocks import claim
 from cli_runs import Result, Run, mistake
 from tagi import methods
+from tagi.cli.repro import Name
 from tagi.config import RunConfig
 from tagi.config.files import override
 from tagi.config.shapes import SHAPES
@@ -124,7 +125,7 @@ def test_every_config_of_every_table_builds(scale: Scale, name: str, monkeypatch
     monkeypatch.chdir(CONFIGS.parent)
     written: set[str] = set()
     published = {*TK_INSTRUCT.values(), *(fid_icl(size, family) for size in T0 for family in ("t5lm", "t0"))}
-    for stage in experiments.experiment(name, scale, "data", range(2)).stages():  # pyright: ignore[reportArgumentType]
+    for stage in experiments.experiment(name, scale, "data", range(2)).stages():
         config = stage.run
         assert (config.stage, config.output) == (stage.stage, stage.output)
         check_stage(config, methods.get(config.method))
@@ -233,7 +234,7 @@ def test_a_mean_over_seeds_and_its_interval() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", get_args(experiments.Name))
+@pytest.mark.parametrize("name", get_args(Name))
 def test_every_table_at_micro_scale(name: str, tagi: Run, toy: Path) -> None:
     write_configs(toy, steps=5)
     found = made(tagi("repro", name, "--run", "--json"))

@@ -66,7 +66,7 @@ def demonstrated(tasks: Sequence[Task], count: int) -> TaskSource:
 
 
 def undemonstrated(source: TaskSource, share: float, seed: int) -> TaskSource:
-    """Tasks that come without their demonstrations on some share of their turns."""
+    """Tasks that come without their demonstrations on some share of their turns, which may be none."""
 
     def task(number: int, visit: int) -> Task:
         task = source.task(number, visit)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
 
 from tagi.data.synthetic.micro_ops import FAMILIES
 from tagi.errors import ConfigError
@@ -11,7 +10,6 @@ from tagi.repro import paper
 from tagi.repro.beds import STEPS_SHOWN, Bed, Entry, Stage
 from tagi.repro.scales import BEDS, Beds, Scale
 
-Name = Literal["table1", "table2", "table3", "table4", "table7", "table8", "table9", "figure3", "figure4"]
 Seeds = Sequence[int]
 Cell = tuple[Entry, ...]
 """The runs of one score, one a seed; none where we have no such run."""
@@ -86,7 +84,7 @@ class Experiment:
         return list(found.values())
 
 
-def experiment(name: Name, scale: Scale, data: str, seeds: Seeds) -> Experiment:
+def experiment(name: str, scale: Scale, data: str, seeds: Seeds) -> Experiment:
     """A table or figure that is made of runs, as Tables 1 and 8 are not; `data` holds `sni`, `p3` and `c4`.
 
     Raises:

@@ -55,7 +55,7 @@ class Sources:
             if part.balance == "category":
                 own = list(self.groups(part, "category", shown, seed).values())
             else:
-                own = [_shown(part, self.of(part).train(shown), seed)]
+                own = [undemonstrated(self.of(part).train(shown), part.zero_shot, seed)]
             if not any(map(len, own)):
                 raise ConfigError(f"{name}: has no task to train on")
             sources += own
@@ -64,7 +64,8 @@ class Sources:
 
     def groups(self, data: DataConfig, by: Group, shown: int, seed: int) -> dict[str, TaskSource]:
         """The training tasks by category or each by itself; see `Source.groups` and `train`."""
-        return {name: _shown(data, one, seed) for name, one in self.of(data).groups(by, shown).items()}
+        each = self.of(data).groups(by, shown)
+        return {name: undemonstrated(one, data.zero_shot, seed) for name, one in each.items()}
 
     def valid(self, data: DataConfig, shown: int) -> list[Task]:
         """The tasks held out of training, those of every part; none beside target tasks that are trained on."""
@@ -74,8 +75,3 @@ class Sources:
     def texts(self, data: DataConfig) -> Iterator[str]:
         """What a tokenizer is trained on, of every part."""
         return chain.from_iterable(self.of(part).texts() for part in data.by_field.values())
-
-
-def _shown(data: DataConfig, source: TaskSource, seed: int) -> TaskSource:
-    """The source, some of its turns without demonstrations."""
-    return undemonstrated(source, data.zero_shot, seed) if data.zero_shot else source
