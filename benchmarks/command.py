@@ -88,11 +88,7 @@ def run(main: Callable[[Namespace], None], options: ArgumentParser, arguments: S
 
 
 def show(asked: Namespace, compared: Sequence[Comparison], tables: Mapping[str, Rows] | None = None) -> None:
-    """Print comparisons and whatever else was found, titles and rows, and write the file if there is to be one.
-
-    Raises:
-        DiskError: the file cannot be written.
-    """
+    """Print comparisons, and tables by their titles, and write the file if there is to be one (or DiskError)."""
     tables = tables or {}
     for title, rows in [*((one.title, one.rows()) for one in compared), *tables.items()]:
         if rows:

@@ -25,10 +25,8 @@ KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 def against_kept(config: RunConfig, batches: int) -> Rows:
     """The distillation loss of a run's student at the start of the run, in nats a token, from caches of different size.
 
-    The last row keeps the whole vocabulary; errors are the difference to the teacher asked directly.
-
-    Raises:
-        ConfigError: the run has no teacher.
+    The last row keeps the whole vocabulary; errors are the difference to the teacher asked directly, and
+    a run without one is a ConfigError.
     """
     if config.objective.teacher is None:
         raise ConfigError("objective.teacher: this run distils from no teacher")

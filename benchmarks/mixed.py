@@ -34,21 +34,20 @@ COMPARED = 64
 
 def many_tasks(setup: Setup, task: TaskLengths, tasks: int, folder: Path) -> list[Comparison]:
     """One example of each of so many tasks: adapters at hand, then from tasks never seen, whose adapters we generate
-    and `peft` loads from a folder.
-
-    Raises:
-        ConfigError: `peft` is not installed.
-    """
+    and `peft` loads from a folder."""
     full, lora = setup.models("tagi", "lora_only")
-    warm: dict[str, Case] = {SAME: _answers(full, task, 1, tasks), DIFFERENT: _answers(full, task, tasks, tasks)}
+    warm: dict[str, Case] = {
+        SAME: _answers(full, task, 1, tasks),
+        DIFFERENT: _answers(full, task, tasks, tasks),
+        LORA: _answers(lora, task, tasks, tasks),
+    }
     cold: dict[str, Case] = {
         DIFFERENT: lambda: _answers(full, task, tasks, tasks)(),
         LORA: lambda: _answers(lora, task, tasks, tasks)(),
     }
     if tasks <= COMPARED:
-        warm[IN_TURN] = _in_turn(full, task, tasks)
-    warm[LORA] = _answers(lora, task, tasks, tasks)
-    if tasks <= COMPARED:
+        alone = [_answers(full, task, 1, 1) for _ in range(tasks)]
+        warm[IN_TURN] = lambda: [one() for one in alone]
         base, theirs = setup.transformers(), setup.peft(tasks).eval()
         theirs.save_pretrained(folder)
         warm[PEFT] = _by_names(theirs, task, tasks)
@@ -61,11 +60,6 @@ def _answers(model: TagiModel, task: TaskLengths, tasks: int, examples: int) -> 
     """Examples of so many tasks, whose adapters are generated now."""
     ready = prepared(model, instructions(model, task, tasks), examples)
     return answering(model, ready, reading(model.method, task), examples, task.target)
-
-
-def _in_turn(model: TagiModel, task: TaskLengths, tasks: int) -> Case:
-    each = [_answers(model, task, 1, 1) for _ in range(tasks)]
-    return lambda: [one() for one in each]
 
 
 def _load(base: Any, folder: Path, tasks: int) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from benchmarks.timing import Case
 from tagi import methods
 from tagi.backbones import language_model
-from tagi.backbones.base import Backbone, Prepared
+from tagi.backbones.base import Prepared
 from tagi.backbones.language_model import LanguageModel, save_language_model
-from tagi.backbones.rows import Rows
 from tagi.config import DecoderShape, FusionConfig, HypernetworkConfig, Shape, T5Shape
 from tagi.config.files import load, parse
 from tagi.config.shapes import named_shape
@@ -37,19 +36,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MICRO = {"vocab_size": 4000, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_heads": 4}
 """The shape `micro`: a T5 of 3 + 3 blocks of width 128."""
 SMOLLM2 = {
-    "vocab_size": 49_152,
-    "d_model": 576,
-    "d_ff": 1536,
-    "num_layers": 30,
-    "num_heads": 9,
-    "num_kv_heads": 3,
-    "head_dim": 64,
-    "max_positions": 8192,
-    "rotary": {"theta": 100_000.0},
-    "bos_token_id": 1,
-    "eos_token_ids": (2,),
-    "pad_token_id": 2,
-}
+    "vocab_size": 49_152, "d_model": 576, "d_ff": 1536, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3,
+    "head_dim": 64, "max_positions": 8192, "rotary": {"theta": 100_000.0},
+    "bos_token_id": 1, "eos_token_ids": (2,), "pad_token_id": 2,
+}  # fmt: skip
 """The shape `smollm2-135m`: a decoder-only model, SmolLM2-135M-Instruct."""
 QUERIES_AND_VALUES = ["q", "v", "q_proj", "v_proj"]
 """The projections that LoRA adapts, by their names in `transformers`, T5's and those of decoders."""
@@ -58,11 +48,7 @@ SYSTEMS = tuple(one.name for one in methods.METHODS if one.name not in ("no_ft",
 
 
 def shape_of(name: str) -> Shape:
-    """The shape of that name, or of the backbone in a run's file.
-
-    Raises:
-        ConfigError: unknown, names the nearest; a file without a shape.
-    """
+    """The shape of that name, or of a run's file's backbone; a ConfigError names the nearest, or what is missing."""
     if Path(name).suffix in (".yaml", ".yml"):
         backbone = load(Path(name)).backbone
         if backbone is None or (shape := backbone.decoder or backbone.shape) is None:
@@ -103,11 +89,7 @@ class Setup:
     dtype: torch.dtype = torch.float32
 
     def models(self, *systems: str) -> list[TagiModel]:
-        """Every system around one and the same backbone.
-
-        Raises:
-            ConfigError: there is no such system, names the nearest; or none of this language model.
-        """
+        """Every system around one and the same backbone; a ConfigError where this one can have none such."""
         seed, backbone = torch.Generator().manual_seed(SEED), random_backbone(self.shape)
         generator, fusion = HypernetworkConfig(rank=self.rank, hidden=self.hidden), FusionConfig(width=self.width)
         models = [TagiModel(backbone, methods.get(name), generator, fusion).eval() for name in systems]
@@ -131,11 +113,7 @@ class Setup:
         return as_transformers(random_backbone(self.shape)).to(self.dtype).eval()
 
     def peft(self, tasks: int = 1) -> Any:
-        """That model under a LoRA for every task, see `adapter_names`.
-
-        Raises:
-            ConfigError: `peft` is not installed.
-        """
+        """That model under a LoRA for every task, see `adapter_names`; a ConfigError where `peft` is not installed."""
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
@@ -182,16 +160,6 @@ def answering(model: TagiModel, ready: Prepared, reads: Reading, batch: int, tok
             pass
 
     return case
-
-
-def steps(backbone: Backbone, ready: Prepared, prompts: Tensor) -> Iterator[None]:
-    """Reads one task's prompts (R, N) to the first token of each at the first `next`, and answers another token of
-    each at every further one."""
-    rows = Rows(1, len(prompts))
-    _, cache = backbone.begin(prompts, torch.ones_like(prompts), prepared=ready, rows=rows)
-    while True:
-        yield
-        _, cache = backbone.step(prompts[:, 0], cache)
 
 
 def generating(theirs: Any, ids: Tensor, tokens: int, **more: Any) -> Callable[[], Tensor]:

@@ -4,7 +4,7 @@ our language model against `transformers`'."""
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from benchmarks.command import CHOICES, parser, run, show
 from benchmarks.models import DTYPES, Setup, shape_of
 from benchmarks.timing import Case, Comparison, alternate
 from tagi.config import Part, TrainingConfig
+from tagi.cost.step import Lengths
 from tagi.data.collate import IGNORE, Batch
 from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntry, draw_a0
 from tagi.model.tagi import TagiModel
@@ -42,20 +43,9 @@ TheirLoss = Callable[[Any, TextRows], Tensor]
 COMPARISONS = CHOICES["comparison"]
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens of an instruction, an input and a target; tasks in a batch and rows of each."""
-
-    instruction: int
-    input: int
-    target: int
-    tasks: int
-    rows: int
-
-
 def bank_against_peft(setup: Setup, lengths: Lengths, loras: int) -> Comparison:
     """A step of per-task LoRAs in lock-step against a step each of as many `peft` models, one after another."""
-    batch = random_batch(setup, replace(lengths, instruction=0, tasks=loras, rows=BANK_ROWS))
+    batch = random_batch(setup, replace(lengths, instruction=0, tasks=loras, rows=loras * BANK_ROWS))
     (base,) = setup.models("no_instruction")
     model = BankModel(base, random_bank(base, loras))
     parts = {"teachers": list(model.bank.parameters())}
@@ -124,7 +114,7 @@ def against_transformers(setup: Setup, lengths: Lengths) -> Comparison:
 
 
 def _title(what: str, one: Lengths) -> str:
-    return f"{what}: {one.tasks} tasks x {one.rows} rows, {one.instruction} + {one.input} -> {one.target}"
+    return f"{what}: {one.tasks} tasks x {one.rows // one.tasks} rows, {one.instruction} + {one.input} -> {one.target}"
 
 
 def stage_of(model: TagiModel, batch: Batch, parts: tuple[Part, ...], terms: Sequence[Term] = LABELS) -> ModelStage:
@@ -187,10 +177,10 @@ def _step(
 
 def random_batch(setup: Setup, lengths: Lengths) -> Batch:
     """Random ids without padding; prompts are instruction and input together."""
-    tasks, rows = lengths.tasks, lengths.tasks * lengths.rows
+    tasks, rows = lengths.tasks, lengths.rows
     sizes = (tasks, lengths.instruction), (rows, lengths.input), (rows, lengths.target)
     told, inputs, labels = (torch.randint(2, setup.shape.vocab_size, size) for size in sizes)
-    task_index = torch.arange(tasks).repeat_interleave(lengths.rows)
+    task_index = torch.arange(tasks).repeat_interleave(rows // tasks)
     prompts = torch.cat([told[task_index], inputs], dim=1)
     told_mask, mask, prompt_mask = (torch.ones_like(x) for x in (told, inputs, prompts))
     names = tuple(map(str, range(tasks)))
@@ -231,11 +221,7 @@ def _nothing(folder: Path) -> None:
 
 
 def compare(setup: Setup, lengths: Lengths, loras: int, chosen: Sequence[str], rounds: int) -> list[Comparison]:
-    """One comparison after another, each alternating in itself: together they would need much memory.
-
-    Raises:
-        ConfigError: `peft` is not installed.
-    """
+    """One comparison after another, each alternating in itself: together they would need much memory."""
     timed: list[Comparison] = []
     with tempfile.TemporaryDirectory() as folder:
         made = (
@@ -254,7 +240,7 @@ def compare(setup: Setup, lengths: Lengths, loras: int, chosen: Sequence[str], r
 def main(asked: Namespace) -> None:
     """Compare what was asked for; the defaults are the lengths of `docs/results/training.md`."""
     setup = Setup(shape_of(asked.shape), rank=RANK, dtype=DTYPES[asked.dtype])
-    lengths = Lengths(asked.instruction, asked.input, asked.target, asked.tasks, asked.rows)
+    lengths = Lengths(asked.tasks, asked.tasks * asked.rows, asked.instruction, asked.input, asked.target)
     show(asked, compare(setup, lengths, asked.loras, asked.comparison, asked.rounds))
 
 

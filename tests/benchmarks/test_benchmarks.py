@@ -78,9 +78,9 @@ def test_mixed(
 ) -> None:
     monkeypatch.setattr(mixed, "COMPARED", 3)
     found = benchmark(mixed, "--shape", shape, "--rounds", 1, "--tasks", 3, 4)
-    cold, warm = [mixed.DIFFERENT, mixed.LORA], [mixed.SAME, mixed.DIFFERENT]
-    few = [[*warm, mixed.IN_TURN, mixed.LORA, mixed.PEFT], [*cold, mixed.PEFT]]
-    assert names(found) == [*few, [*warm, mixed.LORA], cold]
+    cold, warm = [mixed.DIFFERENT, mixed.LORA], [mixed.SAME, mixed.DIFFERENT, mixed.LORA]
+    few = [[*warm, mixed.IN_TURN, mixed.PEFT], [*cold, mixed.PEFT]]
+    assert names(found) == [*few, warm, cold]
     assert all(row["answers/s"] > 0 for one in found["comparisons"] for row in one["rows"])
     assert "4 tasks: neither one after another nor by peft" in capsys.readouterr().err
 

@@ -101,7 +101,7 @@ _P3 = {
 
 def _read_sni(folder: Path) -> object:
     dataset = SniDataset(folder)
-    return [dataset.load(name) for name in dataset.tasks(dataset.names("test"))]
+    return [dataset.load(name) for name in dataset.by_language(dataset.names("test"))[0]]
 
 
 def _read_p3(folder: Path) -> object:

@@ -59,7 +59,7 @@ OTHER = ["fr", "French", ["English", "Hindi"], ["en", "xx"], "Klingon", "enx", "
 
 @pytest.mark.parametrize("value", ENGLISH)
 def test_language_names_and_codes_are_english(value: Any, tmp_path: Path) -> None:
-    assert sni(tmp_path, {"a": languages(value), "b": languages("de")}).tasks(["a", "b"]).keys() == {"a"}
+    assert sni(tmp_path, {"a": languages(value), "b": languages("de")}).by_language(["a", "b"])[0].keys() == {"a"}
 
 
 @pytest.mark.parametrize("value", OTHER)
@@ -70,7 +70,7 @@ def test_other_languages_are_said(value: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a: is not English \(.+\); choose its language"):
         dataset.chosen("test", ["a"])
     with pytest.raises(DataError, match=r"language: none of 1 tasks is English; there are tasks in .+"):
-        dataset.tasks(["a"])
+        dataset.by_language(["a"])
 
 
 def test_languages_on_the_command_line(tagi: Run, checkpoint: Path, tmp_path: Path) -> None:

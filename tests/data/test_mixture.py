@@ -108,11 +108,6 @@ def test_an_endless_sequence_never_repeats() -> None:
     assert len(set(shown)) == 4000
 
 
-def test_an_empty_mixture_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one task"):
-        Mixture(fixed([]), tasks=1, rows=1, seed=0)
-
-
 SEVERAL = fixed(
     [Task(n, Instruction(n), (), [Example(f"{n}{i}", "x", (f"{n}{i}a", f"{n}{i}b")) for i in range(4)]) for n in "pq"]
 )

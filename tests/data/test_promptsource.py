@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
+from tagi.data import budget
 from tagi.data.budget import Limits
 from tagi.data.promptsource import Template, file_name, masked, read_templates, render
 from tagi.errors import DataError
 
 ROW = {"premise": "It rains.", "choices": ["dry", "wet"], "label": 1, "meta": {"kind": "cause"}}
 SMALL = Limits(steps=2_000, size=5_000, seconds=5.0)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "LIMITS", SMALL)
 
 
 def template(jinja: str, choices: str | None = None) -> Template:
@@ -87,6 +93,7 @@ def test_fields_are_masked(jinja: str, choices: str | None, words: str) -> None:
 # --- what misbehaves --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     ("jinja", "reason"),
     [
@@ -115,7 +122,7 @@ def test_fields_are_masked(jinja: str, choices: str | None, words: str) -> None:
 )
 def test_a_template_that_misbehaves_is_named(jinja: str, reason: str) -> None:
     with pytest.raises(DataError) as stopped:
-        render(template(jinja), ROW, limits=SMALL)
+        render(template(jinja), ROW)
     assert str(stopped.value).startswith("templates.yaml: named: jinja: ")
     assert reason in str(stopped.value)
 
@@ -149,14 +156,16 @@ GROWN = {
 """What makes 5,000 characters or more of `a`, which has 4,000, and prints none of them."""
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("expression", GROWN.values(), ids=GROWN)
 def test_no_value_grows_past_its_limit_on_the_way(expression: str) -> None:
     grown = "{% set a = 'a' * 4000 %}{% set b = " + expression + " %}1 ||| x"
     with pytest.raises(DataError, match="a value of more than 5,000 characters"):
-        render(template(grown), ROW, limits=SMALL)
-    assert render(template(grown.replace("4000", "4").replace("99", "2").replace("1500", "15")), ROW, limits=SMALL)
+        render(template(grown), ROW)
+    assert render(template(grown.replace("4000", "4").replace("99", "2").replace("1500", "15")), ROW)
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     "jinja",
     [
@@ -169,9 +178,10 @@ def test_no_value_grows_past_its_limit_on_the_way(expression: str) -> None:
 )
 def test_no_captured_text_grows_past_its_limit(jinja: str) -> None:
     with pytest.raises(DataError, match="a value of more than 5,000 characters"):
-        render(template("{% set a = 'a' * 4000 %}" + jinja), ROW, limits=SMALL)
+        render(template("{% set a = 'a' * 4000 %}" + jinja), ROW)
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     ("jinja", "reason"),
     [
@@ -198,7 +208,7 @@ def test_no_captured_text_grows_past_its_limit(jinja: str) -> None:
 def test_what_is_not_there_stands_for_nothing(jinja: str, reason: str) -> None:
     """Neither bombs that no operator makes, nor what a row does not have."""
     with pytest.raises(DataError) as stopped:
-        render(template(jinja), {**ROW, "void": None}, limits=SMALL)
+        render(template(jinja), {**ROW, "void": None})
     assert reason in str(stopped.value)
 
 
@@ -206,17 +216,19 @@ def test_the_last_of_a_list_may_be_written() -> None:
     assert body("{{ premise.split()[-1] }} ||| {{ choices[label] }}")[:2] == ("rains.", "wet")
 
 
-def test_a_template_stops_in_the_middle_of_many_filters() -> None:
+def test_a_template_stops_in_the_middle_of_many_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     """No loop and no value past the limit, but each of 2,000 filters goes over 500,000 characters."""
     slow = "{% set a = 'ab' * 250000 %}" + "{% set b = a | replace('a', 'c') %}" * 2_000
+    monkeypatch.setattr(budget, "LIMITS", Limits(seconds=0.05))
     with pytest.raises(DataError, match=r"runs for more than 0\.05 seconds"):
-        render(template(slow + "1 ||| x"), ROW, limits=Limits(seconds=0.05))
+        render(template(slow + "1 ||| x"), ROW)
 
 
-def test_a_template_cannot_run_longer_than_its_time() -> None:
+def test_a_template_cannot_run_longer_than_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = "{% for i in range(90000) %}{{ i }}{% endfor %} ||| x"
+    monkeypatch.setattr(budget, "LIMITS", Limits(seconds=0.0))
     with pytest.raises(DataError, match="runs for more than 0 seconds"):
-        render(template(slow), ROW, limits=Limits(seconds=0.0))
+        render(template(slow), ROW)
 
 
 @pytest.mark.parametrize(

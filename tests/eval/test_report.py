@@ -21,7 +21,6 @@ from tagi.eval.report import (
     Prediction,
     bootstrap,
     markdown_table,
-    paired_bootstrap,
     read_predictions,
     verdict,
     write_predictions,
@@ -173,10 +172,10 @@ def test_bootstrap_equals_enumeration_of_every_resample() -> None:
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12)
 
 
-def test_paired_bootstrap_equals_enumeration_of_every_resample() -> None:
+def test_the_bootstrap_of_differences_equals_enumeration_of_every_resample() -> None:
     other = VALUES[::-1]
     exact = np.subtract(all_resample_means(VALUES, CLUSTERS), all_resample_means(other, CLUSTERS))
-    interval = paired_bootstrap(VALUES, other, CLUSTERS, samples=200_000, seed=0)
+    interval = bootstrap(np.subtract(VALUES, other), CLUSTERS, samples=200_000, seed=0)
     low, high = np.percentile(exact, [2.5, 97.5], method="inverted_cdf")
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12)
 
@@ -222,17 +221,9 @@ def test_more_seeds_of_the_same_tasks_do_not_pass_for_more_tasks() -> None:
     assert (three.low, three.high) == pytest.approx((one.low, one.high), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "clusters"),
-    [
-        ([1.0, 2.0], [1.0], ["a", "b"]),
-        ([1.0, 2.0], [1.0, 2.0], ["a", "b", "c"]),
-        ([1.0], [1.0, 2.0], ["a", "b"]),
-    ],
-)
-def test_unequal_lengths_are_refused(a: list[float], b: list[float], clusters: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"examples?: "):
-        paired_bootstrap(a, b, clusters, seed=0)
+def test_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="one value for each example: "):
+        bootstrap([1.0, 2.0], ["a", "b", "c"], seed=0)
 
 
 def test_one_cluster_has_no_interval() -> None:

@@ -28,7 +28,6 @@ from tagi.infer.engine import Tagi
 from tagi.pretraining import corpus as corpora
 from tagi.pretraining.backbone import DROPPED, TEXT, read_text
 from tagi.pretraining.bits import bits_per_byte, kinds, piece_bytes
-from tagi.pretraining.overlap import Runs
 from tagi.pretraining.stage import PackedT5, build_stage
 from tagi.train.trainer import train
 from training_runs import furthest, in_two_processes, losses
@@ -106,24 +105,11 @@ def settings(output: Path, c4: Path, *, corpus: dict[str, Any] | None = None, **
 
 
 def test_runs_of_words_are_found_whatever_stands_between_them() -> None:
-    runs = Runs(["The cat, it SAT\non the mat today."], 5)
+    runs = set(corpora.word_runs("The cat, it SAT\non the mat today.", 5))
     assert len(runs) == 4
-    assert runs.shared("And so the cat it sat... ON a wall") == "the cat it sat on"
-    assert runs.shared("the cat it lay on the mat") is None
-    assert runs.shared("cat it sat on") is None
-
-
-def test_runs_equal_an_exact_search() -> None:
-    rng = Random(1)
-    tested, candidates = ([sentence(rng, rng.randrange(3, 12)) for _ in range(300)] for _ in range(2))
-    for length in (1, 2, 3):
-        runs = Runs(tested, length)
-        listed = [[tuple(text.strip(".").split()[i : i + length]) for i in range(len(text.split()) - length + 1)]
-                  for text in (*tested, *candidates)]  # fmt: skip
-        forbidden = {run for each in listed[:300] for run in each}
-        expected = [next((" ".join(run) for run in each if run in forbidden), None) for each in listed[300:]]
-        assert [runs.shared(text) for text in candidates] == expected
-        assert length > 2 or any(expected)
+    assert runs & {*corpora.word_runs("And so the cat it sat... ON a wall", 5)} == {("the", "cat", "it", "sat", "on")}
+    assert not runs & {*corpora.word_runs("the cat it lay on the mat", 5)}
+    assert not list(corpora.word_runs("cat it sat on", 5))
 
 
 def test_a_corpus_holds_each_text_once_and_none_that_shares_words_with_a_test_row(
@@ -158,9 +144,10 @@ def test_real_text_that_shares_words_with_real_test_rows_is_dropped(shared_data:
     (some / "splits/default/train_tasks.txt").write_text("\n".join(names), encoding="utf-8")
     config = CorpusConfig(sni=str(some))
     found = corpora.read(config)
-    tested = Runs(corpora.test_texts(config), corpora.OVERLAP)
-    assert found.dropped and all(tested.shared(one.text) is None for one in found.documents)
-    assert {one.shared for one in found.dropped} <= SniTexts(real).runs(corpora.OVERLAP)
+    tested = SniTexts(real).runs(corpora.OVERLAP)
+    kept = (" ".join(run) for one in found.documents for run in corpora.word_runs(one.text))
+    assert found.dropped and tested.isdisjoint(kept)
+    assert {one.shared for one in found.dropped} <= tested
 
 
 class SniTexts:

@@ -12,6 +12,7 @@ from toy_configs import CONFIGS, write_configs
 from blocks import claim
 from cli_runs import Result, Run, mistake
 from tagi import methods
+from tagi.cli.repro import Name
 from tagi.config import RunConfig
 from tagi.config.files import override
 from tagi.config.shapes import SHAPES
@@ -20,7 +21,7 @@ from tagi.repro.beds import Bed, Entry
 from tagi.repro.figures import draw
 from tagi.repro.runs import RUNS, T0, TK_INSTRUCT, fid_icl, named
 from tagi.repro.scales import Scale
-from tagi.repro.tables import score
+from tagi.repro.tables import as_json, score
 from tagi.train import resume, trainer
 from tagi.train.checks import check_stage
 from toy_paper import SHAPE, write_paper
@@ -105,11 +106,12 @@ def test_a_run_that_was_stopped_goes_on(tagi: Run, toy: Path, monkeypatch: pytes
 
 def test_a_figure_is_drawn_twice_without_the_points_that_are_missing(tmp_path: Path) -> None:
     there, missing = Entry((), ("there",)), Entry((), ("missing",))
-    line = experiments.Line("TAGI", (6, 15), ((there,), (missing,)))
+    line = experiments.Line("TAGI", ((6, (there,)), (15, (missing,))))
     panel = experiments.Panel("Def", "groups", "exact_match", (line,))
     tasks = {name: {"n": 3, "exact_match": value} for name, value in (("a", 0.2), ("b", 0.6))}
     scores = {there: {"exact_match": 0.4, "by_task": tasks}}
-    files = draw(experiments.Experiment("Figure", (panel, panel)), scores.get, tmp_path, "figure")
+    drawn = as_json(experiments.Experiment("Figure", (panel, panel)), scores)["parts"]
+    files = draw(drawn, tmp_path, "figure")
     assert [file.name for file in files] == ["figure.svg", "figure.png"]
     assert files[0].read_text().startswith("<?xml") and files[1].read_bytes().startswith(b"\x89PNG")
 
@@ -123,7 +125,7 @@ def test_every_config_of_every_table_builds(scale: Scale, name: str, monkeypatch
     monkeypatch.chdir(CONFIGS.parent)
     written: set[str] = set()
     published = {*TK_INSTRUCT.values(), *(fid_icl(size, family) for size in T0 for family in ("t5lm", "t0"))}
-    for stage in experiments.experiment(name, scale, "data", range(2)).stages():  # pyright: ignore[reportArgumentType]
+    for stage in experiments.experiment(name, scale, "data", range(2)).stages():
         config = stage.run
         assert (config.stage, config.output) == (stage.stage, stage.output)
         check_stage(config, methods.get(config.method))
@@ -225,14 +227,14 @@ def test_a_mean_over_seeds_and_its_interval() -> None:
     tasks = {f"t{n}": {"n": 2, "exact_match": float(n % 2)} for n in range(8)}
     one, other = ({"exact_match": m, "by_task": tasks} for m in (0.4, 0.6))
     entries = Entry((), ("a",)), Entry((), ("b",)), Entry((), ("missing",))
-    found = score(entries, "exact_match", {entries[0]: one, entries[1]: other}.get)
-    assert found is not None and found.seeds == (0.4, 0.6) and found.mean == pytest.approx(0.5)
-    assert found.interval is not None and 0 < found.interval[0] < 0.5 < found.interval[1] < 1
-    assert score((entries[2],), "exact_match", {}.get) is None
+    found = score(entries, "exact_match", {entries[0]: one, entries[1]: other})
+    assert found is not None and found["seeds"] == [0.4, 0.6] and found["score"] == pytest.approx(0.5)
+    assert found["interval"] is not None and 0 < found["interval"][0] < 0.5 < found["interval"][1] < 1
+    assert score((entries[2],), "exact_match", {}) is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", get_args(experiments.Name))
+@pytest.mark.parametrize("name", get_args(Name))
 def test_every_table_at_micro_scale(name: str, tagi: Run, toy: Path) -> None:
     write_configs(toy, steps=5)
     found = made(tagi("repro", name, "--run", "--json"))

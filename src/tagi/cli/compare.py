@@ -28,7 +28,7 @@ def compare(
 ) -> None:
     """Compare two systems example by example: difference, 95 % interval over tasks, verdict."""
     from tagi.cli.scores import percent, with_interval
-    from tagi.eval.report import paired_bootstrap, verdict
+    from tagi.eval.report import bootstrap, verdict
 
     if len(ours) != len(theirs):
         raise InputError(f"--ours names {len(ours)} folders and --theirs {len(theirs)}; they are compared in pairs")
@@ -36,7 +36,8 @@ def compare(
     a = [value for one, _ in pairs for value in getattr(one, metric)]
     b = [value for _, other in pairs for value in getattr(other, metric)]
     tasks = [task for one, _ in pairs for task in one.tasks]
-    difference = paired_bootstrap(a, b, tasks, seed=0) if len(set(tasks)) > 1 else None
+    paired = [own - other for own, other in zip(a, b, strict=True)]
+    difference = bootstrap(paired, tasks, seed=0) if len(set(tasks)) > 1 else None
     if difference is None:
         note("both hold a single task: an interval over tasks needs two at least, so that there is none")
     result: dict[str, Any] = {

@@ -29,11 +29,11 @@ def read_instruction(definition: str, demonstrations: Sequence[str] | None) -> I
 
 def read_inputs(path: Path) -> list[str]:
     """The inputs of such a file alone, see `read_file`."""
-    return [line.input for line in read_file(path)]
+    return [line.input for _, line in read_file(path)]
 
 
-def read_file(path: Path) -> list[Line]:
-    """The lines of a file, see `tagi.data.inputs.read_inputs`; the path `-` is standard input.
+def read_file(path: Path) -> list[tuple[int, Line]]:
+    """The numbered lines of a file, see `tagi.data.inputs.read_inputs`; the path `-` is standard input.
 
     Raises:
         DataError: the file cannot be read, or one of its lines; names file, line and field.

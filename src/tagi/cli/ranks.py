@@ -14,8 +14,8 @@ from tagi.config import P3Instruction, RankNorm
 from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
-from tagi.eval.rank import Ranking, accuracy, chance, majority, rank
-from tagi.eval.report import write_predictions
+from tagi.eval.rank import accuracy, chance, majority, rank
+from tagi.eval.report import Prediction, write_predictions
 from tagi.files import write_text
 
 if TYPE_CHECKING:
@@ -64,26 +64,26 @@ def score(
     """Rank, print and write."""
     began = time.perf_counter()
     with bar("ranking") as report:
-        ranking = rank(tagi, tasks, instruction=instruction, norm=norm, progress=report)
+        predictions = rank(tagi, tasks, instruction=instruction, norm=norm, progress=report)
     seconds = time.perf_counter() - began
-    scores = collect(ranking, tasks)
+    scores = collect(predictions, tasks)
     scores["control"] = {"instruction": instruction}
     scores["command"] = {**asked, "solve_seconds": seconds, **made_by(tagi)}
     title = f"p3, {len(scores['by_task'])} held-out tasks, {tagi.config.method} (instruction {instruction})"
     if output is not None:
-        _write(output, ranking, scores, title)
+        _write(output, predictions, scores, title)
     print_json(scores) if as_json else stdout().print(as_table(title, HEADER, _shown(scores)))
 
 
-def collect(ranking: Ranking, tasks: Sequence[Task]) -> dict[str, Any]:
+def collect(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[str, Any]:
     """Every figure of a rank classification, as fractions; the interval is 95 % bootstrap over held-out tasks."""
-    found = accuracy(ranking)
+    found = accuracy(predictions)
     interval = found.interval
     return {
         "accuracy": found.mtest11,
         "mtest11": found.mtest11,
         "hypert5": found.hypert5,
-        "n": len(ranking.predictions),
+        "n": len(predictions),
         "interval": {"accuracy": [interval.low, interval.high] if interval is not None else None},
         "by_task": found.by_task,
         "by_prompt": found.by_prompt,
@@ -103,8 +103,8 @@ def _shown(scores: Mapping[str, Any]) -> Shown:
     return [(None, tasks), ("bold", means), ("dim", reference)]
 
 
-def _write(folder: Path, ranking: Ranking, scores: Mapping[str, Any], title: str) -> None:
-    write_predictions(folder / "predictions.jsonl", ranking.predictions)
+def _write(folder: Path, predictions: Sequence[Prediction], scores: Mapping[str, Any], title: str) -> None:
+    write_predictions(folder / "predictions.jsonl", predictions)
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
     write_text(folder / "scores.md", as_document(title, HEADER, _shown(scores), said))

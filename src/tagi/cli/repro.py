@@ -64,14 +64,14 @@ def repro(
     with waiting("timing steps"):
         estimates = hours(missing, stages)
     commands = [_command(stage) + _said(stage, time) for stage, time in zip(missing, estimates, strict=True)]
-    place, values = output / f"{name}-{scale}", {"name": name, "scale": scale, **tables.as_json(made, scores.get)}
+    place, values = output / f"{name}-{scale}", {"name": name, "scale": scale, **tables.as_json(made, scores)}
     values["missing"] = [
         {"output": stage.output, "command": _command(stage), "steps": stage.run.training.steps, "hours": time}
         for stage, time in zip(missing, estimates, strict=True)
     ]
-    text = tables.markdown(made, scores.get, scale, commands)
+    text = tables.markdown(values, commands)
     if name.startswith("figure"):
-        drawn = figures.draw(made, scores.get, output, place.name)
+        drawn = figures.draw(values["parts"], output, place.name)
         text += f"\n![{made.title}]({drawn[0].name})\n"
     _show(place, text, values, as_json)
 

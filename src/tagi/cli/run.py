@@ -165,8 +165,8 @@ def _asked(
         raise InputError("give an instruction, or --adapter DIR in its place")
     told = read_instruction(definition, demonstrations) if definition is not None else None
     asked = [Asked(text, told) for text in texts]
-    for line in read_file(file) if file is not None else ():
-        where = f"{file}: line {line.number}: instruction"
+    for number, line in read_file(file) if file is not None else ():
+        where = f"{file}: line {number}: instruction"
         if line.instruction is not None and adapter is not None:
             raise InputError(f"{where}: --adapter has read another; leave out one of the two")
         if line.instruction is None and told is None and adapter is None:

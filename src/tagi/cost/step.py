@@ -136,14 +136,13 @@ def built(work: Work, shape: Shape, device: torch.device) -> tuple[list[nn.Modul
             return TagiModel(build(shape), method, work.hypernetwork, work.fusion).to(work.dtype).requires_grad_(False)
 
     student = model(work.method).train()
+    models: list[nn.Module] = [student] if work.taught is None else [student, model(TEACHER).eval()]
     if work.bank is not None:
-        bank = bank_model(student, work.bank, work.lengths.tasks).to(work.dtype)
-        return [bank], lambda: _bank_loss(bank, work, device)
-    for part in work.trainable:
-        for module in student.part(part):
+        models = [bank_model(student, work.bank, work.lengths.tasks).to(work.dtype)]
+    else:
+        for module in (module for part in work.trainable for module in student.part(part)):
             module.requires_grad_(True)
-    teachers = [] if work.taught is None else [model(TEACHER).eval()]
-    return [student, *teachers], lambda: _loss(student, teachers, work, device)
+    return models, lambda: _loss(models, work, device)
 
 
 def bank_model(base: TagiModel, bank: BankConfig, groups: int) -> BankModel:
@@ -155,39 +154,29 @@ def bank_model(base: TagiModel, bank: BankConfig, groups: int) -> BankModel:
         return BankModel(base, LoraBank(a0, {site: out for site, (_, out) in shapes.items()}, groups, bank.scale))
 
 
-def _loss(student: TagiModel, teachers: Sequence[TagiModel], work: Work, device: torch.device) -> Tensor:
-    """L_pred, and L_kl of Eq. 5 where there is a teacher."""
-    sizes, rows = work.lengths, Rows(work.lengths.tasks, work.lengths.rows)
-    told = (sizes.tasks, sizes.instruction)
-    if work.method.apart:
-        told = (sizes.tasks, sizes.pieces, sizes.instruction // sizes.pieces)
-    targets = _tokens(device, sizes.rows, sizes.target)
-    instruction, inputs = _text(device, *told), _text(device, sizes.rows, sizes.input)
-    logits = student(*instruction, *inputs, targets, rows, checkpointing=work.checkpointing).logits
+def _loss(models: Sequence[nn.Module], work: Work, device: torch.device) -> Tensor:
+    """L_pred, and L_kl of Eq. 5 where there is a teacher behind the student."""
+
+    def text(*shape: int) -> tuple[Tensor, Tensor]:
+        ids = torch.ones(shape, dtype=torch.long, device=device)
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+
+    (student, *teachers), sizes, rows = models, work.lengths, Rows(work.lengths.tasks, work.lengths.rows)
+    targets = text(sizes.rows, sizes.target)[0]
+    told: tuple[Tensor, ...] = ()
+    if work.bank is None and work.method.apart:
+        told = text(sizes.tasks, sizes.pieces, sizes.instruction // sizes.pieces)
+    elif work.bank is None:
+        told = text(sizes.tasks, sizes.instruction)
+    inputs = text(sizes.rows, sizes.input)
+    logits = student(*told, *inputs, targets, rows, checkpointing=work.checkpointing).logits
     total = cross_entropy(logits, targets).total
     for teacher in teachers:
         with torch.no_grad():
-            read = teacher(*_text(device, sizes.tasks, 0), *_text(device, sizes.rows, work.taught or 0), targets, rows)
+            read = teacher(*text(sizes.tasks, 0), *text(sizes.rows, work.taught or 0), targets, rows)
             known = soften(read.logits, 1.0)
         total = total + distillation(logits, known, torch.ones_like(targets, dtype=torch.bool), 1.0).total
     return total
-
-
-def _bank_loss(model: BankModel, work: Work, device: torch.device) -> Tensor:
-    """L_pred of every LoRA's own rows."""
-    sizes, rows = work.lengths, Rows(work.lengths.tasks, work.lengths.rows)
-    inputs, targets = _text(device, sizes.rows, sizes.input), _tokens(device, sizes.rows, sizes.target)
-    return cross_entropy(model(*inputs, targets, rows, work.checkpointing).logits, targets).total
-
-
-def _text(device: torch.device, *shape: int) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask."""
-    ids = _tokens(device, *shape)
-    return ids, torch.ones_like(ids, dtype=torch.bool)
-
-
-def _tokens(device: torch.device, *shape: int) -> Tensor:
-    return torch.ones(shape, dtype=torch.long, device=device)
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

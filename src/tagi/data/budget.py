@@ -24,7 +24,7 @@ class Limits:
     seconds: float = 2.0
 
 
-LIMITED = Limits()
+LIMITS = Limits()
 
 
 class OverLimit(SecurityError):
@@ -34,9 +34,9 @@ class OverLimit(SecurityError):
 class Budget:
     """What is left of one rendering's limits, and its random choices."""
 
-    def __init__(self, limits: Limits, seed: str) -> None:
-        self.limits, self.random = limits, Random(seed)
-        self.steps, self.deadline = 0, time.monotonic() + limits.seconds
+    def __init__(self, seed: str) -> None:
+        self.limits, self.random = LIMITS, Random(seed)
+        self.steps, self.deadline = 0, time.monotonic() + LIMITS.seconds
 
     def step(self) -> None:
         """One more turn of a loop, or one more call."""
@@ -91,9 +91,9 @@ def budget() -> Budget:
 
 
 @contextmanager
-def within(limits: Limits, seed: str) -> Iterator[None]:
+def within(seed: str) -> Iterator[None]:
     """A fresh budget for what is rendered in the block."""
-    token = _BUDGET.set(Budget(limits, seed))
+    token = _BUDGET.set(Budget(seed))
     try:
         yield
     finally:

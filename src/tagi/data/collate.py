@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedTokenizerBase
 
 from tagi.config import PromptConfig
@@ -51,19 +52,11 @@ class Batch:
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
-        if self.shots is not None:
-            moved["shots"] = (self.shots[0].to(device), self.shots[1].to(device))
-        return replace(self, **moved)
+        return replace(self, **tree_map_only(Tensor, lambda x: x.to(device), values))
 
     def as_prompt(self) -> "Batch":
-        """The same rows as a model reads them that takes the instruction with every input.
-
-        Raises:
-            ValueError: the batch was collated without prompts.
-        """
-        if self.prompt_ids is None or self.prompt_mask is None:
-            raise ValueError("this batch was collated without prompts")
+        """The same rows as a model reads them that takes the instruction with every input."""
+        assert self.prompt_ids is not None and self.prompt_mask is not None, "it was collated without prompts"
         ids, mask = self.shots or (self.instruction_ids, self.instruction_mask)
         return replace(
             self, instruction_ids=ids, instruction_mask=mask, input_ids=self.prompt_ids, input_mask=self.prompt_mask
@@ -246,10 +239,8 @@ def pad_pieces(tasks: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids (rows, longest), padded with 0 on the right, and the mask of real tokens."""
-    longest = max((len(s) for s in sequences), default=0)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for i, sequence in enumerate(sequences):
-        ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        mask[i, : len(sequence)] = True
+    lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.long)
+    mask = torch.arange(int(lengths.max()) if len(lengths) else 0) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
     return ids, mask

@@ -7,7 +7,6 @@ against the size that the server states and, for archives, the archive's own che
 
 import hashlib
 import lzma
-import re
 import shutil
 import zipfile
 import zlib
@@ -70,11 +69,7 @@ def fetch(source: Source, folder: Path, report: Report | None = None) -> Path:
 
 
 def verify(folder: Path, path: str) -> None:
-    """Compare a file with the SHA-256 that its first download had.
-
-    Raises:
-        DataError: it has changed since, or has no entry in `SHA256SUMS`.
-    """
+    """Compare a file with its SHA-256 in `SHA256SUMS`; a DataError where it has changed since, or has no entry."""
     known = recorded(folder).get(path)
     if known is None:
         raise DataError(folder / SUMS, path, "has no entry; remove the file to download it again")
@@ -115,17 +110,15 @@ def sha256(path: Path) -> str:
 
 
 def _download(url: str, part: Path, report: Report | None) -> None:
-    """Bring `part` to the whole of what a server has.
-
-    What is there already is kept only where the server says that it goes on exactly behind it.
-    """
+    """Bring `part` to the whole of what a server has; what is there stays where the server goes on just behind it."""
     have = part.stat().st_size if part.exists() else 0
     with _open(url, have) as answer:
-        first, total = _range(answer, have)
-        if answer.status == 416 and total == have:
+        stated = answer.headers.get("Content-Range") or ""
+        if answer.status == 416 and stated == f"bytes */{have}":
             return
-        if answer.status != 416 and first in (0, have):
-            _write(url, answer, part, first, total, report)
+        goes_on = answer.status == 206 and stated.startswith(f"bytes {have}-")
+        if goes_on or answer.status not in (206, 416):
+            _write(url, answer, part, have if goes_on else 0, report)
             return
     part.unlink(missing_ok=True)  # longer than the whole, or the server goes on elsewhere
     if have:
@@ -148,25 +141,10 @@ def _open(url: str, have: int) -> HTTPResponse:
         raise DataError(url, "", f"cannot be downloaded ({_said(error)})") from error
 
 
-def _range(answer: HTTPResponse, have: int) -> tuple[int | None, int]:
-    """The first byte of an answer, and how many the whole has (0 where the server does not say).
-
-    The first byte is None where the server says that it answers with a part, but not which.
-    """
+def _write(url: str, answer: HTTPResponse, part: Path, first: int, report: Report | None) -> None:
     stated = answer.headers.get("Content-Length") or ""
-    length = int(stated) if stated.isdecimal() else 0
-    if answer.status not in (206, 416):
-        return 0, length
-    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", answer.headers.get("Content-Range") or "")
-    if found is None:
-        return (have if answer.status == 206 else None), (have + length if answer.status == 206 and length else 0)
-    first, whole = found.groups()
-    return (None if first is None else int(first)), (0 if whole == "*" else int(whole))
-
-
-def _write(url: str, answer: HTTPResponse, part: Path, first: int, total: int, report: Report | None) -> None:
-    with part.open("r+b" if first else "wb") as file:
-        file.seek(first)
+    total = first + int(stated) if stated.isdecimal() else 0  # 0 where the server does not say
+    with part.open("ab" if first else "wb") as file:
         while block := _read(url, answer, part):
             file.write(block)
             if report is not None:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tagi.data.types import Demonstration, Example, Task
-from tagi.errors import ConfigError
 
 WINDOW = 16
 """Batches that are drawn together, sorted by length and cut, so that a batch holds rows of similar length."""
@@ -53,14 +52,21 @@ def demonstrated(tasks: Sequence[Task], count: int) -> TaskSource:
     """
 
     def task(number: int, visit: int) -> Task:
-        shown = min(count, len(tasks[number].examples) - 1)
-        return with_demonstrations(tasks[number], shown, visit) if shown else tasks[number]
+        whole = tasks[number]
+        shown = min(count, len(whole.examples) - 1)
+        if shown < 1:
+            return whole
+        examples, rng = list(whole.examples), Random(f"{visit} {whole.name}")
+        support = sorted(rng.sample(range(len(examples)), shown))
+        told = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in support)
+        kept = [one for i, one in enumerate(examples) if i not in support]
+        return replace(whole, instruction=replace(whole.instruction, demonstrations=told), examples=kept)
 
     return TaskSource(len(tasks), task)
 
 
 def undemonstrated(source: TaskSource, share: float, seed: int) -> TaskSource:
-    """Tasks that come without their demonstrations on some share of their turns."""
+    """Tasks that come without their demonstrations on some share of their turns, which may be none."""
 
     def task(number: int, visit: int) -> Task:
         task = source.task(number, visit)
@@ -141,8 +147,6 @@ class Mixture:
         batches_per_step: int = 1,
     ) -> None:
         self.shares = source if isinstance(source, WeightedSources) else WeightedSources((source,), (1.0,))
-        if not all(map(len, self.shares.sources)):
-            raise ValueError("a mixture needs at least one task")
         self.tasks, self.rows, self.seed = tasks, rows, seed
         self.length, self.batches_per_step = length, batches_per_step
         self._window = lru_cache(maxsize=2)(self._draw_window)
@@ -168,24 +172,6 @@ class Mixture:
         task = source.task(number, visit)
         rows = draw_rows(task.examples, self.rows, visit, (self.seed, 2, number))
         return TaskGroup(task, draw_references(rows, (self.seed, 4, turn)))
-
-
-def with_demonstrations(task: Task, count: int, seed: int) -> Task:
-    """The task with `count` of its own rows as demonstrations, which are then no longer among its examples.
-
-    Raises:
-        ConfigError: it has no more than `count` rows.
-    """
-    examples = list(task.examples)
-    if count >= len(examples):
-        raise ConfigError(
-            f"prompt.demonstrations: {count} demonstrations are asked for, {task.name} has {len(examples)} rows"
-        )
-    rng = Random(f"{seed} {task.name}")
-    support = set(rng.sample(range(len(examples)), count))
-    shown = tuple(Demonstration(examples[i].input, rng.choice(examples[i].targets)) for i in sorted(support))
-    kept = [one for i, one in enumerate(examples) if i not in support]
-    return replace(task, instruction=replace(task.instruction, demonstrations=shown), examples=kept)
 
 
 def draw_rows(examples: Sequence[Example], rows: int, visit: int, seed: tuple[int, ...]) -> tuple[Example, ...]:

@@ -64,11 +64,7 @@ def render_prompt(
 
 
 def render_input(text: str, *, style: PromptStyle) -> str:
-    """The language model's text for one input.
-
-    Raises:
-        InputError: If the input is blank.
-    """
+    """The language model's text for one input; an InputError where that is blank."""
     stripped = text.strip()
     if not stripped:
         raise InputError("the input is empty")

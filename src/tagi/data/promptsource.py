@@ -8,15 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jinja2 import TemplateError
-from jinja2.environment import Template as Compiled
 
-from tagi.data.budget import LIMITED, Limits
 from tagi.data.sandbox import Mask, compiled, generate
 from tagi.errors import DataError
 from tagi.reading import read_text, yaml_value
@@ -60,11 +56,7 @@ for _tag in ("!Template", "!TemplateMetadata"):
 
 
 def read_templates(path: Path) -> list[Template]:
-    """Every template of a `templates.yaml`, in the file's order.
-
-    Raises:
-        DataError: the file cannot be read, is no YAML, has another tag, lacks a field or names a template twice.
-    """
+    """Every template of a `templates.yaml`, in the file's order; a DataError where it or one of them is damaged."""
     try:
         content = yaml_value(read_text(path), _Loader)
     except yaml.YAMLError as error:
@@ -96,7 +88,7 @@ def file_name(data_set: str, template: str) -> str:
     return re.sub(r"\W+", "_", f"{data_set}_{template}")
 
 
-def render(template: Template, row: Mapping[str, Any], *, seed: str = "", limits: Limits = LIMITED) -> Rendered | None:
+def render(template: Template, row: Mapping[str, Any], *, seed: str = "") -> Rendered | None:
     """One row through a template; None where the template leaves a part empty, which says that it does not apply.
 
     Args:
@@ -109,13 +101,13 @@ def render(template: Template, row: Mapping[str, Any], *, seed: str = "", limits
     protected = _protect(row)
     choices: list[str] = []
     if template.answer_choices is not None:
-        choices = _parts(template, "answer_choices", protected, seed=seed, limits=limits)
+        choices = _parts(template, "answer_choices", protected, seed=seed)
         if not all(choices):
             raise _refused(template, "answer_choices", "a choice is empty")
         if len(set(choices)) < len(choices):
             raise _refused(template, "answer_choices", f"two choices are the same in {choices}")
     labels = {"answer_choices": _Labels(_protect(choices))}
-    parts = _parts(template, "jinja", protected | labels, seed=seed, limits=limits)
+    parts = _parts(template, "jinja", protected | labels, seed=seed)
     if len(parts) < 2 or not parts[0] or not parts[1]:
         return None
     if choices and parts[1] not in choices:
@@ -161,31 +153,21 @@ def _parts(
     *,
     masks: bool = False,
     seed: str = "",
-    limits: Limits = LIMITED,
 ) -> list[str]:
     """The parts of a rendered field.
 
     Whatever a template's program raises is the template's fault, and is said in one sentence.
     """
-    program = _compiled(getattr(template, field) or "", masks=masks)
+    program = compiled(getattr(template, field) or "", masks=masks)
     if isinstance(program, str):
         raise _refused(template, field, program)
     try:
-        text = generate(program, values, seed=seed, limits=limits)
+        text = generate(program, values, seed=seed)
         text.encode()  # a template's own escapes can write half characters
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise _refused(template, field, f"cannot be rendered ({said})") from error
     return [part.replace(_PROTECTED, SEPARATOR).strip() for part in text.split(SEPARATOR)]
-
-
-@cache
-def _compiled(body: str, *, masks: bool) -> Compiled | str:
-    """A body ready to run, or why it is none."""
-    try:
-        return compiled(body, masks=masks)
-    except (TemplateError, SyntaxError, ValueError, OverflowError, RecursionError) as error:
-        return f"is no Jinja ({' '.join(str(error).split())})"
 
 
 def _protect(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """JSON that other people wrote as checked records, or one sentence about what is wrong with it."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from tagi.errors import DataError
 from tagi.reading import json_value
@@ -38,15 +38,14 @@ def written(text: str) -> str:
     return text
 
 
-def parse_json(kind: type[R], text: str, path: Path, within: str = "") -> R:
-    """One JSON object as a record.
+Written = Annotated[str, AfterValidator(written)]
 
-    Args:
-        path: The file that errors name.
-        within: Where in the file the text stands, such as "line 3".
+
+def parse_json(kind: type[R], text: str, path: Path, within: str = "") -> R:
+    """One JSON object as a record; `path`, and a place `within` it such as "line 3", are what errors name.
 
     Raises:
-        DataError: If the text is not JSON or does not fit `kind`; names the first field that does not.
+        DataError: the text is not JSON or does not fit `kind`; names the first field that does not.
     """
     try:
         return kind.model_validate_json(text)

@@ -7,10 +7,10 @@ nothing grows by more than one operation past the limit, and each operation on v
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any, cast
 
-from jinja2 import StrictUndefined, Undefined, nodes
+from jinja2 import ChainableUndefined, StrictUndefined, TemplateError, Undefined, nodes
 from jinja2.environment import Environment, Template
 from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS
@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-from tagi.data.budget import LIMITED, Limits, OverLimit, budget, within
+from tagi.data.budget import OverLimit, budget, within
 
 _FILTERS = (
     *("abs", "capitalize", "count", "first", "last", "length", "list", "lower", "map", "max", "min"),
@@ -46,7 +46,7 @@ _DIGITS = 20
 """Of a rounded number."""
 
 
-class Mask(Undefined):
+class Mask(ChainableUndefined):
     """A field of which nothing but its name is known: every question is answered yes, every part is the field."""
 
     unsafe_callable = alters_data = False
@@ -76,13 +76,8 @@ class Mask(Undefined):
     def __hash__(self) -> int:
         return hash(str(self))
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self
-
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _yes
-    __getitem__ = __call__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = _same
+    __call__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = _same
     __html__ = __str__
 
 
@@ -222,25 +217,20 @@ def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
     return whole.replace(old, new, -1 if count is None else count)
 
 
-def _int(value: Any, default: int | None = None) -> int:
-    """Jinja's `int`, but for what is no number, which is 0 there: an empty label is not the first choice."""
-    try:
-        number = float(value) if isinstance(value, str) and "." in value else value
-        if isinstance(number, float) and not number.is_integer():
-            raise ValueError
-        return int(number)
-    except (TypeError, ValueError, OverflowError):
-        if default is None:
-            raise ValueError(f"{value!r} is no whole number") from None
-        return default
+def _whole(value: Any) -> int:
+    number = float(value) if isinstance(value, str) and "." in value else value
+    if isinstance(number, float) and not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
-def _float(value: Any, default: float | None = None) -> float:
+def _number(kind: Callable[[Any], float], said: str, value: Any, default: float | None = None) -> float:
+    """Jinja's `int` and `float`, but for what is no number and 0 there: an empty label is not the first choice."""
     try:
-        return float(value)
+        return kind(value)
     except (TypeError, ValueError, OverflowError):
         if default is None:
-            raise ValueError(f"{value!r} is no number") from None
+            raise ValueError(f"{value!r} is no {said}") from None
         return default
 
 
@@ -252,7 +242,7 @@ def _round(value: Any, precision: int = 0, method: str = "common") -> float:
 
 def _sum(values: Iterable[Any], start: Any = 0) -> Any:
     """The sum of numbers; lists are added by `+`, where they are measured."""
-    numbers = [_float(one) if isinstance(one, str) else one for one in [start, *values]]
+    numbers = [_number(float, "number", one) if isinstance(one, str) else one for one in [start, *values]]
     if not all(isinstance(one, int | float | Undefined) for one in numbers):
         raise SecurityError("only numbers can be summed")
     return sum(numbers[1:], numbers[0])
@@ -290,8 +280,8 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _OWN: dict[str, Callable[..., Any]] = {
     "choice": _choice,
-    "float": _float,
-    "int": _int,
+    "float": partial(_number, float, "number"),
+    "int": partial(_number, _whole, "whole number"),
     "join": _join,
     "most_frequent": _most_frequent,
     "replace": _replace,
@@ -317,23 +307,17 @@ def environment(*, masks: bool) -> ImmutableSandboxedEnvironment:
     return made
 
 
-def compiled(body: str, *, masks: bool) -> Template:
-    """A template ready to run, its constant parts computed within limits.
+@cache
+def compiled(body: str, *, masks: bool) -> Template | str:
+    """A template ready to run, its constant parts computed within limits; or why it is none."""
+    try:
+        with within(""):
+            return environment(masks=masks).from_string(body)
+    except (TemplateError, SyntaxError, ValueError, OverflowError, RecursionError) as error:
+        return f"is no Jinja ({' '.join(str(error).split())})"
 
-    Raises:
-        TemplateError: it is no Jinja.
-        Exception: whatever else Jinja makes of what it cannot compile.
-    """
-    with within(LIMITED, ""):
-        return environment(masks=masks).from_string(body)
 
-
-def generate(template: Template, values: Mapping[str, Any], *, seed: str, limits: Limits) -> str:
-    """Render within limits.
-
-    Raises:
-        OverLimit: the template runs too long or computes something too large.
-        Exception: whatever else its program raises.
-    """
-    with within(limits, seed):
+def generate(template: Template, values: Mapping[str, Any], *, seed: str) -> str:
+    """Render within limits: an OverLimit past them; whatever else its program raises is raised here."""
+    with within(seed):
         return _join(template.generate(values))

@@ -31,19 +31,12 @@ def word_level(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """One token per word or punctuation mark of a closed vocabulary, lowercased; decodes to single spaces.
 
     Ids follow the order of `vocabulary`, after the special tokens; repeated words count once.
-
-    Raises:
-        ConfigError: If a word would itself be split by spaces or punctuation and so could never be read.
     """
-    words = list(dict.fromkeys(word.lower() for word in vocabulary))
-    splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    for word in words:
-        if len(splitter.pre_tokenize_str(word)) != 1:
-            raise ConfigError(f"vocabulary: {word!r} is not a single word or punctuation mark")
-    ids = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+    words = dict.fromkeys((*SPECIAL_TOKENS, *(word.lower() for word in vocabulary)))
+    ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = splitter
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     return _finish(tokenizer)
 
 
@@ -140,11 +133,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[i
 
 
 def check_text(text: str) -> None:
-    """Refuse what is no text: a lone surrogate, as half an emoji or undecodable bytes leave it.
-
-    Raises:
-        InputError: says which, and where.
-    """
+    """Refuse a lone surrogate, as half an emoji or undecodable bytes leave it: an InputError says which, and where."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -166,11 +155,7 @@ def without_limits(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The standard fast-tokenizer files, into a folder that exists.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """The standard fast-tokenizer files, into a folder that exists; an OSError where one cannot be written."""
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:

@@ -78,10 +78,9 @@ class Task:
 
 
 def named(things: Iterable[T], name: Callable[[T], str], wanted: Sequence[str]) -> list[T]:
-    """Those of some tasks whose names are wanted, in that order and each once; all where none is.
+    """Those whose names are wanted, in that order and each once; all where none is wanted.
 
-    Raises:
-        ConfigError: one that is not there; names the nearest.
+    One that is not there is a ConfigError, which names the nearest.
     """
     every = list(things)
     by_name = {name(thing): thing for thing in every}

@@ -1,9 +1,10 @@
 """Predict and score tasks, with the right instruction and under the controls that show what was used of it."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from random import Random
+from statistics import mode
 from typing import Literal
 
 import torch
@@ -164,31 +165,23 @@ def draw_partners(tasks: Sequence[Task], seed: int) -> list[int]:
 
 def reference_points(tasks: Sequence[Task]) -> dict[str, Evaluation]:
     """What costs no model at all: the input, the first demonstration's output, the task's commonest answer."""
+
+    def scored(answers: Callable[[Task], Iterable[str]]) -> Evaluation:
+        return score(
+            [
+                Prediction(task.name, task.categories, task.instruction, example, text, task.languages)
+                for task in tasks
+                for example, text in zip(task.examples, answers(task), strict=False)  # some repeat without end
+            ]
+        )
+
     return {
-        "copy_input": _constant(tasks, lambda task: [example.input for example in task.examples]),
-        "copy_demonstration": _constant(tasks, _first_demonstration),
-        "majority": _constant(tasks, _majority),
+        "copy_input": scored(lambda task: (one.input for one in task.examples)),
+        "copy_demonstration": scored(
+            lambda task: repeat(next((shown.output for shown in task.instruction.demonstrations), ""))
+        ),
+        "majority": scored(lambda task: repeat(mode(one.targets[0] for one in task.examples))),
     }
-
-
-def _constant(tasks: Sequence[Task], answers: Callable[[Task], list[str]]) -> Evaluation:
-    return score(
-        [
-            Prediction(task.name, task.categories, task.instruction, example, text, task.languages)
-            for task in tasks
-            for example, text in zip(task.examples, answers(task), strict=True)
-        ]
-    )
-
-
-def _first_demonstration(task: Task) -> list[str]:
-    demonstrations = task.instruction.demonstrations
-    return [demonstrations[0].output if demonstrations else ""] * len(task.examples)
-
-
-def _majority(task: Task) -> list[str]:
-    counts = Counter(example.targets[0] for example in task.examples)
-    return [counts.most_common(1)[0][0]] * len(task.examples)
 
 
 def _groups(tasks: Sequence[Task]) -> Iterator[list[int]]:
@@ -220,26 +213,19 @@ def _told(
     return adapter.with_modules_of(tagi.adapt_all(other))
 
 
-def check_partners(tasks: Sequence[Task], needed: bool) -> None:
-    """Refuse a control that takes something from another task where there is none.
-
-    Raises:
-        ConfigError: there is a single task.
-    """
-    if needed and len(tasks) < 2:
-        raise ConfigError("a task cannot be its own mismatched: this control needs at least two tasks")
-
-
-def check_some(tasks: Sequence[Task]) -> None:
-    """Refuse to begin where nothing would be scored.
+def check_tasks(tasks: Sequence[Task], takes_from_another: bool) -> None:
+    """Refuse to begin where nothing would be scored, or where a control takes something from another task.
 
     Raises:
         InputError: there is no task, or one without an example.
+        ConfigError: there is no other task.
     """
     if not tasks:
         raise InputError("nothing is left to score: there is no task")
     if empty := [task.name for task in tasks if not len(task.examples)]:
         raise InputError(f"nothing is left to score of {empty[0]}: it has no example")
+    if takes_from_another and len(tasks) < 2:
+        raise ConfigError("a task cannot be its own mismatched: this control needs at least two tasks")
 
 
 def _check(tagi: Tagi, tasks: Sequence[Task], instruction: InstructionControl, adapter: AdapterControl) -> None:
@@ -247,5 +233,4 @@ def _check(tagi: Tagi, tasks: Sequence[Task], instruction: InstructionControl, a
     modules = method.writes or method.one_lora
     if adapter != "full" and not (modules and (method.fuses_encoder or method.fuses_decoder)):
         raise ConfigError(f"adapter: {adapter} needs a method with generated modules and memory; {method.name} is none")
-    check_some(tasks)
-    check_partners(tasks, instruction == "shuffled" or adapter == "other_lora")
+    check_tasks(tasks, instruction == "shuffled" or adapter == "other_lora")

@@ -3,7 +3,7 @@
 The harness, which the extra `eval` brings, knows the model as `tagi`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -93,21 +93,13 @@ class TagiLM(TemplateLM):
         return self._scored(self._told(requests), prompts, answers, [one.task_name for one in requests])
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Refused: a text by itself has no instruction.
-
-        Raises:
-            InputError: always.
-        """
+        """Refused by an InputError: a text by itself has no instruction."""
         raise InputError(
             f"{requests[0].task_name}: scores plain text, which has no instruction; take the model hf for it"
         )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Of every prompt its answer, without white space around it.
-
-        Raises:
-            InputError: see `loglikelihood`; `generation_kwargs` that the engine does not know.
-        """
+        """Of every prompt its answer, without white space around it; errors as `loglikelihood`, and unknown kwargs."""
         wanted: dict[GenerationConfig, list[int]] = {}
         for number, one in enumerate(requests):
             wanted.setdefault(_generation(one.task_name, one.args[1]), []).append(number)
@@ -118,7 +110,10 @@ class TagiLM(TemplateLM):
                 inputs = self._prompts(some, generation) if self.instruction == "prompt" else self._inputs(some)
                 for adapter, places, owners in self._adapters(self._told(some)):
                     chosen = cast(Prompts, [inputs[place] for place in places])
-                    report = _advance(bar)
+
+                    def report(done: int, _all: int, before: int = bar.n) -> None:
+                        bar.update(before + done - bar.n)
+
                     answers = self.tagi.answer(adapter, chosen, tasks=owners, generation=generation, progress=report)
                     for place, answer in zip(places, answers, strict=True):
                         found[numbers[place]] = answer.text
@@ -138,11 +133,7 @@ class TagiLM(TemplateLM):
             self._partners()
 
     def describe(self, name: str, doc: Any) -> str:
-        """What a task says of itself before a document.
-
-        Raises:
-            InputError: nothing, and an adapter is to be written from it; or no task has that name.
-        """
+        """What a task says of itself before a document; an InputError where an adapter needs what is not said."""
         if name not in self.tasks:
             self.tasks |= load_tasks([name], self.include_path)[1]
         task = self.tasks[name]
@@ -152,11 +143,7 @@ class TagiLM(TemplateLM):
         return found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The harness's turns as the tokenizer's template has them, for the bare model.
-
-        Raises:
-            ConfigError: there is an adapter, whose inputs have the frame that it was trained with.
-        """
+        """The harness's turns as the tokenizer's template has them, for the bare model; see `check_template`."""
         check_template(self.instruction, True)
         return str(
             self.tokenizer.apply_chat_template(
@@ -294,22 +281,8 @@ class TagiLM(TemplateLM):
         return [tuple(self.tok_encode(one.args[0])[-(room or 0) :]) for one in requests]
 
 
-def _advance(bar: Any) -> Callable[[int, int], None]:
-    """What moves a bar on from where it stands now to so many more that are done."""
-    before = bar.n
-
-    def advance(done: int, _all: int) -> None:
-        bar.update(before + done - bar.n)
-
-    return advance
-
-
 def check_template(instruction: Reads, applied: bool) -> None:
-    """Refuse the harness's chat template where there is an adapter.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Refuse (ConfigError) the harness's chat template where there is an adapter."""
     if applied and instruction != "prompt":
         raise ConfigError(
             "apply_chat_template: goes with the instruction prompt only; all others put an input into the frame "

@@ -16,33 +16,28 @@ from tagi.errors import InputError
 from tagi.eval.rouge import exact_match, rouge_l
 
 Splits = dict[str, Dataset]
+INSTANCES = 100
+"""Rows of a test task that are scored, as in the benchmark."""
 
 
 def everyday(name: str, **_: Any) -> Splits:
-    """The rows of one everyday test task, with its first wording.
-
-    Raises:
-        TagiError: see `tagi.data.sources.everyday`.
-    """
+    """The rows of one everyday test task, with its first wording; see `Everyday.test`."""
     source = Everyday(DataConfig(source="everyday", path=str(bundled.everyday()), only=(name,)))
     return _splits((task, row) for task in source.test(0) for row in task.examples)
 
 
-def sni(sni: str | None = None, split: str = "default", instances: int = 100, **_: Any) -> Splits:
+def sni(sni: str | None = None, **_: Any) -> Splits:
     """The first rows of every English test task of Super-NaturalInstructions, of all in turn: a limit takes of each.
 
-    Args:
-        sni: the folder of the data.
-
     Raises:
-        InputError: it is not said.
+        InputError: `sni`, the folder of the data, is not said.
         TagiError: see `SniDataset`.
     """
     if sni is None:
         raise InputError(
             "sni: give the folder of Super-NaturalInstructions by --data (to lm_eval by --metadata sni=DIR)"
         )
-    tasks, _left_out = SniDataset(Path(sni), split).chosen("test", (), instances)
+    tasks, _left_out = SniDataset(Path(sni)).chosen("test", (), INSTANCES)
     turns = zip_longest(*([(task, row) for row in task.examples] for task in tasks))
     return _splits(one for turn in turns for one in turn if one is not None)
 

@@ -1,47 +1,22 @@
 """Rank classification: the most likely of an example's choices is its answer; accuracy by prompt, then task (§4.1)."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from statistics import fmean
+from typing import TypeVar
 
 from tagi.config import RankNorm
 from tagi.data.types import Instruction, Task
 from tagi.errors import InputError
-from tagi.eval.evaluate import InstructionControl, check_partners, check_some, draw_partners, instructions, prompted
+from tagi.eval.evaluate import InstructionControl, check_tasks, draw_partners, instructions, prompted
 from tagi.eval.report import Interval, Prediction, bootstrap
 from tagi.infer.choices import likeliest
 from tagi.infer.engine import Tagi
 
+Key = TypeVar("Key")
 ANLI = ("anli-r1", "anli-r2", "anli-r3")
-MTEST11 = (
-    *ANLI,
-    "hellaswag",
-    "super_glue_cb",
-    "super_glue_copa",
-    "super_glue_rte",
-    "super_glue_wic",
-    "super_glue_wsc.fixed",
-    "winogrande_winogrande_xl",
-    "story_cloze",
-)
-"""The held-out tasks of T0's evaluation, ANLI's three rounds apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """Predictions of a rank classification and whether each is right, one each per example.
-
-    A prediction's first category is its held-out task, its `task` one prompt of it.
-    """
-
-    predictions: list[Prediction]
-
-    @property
-    def right(self) -> list[float]:
-        """1.0 where the choice is the right one."""
-        return [float(one.text == one.example.targets[0]) for one in self.predictions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,49 +39,43 @@ def rank(
     *,
     instruction: InstructionControl = "aligned",
     norm: RankNorm = "mean",
-    partners: Sequence[int] | None = None,
-    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Ranking:
-    """Choose for every example of every task (one prompt of a held-out task each).
+) -> list[Prediction]:
+    """Choose for every example of every task: one prompt of a held-out task, which is the task's first category.
 
     Args:
-        partners: for each task the number of the one whose instruction it gets under `shuffled`.
         progress: called with tasks done and tasks in all.
 
     Raises:
         ConfigError: a control that this number of tasks does not allow.
         InputError: there is nothing to score, an example has no choices, or the model gives no numbers for them.
     """
-    check_some(tasks)
-    check_partners(tasks, instruction == "shuffled")
-    others = partners if partners is not None else draw_partners(tasks, seed)
+    check_tasks(tasks, instruction == "shuffled")
+    told_each = instructions(tasks, instruction, draw_partners(tasks, seed=0), seed=0)
     tagi = prompted(tagi) if instruction == "prompt" else tagi
     predictions: list[Prediction] = []
-    for number, (task, told) in enumerate(zip(tasks, instructions(tasks, instruction, others, seed), strict=True)):
+    for number, (task, told) in enumerate(zip(tasks, told_each, strict=True)):
         inputs, choices = [one.input for one in task.examples], [one.choices for one in task.examples]
         scores = tagi.score_choices(told, inputs, choices, norm=norm)
         if any(isnan(value) for each in scores for value in each):
             raise InputError(f"{task.name}: the model's likelihoods are not a number; are its weights damaged?")
         best = [likeliest(own, each) for own, each in zip(choices, scores, strict=True)]
-        predictions += _predictions(task, told, best)
+        predictions += [
+            Prediction(task.name, task.categories, told or Instruction(""), example, text)
+            for example, text in zip(task.examples, best, strict=True)
+        ]
         if progress is not None:
             progress(number + 1, len(tasks))
-    return Ranking(predictions)
+    return predictions
 
 
-def accuracy(ranking: Ranking, *, seed: int = 0) -> Accuracy:
+def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
     """Accuracy by prompt, by task as the mean of its prompts, and over tasks."""
-    prompts: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for one, right in zip(ranking.predictions, ranking.right, strict=True):
-        prompts[one.categories[0], one.task].append(right)
-    by_task: defaultdict[str, list[float]] = defaultdict(list)
-    for (task, _), values in prompts.items():
-        by_task[task].append(fmean(values))
-    means = {task: fmean(values) for task, values in by_task.items()}
-    interval = bootstrap(list(means.values()), list(means), seed=seed) if len(means) > 1 else None
-    each = {prompt: fmean(values) for (_, prompt), values in prompts.items()}
-    return Accuracy(each, means, fmean(means.values()), hypert5_average(means), interval)
+    prompts = _means(((one.categories[0], one.task), one.text == one.example.targets[0]) for one in predictions)
+    tasks = _means((task, value) for (task, _), value in prompts.items())
+    interval = bootstrap(list(tasks.values()), list(tasks), seed=0) if len(tasks) > 1 else None
+    each = {prompt: value for (_, prompt), value in prompts.items()}
+    return Accuracy(each, tasks, fmean(tasks.values()), hypert5_average(tasks), interval)
 
 
 def hypert5_average(by_task: Mapping[str, float]) -> float | None:
@@ -119,27 +88,20 @@ def hypert5_average(by_task: Mapping[str, float]) -> float | None:
 
 def chance(tasks: Sequence[Task]) -> float:
     """Expected accuracy of a uniform choice, averaged as `accuracy` averages."""
-    return _averaged(tasks, lambda task: fmean(1 / len(one.choices) for one in task.examples))
+    each = ((task.categories[0], fmean(1 / len(one.choices) for one in task.examples)) for task in tasks)
+    return fmean(_means(each).values())
 
 
 def majority(tasks: Sequence[Task]) -> float:
     """Accuracy of always choosing the place where the right choice stands most often, in each prompt by itself."""
-    return _averaged(tasks, _majority)
+    places = [(task, Counter(one.choices.index(one.targets[0]) for one in task.examples)) for task in tasks]
+    each = ((task.categories[0], max(counts.values()) / len(task.examples)) for task, counts in places)
+    return fmean(_means(each).values())
 
 
-def _majority(task: Task) -> float:
-    places = Counter(one.choices.index(one.targets[0]) for one in task.examples)
-    return places.most_common(1)[0][1] / len(task.examples)
-
-
-def _averaged(tasks: Sequence[Task], value: Callable[[Task], float]) -> float:
-    by_task: defaultdict[str, list[float]] = defaultdict(list)
-    for task in tasks:
-        by_task[task.categories[0]].append(value(task))
-    return fmean(fmean(values) for values in by_task.values())
-
-
-def _predictions(task: Task, told: Instruction | None, texts: Sequence[str]) -> list[Prediction]:
-    shown = told or Instruction("")
-    pairs = zip(task.examples, texts, strict=True)
-    return [Prediction(task.name, task.categories, shown, example, text) for example, text in pairs]
+def _means(pairs: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    """The mean of the values of every key."""
+    groups: defaultdict[Key, list[float]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return {key: fmean(values) for key, values in groups.items()}

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tagi.data.languages import UNSTATED, Languages, WithLanguages
 from tagi.data.records import Record, parse_json
+from tagi.data.sources.sni_files import Positive
 from tagi.data.types import Demonstration, Example, Instruction
 from tagi.files import write_text
 from tagi.reading import read_lines
@@ -30,20 +31,12 @@ class Prediction:
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write one JSON object a line, in Tk-Instruct's format; the file appears whole or not at all.
-
-    Raises:
-        DiskError: the file cannot be written.
-    """
+    """Write one JSON object a line, in Tk-Instruct's format; the file appears whole or not at all (DiskError)."""
     write_text(Path(path), "".join(f"{json.dumps(_to_json(prediction))}\n" for prediction in predictions))
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Read a file that `write_predictions` or Tk-Instruct wrote; fields that we do not use are skipped.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON object or lacks a field; names both.
-    """
+    """What `write_predictions` or Tk-Instruct wrote; a DataError names the line and the field that cannot be used."""
     read = (parse_json(_Line, line, Path(path), f"line {number}") for number, line in read_lines(Path(path)))
     return [
         Prediction(
@@ -60,11 +53,6 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     ]
 
 
-class _Positive(Record):
-    input: str
-    output: str
-
-
 class _Instance(Record):
     id: str
     input: str
@@ -77,7 +65,7 @@ class _Line(WithLanguages):
     task: str = Field(alias="Task")
     categories: tuple[str, ...] = Field(alias="Categories")
     definition: Annotated[list[str], Field(alias="Definition", min_length=1)]
-    demonstrations: list[_Positive] = Field(alias="Positive Examples")
+    demonstrations: list[Positive] = Field(alias="Positive Examples")
     instance: _Instance = Field(alias="Instance")
     prediction: str = Field(alias="Prediction")
 
@@ -111,15 +99,12 @@ class Interval:
 def bootstrap(values: ArrayLike, clusters: Sequence[str], *, samples: int = 10_000, seed: int) -> Interval:
     """Interval for the mean of `values` over examples, resampling whole clusters with replacement.
 
-    Examples of one task resemble each other, so the task is what was sampled; a resample's mean is the sum of
-    its values over the count of its examples, whatever the sizes of the clusters it drew.
+    Examples of one task resemble each other, so the task is what was sampled; a resample's mean is over its examples,
+    whatever the sizes of the clusters it drew.
 
     Args:
-        values: (n,) one score for each example. Runs with several seeds are concatenated.
-        clusters: (n,) the cluster of each example, which is its task; the same task under another seed is the
-            same cluster.
-        samples: how many resamples to draw.
-        seed: the same seed gives the same interval.
+        values: (n,) one score for each example, or the difference of two systems on it; several seeds are concatenated.
+        clusters: (n,) the task of each example, the same under every seed.
 
     Raises:
         ValueError: the lengths differ, or there are fewer than two clusters.
@@ -135,20 +120,6 @@ def bootstrap(values: ArrayLike, clusters: Sequence[str], *, samples: int = 10_0
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
-
-
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, clusters: Sequence[str], *, samples: int = 10_000, seed: int
-) -> Interval:
-    """Interval for mean(a) - mean(b), two systems on the same examples; see `bootstrap` for the rest.
-
-    Raises:
-        ValueError: the lengths differ, or there are fewer than two clusters.
-    """
-    scores_a, scores_b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if scores_a.shape != scores_b.shape:
-        raise ValueError(f"paired systems need the same examples: {scores_a.shape} against {scores_b.shape}")
-    return bootstrap(scores_a - scores_b, clusters, samples=samples, seed=seed)
 
 
 def verdict(difference: Interval) -> Literal["better", "worse", "unresolved"]:

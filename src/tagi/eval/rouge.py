@@ -22,7 +22,7 @@ _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def rouge_l(prediction: str, references: Sequence[str], *, pieces: bool = False) -> float:
     """Best ROUGE-L F-measure of `prediction` against the `references` (one or more): of stemmed English words, or of
     `pieces`, as written."""
-    scorer = _pieces_scorer() if pieces else _scorer()
+    scorer = _scorer(pieces)
     return max(scorer.score(reference, prediction)["rougeL"].fmeasure for reference in references)
 
 
@@ -36,11 +36,6 @@ def normalize_answer(text: str) -> str:
     return " ".join(text.lower().translate(_DELETE_PUNCTUATION).split())
 
 
-@cache
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
-
-
 class Pieces(RougeTokenizer):
     """A byte-level BPE's pieces of a text, without the space that begins one, as in Tk-Instruct's scorer."""
 
@@ -52,6 +47,8 @@ class Pieces(RougeTokenizer):
 
 
 @cache
-def _pieces_scorer() -> RougeScorer:
+def _scorer(pieces: bool) -> RougeScorer:
+    if not pieces:
+        return RougeScorer(["rougeL"], use_stemmer=True)
     tokenizer = Tokenizer.from_file(str(bundled.default_checkpoint() / "tokenizer.json"))
     return RougeScorer(["rougeL"], tokenizer=Pieces(tokenizer))

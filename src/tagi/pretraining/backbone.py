@@ -75,20 +75,12 @@ def read_text(config: RunConfig) -> Text:
 
 
 def read_about(folder: Path) -> About:
-    """What text a run's `text/`, or a checkpoint, stands on.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
+    """What text a run's `text/`, or a checkpoint, stands on; a CheckpointError where that is missing or damaged."""
     return read_json(About, folder / ABOUT, "text or checkpoint of stage backbone")
 
 
 def text_batches(config: RunConfig, text: Text, processes: int = 1) -> Callable[[int], PackedBatch]:
-    """Batch number i: span corruption at first, prefix LM in the last `adapt` of the steps.
-
-    Args:
-        processes: how many share the batches of a step.
-    """
+    """Batch number i of all `processes`: span corruption at first, prefix LM in the last `adapt` of the steps."""
     training = config.training
     rows = training.tasks_per_batch * training.rows_per_task
     spans = PackedText(text.store, span_corruption(_corpus(config), text.tokenizer), training.seed)
@@ -108,11 +100,7 @@ def write_about(about: About, folder: Path) -> None:
 
 
 def check_tokenizer(text: Text, checkpoint: Path) -> None:
-    """Refuse to go on from a checkpoint with another tokenizer or corpus than it was trained with.
-
-    Raises:
-        CheckpointError: they differ, or the checkpoint does not say.
-    """
+    """Refuse (CheckpointError) a checkpoint with another tokenizer or corpus than this, or that does not say."""
     found = read_about(checkpoint)
     if (found.tokenizer, found.files, found.tokens) != (text.about.tokenizer, text.about.files, text.about.tokens):
         raise CheckpointError(f"{checkpoint / ABOUT}: tells of another tokenizer or corpus; go on with its own {TEXT}/")

@@ -1,7 +1,7 @@
 """How well a language model predicts text: bits per byte, which compares models across tokenizers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -15,7 +15,7 @@ from tagi.data.tokenizers import sentinels
 from tagi.errors import ConfigError, InputError
 from tagi.infer.engine import Tagi
 from tagi.losses import IGNORE, cross_entropy
-from tagi.pretraining.packing import PackedBatch, PackedText, prefix_lm, span_corruption
+from tagi.pretraining.packing import PackedText, prefix_lm, span_corruption
 from tagi.pretraining.stage import PackedT5
 
 Kind = Literal["spans", "prefix"]
@@ -28,6 +28,7 @@ def kinds(tagi: Tagi) -> tuple[Kind, ...]:
     return ("spans", "prefix") if sentinels(tagi.tokenizer) else ("prefix",)
 
 
+@torch.inference_mode()
 def bits_per_byte(tagi: Tagi, texts: Sequence[str], config: CorpusConfig, kind: Kind) -> float:
     """Bits that a model needs for each byte of what it has to say of some texts.
 
@@ -45,9 +46,17 @@ def bits_per_byte(tagi: Tagi, texts: Sequence[str], config: CorpusConfig, kind: 
     if not len(store):
         raise InputError(f"nothing is left to score: none of {len(texts)} documents has {SEGMENTS} tokens")
     text = PackedText(store, (span_corruption if kind == "spans" else prefix_lm)(config, tagi.tokenizer), seed=0)
-    rows = text.epoch_rows(0)
-    batches = (text.batch(first, min(_ROWS, rows - first)) for first in range(0, rows, _ROWS))
-    return _bits(tagi, batches, piece_bytes(tagi.tokenizer))
+    rows, sizes, reader = text.epoch_rows(0), piece_bytes(tagi.tokenizer), PackedT5(cast(T5, tagi.model.backbone))
+    nats, spelt = 0.0, 0
+    for first in range(0, rows, _ROWS):
+        batch = text.batch(first, min(_ROWS, rows - first))
+        here = batch.to(tagi.device)
+        logits = reader(here.input_ids, here.input_owner, here.target_ids, here.target_owner)
+        nats += float(cross_entropy(logits, here.labels).total)
+        spelt += int(sizes[batch.labels[batch.labels != IGNORE]].sum())
+    if not spelt or not math.isfinite(nats):
+        raise InputError("the model's likelihoods are not a number" if spelt else "no target token spells any text")
+    return nats / math.log(2) / spelt
 
 
 def piece_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -59,16 +68,3 @@ def piece_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     sizes[[cast(int, number) for number in silent]] = 0
     sizes[cast(int, tokenizer.unk_token_id)] = 1
     return sizes
-
-
-@torch.inference_mode()
-def _bits(tagi: Tagi, batches: Iterable[PackedBatch], sizes: Tensor) -> float:
-    nats, spelt, reader = 0.0, 0, PackedT5(cast(T5, tagi.model.backbone))
-    for batch in batches:
-        on_device = batch.to(tagi.device)
-        logits = reader(on_device.input_ids, on_device.input_owner, on_device.target_ids, on_device.target_owner)
-        nats += float(cross_entropy(logits, on_device.labels).total)
-        spelt += int(sizes[batch.labels[batch.labels != IGNORE]].sum())
-    if not spelt or not math.isfinite(nats):
-        raise InputError("the model's likelihoods are not a number" if spelt else "no target token spells any text")
-    return nats / math.log(2) / spelt

@@ -2,8 +2,9 @@
 without those that share words with a test row."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +15,10 @@ from tagi.data.sources.c4 import documents, list_files
 from tagi.data.sources.p3_files import P3Dataset
 from tagi.data.sources.sni_files import SniDataset
 from tagi.errors import DataError
-from tagi.pretraining.overlap import Runs
 
 OVERLAP = 13
-"""A document that shares so many words in a row with a test row is dropped (Brown et al., 2020)."""
+"""A document that shares so many words in a row with a test row is dropped (Brown et al., 2020, appendix C)."""
+_WORD = re.compile(r"\w+")
 
 
 class Document(NamedTuple):
@@ -61,12 +62,8 @@ class Corpus:
 
 
 def read(config: CorpusConfig) -> Corpus:
-    """Everything that a corpus config names.
-
-    Raises:
-        DataError: a folder or file cannot be used, or no text is left.
-    """
-    tested = Runs(test_texts(config), OVERLAP)
+    """Everything that a corpus config names; a DataError where a folder or file cannot be used, or no text is left."""
+    tested = {run for text in test_texts(config) for run in word_runs(text)}
     seen: set[bytes] = set()
     kept: list[Document] = []
     dropped: list[Dropped] = []
@@ -77,14 +74,20 @@ def read(config: CorpusConfig) -> Corpus:
             repeated[one.source] += 1
             continue
         seen.add(digest)
-        shared = tested.shared(one.text)
+        shared = next((run for run in word_runs(one.text) if run in tested), None)
         if shared is None:
             kept.append(one)
         else:
-            dropped.append(Dropped(one.source, one.name, shared))
+            dropped.append(Dropped(one.source, one.name, " ".join(shared)))
     if not kept:
         raise DataError(Path(config.c4 or config.sni or config.p3 or "."), "", "holds no text to train on")
     return Corpus(kept, dropped, dict(repeated))
+
+
+def word_runs(text: str, length: int = OVERLAP) -> Iterable[tuple[str, ...]]:
+    """Every run of so many words of a text; case and everything between words are ignored."""
+    words = _WORD.findall(text.lower())
+    return zip(*(words[start:] for start in range(length)), strict=False)
 
 
 def files_hash(config: CorpusConfig) -> str:
@@ -108,11 +111,7 @@ def test_texts(config: CorpusConfig) -> Iterator[str]:
 
 
 def held_out(config: CorpusConfig) -> list[str]:
-    """The first documents of C4's validation part, which nothing is trained on; none where there is no C4.
-
-    Raises:
-        DataError: there is no such file, or it cannot be read.
-    """
+    """The first documents of C4's validation part, never trained on; none where there is no C4; see `list_files`."""
     if config.c4 is None or not config.valid_documents:
         return []
     files = list_files(Path(config.c4), "validation")
@@ -126,7 +125,7 @@ def _documents(config: CorpusConfig) -> Iterator[Document]:
                 yield Document("c4", f"{number} of {path.name}", text)
     if config.sni is not None:
         sni = SniDataset(Path(config.sni))
-        rows = ((name, row) for name in sni.tasks(sni.names("train")) for row in sni.load(name).examples)
+        rows = ((name, row) for name in sni.by_language(sni.names("train"))[0] for row in sni.load(name).examples)
         yield from (Document("sni", f"{name} {row.id}", row.input) for name, row in rows)
     if config.p3 is not None:
         p3 = P3Dataset(Path(config.p3))

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,28 +59,6 @@ class Pieces(NamedTuple):
     """Whether a piece is the end of its document."""
 
 
-class Objective(Protocol):
-    """How a piece of text becomes a task for an encoder-decoder. Its randomness is `draw`, a number of 62 bits."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest piece that fits into an empty row."""
-        ...
-
-    @property
-    def room(self) -> tuple[int, int]:
-        """Input and target tokens of a row."""
-        ...
-
-    def sizes(self, lengths: Ids, ends: NDArray[np.bool_], draws: Ids) -> tuple[Ids, Ids]:
-        """Input and target tokens of pieces of so many tokens."""
-        ...
-
-    def pair(self, piece: Tokens, ends: bool, draw: int) -> Pair:
-        """Input and target of a piece; `ends` where it is the end of its document."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class SpanCorruption:
     """Spans are hidden behind sentinels, and the target names them in turn (Raffel et al., 2020, §3.1.4).
@@ -98,20 +76,24 @@ class SpanCorruption:
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest piece that fits into an empty row."""
         lengths = np.arange(2, self.length + self.target_length + 1)
         inputs, targets = self.sizes(lengths)
         return int(lengths[(inputs <= self.length) & (targets <= self.target_length)].max())
 
     @property
     def room(self) -> tuple[int, int]:
+        """Input and target tokens of a row."""
         return self.length, self.target_length
 
     def sizes(self, lengths: Ids, ends: NDArray[np.bool_] | None = None, draws: Ids | None = None) -> tuple[Ids, Ids]:
+        """Input and target tokens of pieces of so many tokens."""
         del ends, draws
         hidden, spans = self.hidden(lengths)
         return lengths - hidden + spans + 1, hidden + spans + 1
 
     def pair(self, piece: Tokens, ends: bool, draw: int) -> Pair:
+        """Input and target of a piece; `ends` where it is the end of its document, `draw` is 62 random bits."""
         del ends
         rng = np.random.default_rng(draw)
         hidden, spans = (int(x[0]) for x in self.hidden(np.array([len(piece)])))
@@ -158,12 +140,12 @@ class PrefixLM:
         return Pair(np.concatenate((ids[:cut], end)), np.concatenate((ids[cut:], end)) if ends else ids[cut:])
 
 
-def span_corruption(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
-    """T5's objective with a tokenizer's sentinels.
+Objective = SpanCorruption | PrefixLM
+"""How a piece of text becomes a task for an encoder-decoder."""
 
-    Raises:
-        ConfigError: the tokenizer has none.
-    """
+
+def span_corruption(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
+    """T5's objective with a tokenizer's sentinels; a ConfigError where it has none."""
     marks = sentinels(tokenizer)
     if not marks:
         raise ConfigError("tokenizer: has no sentinels (<extra_id_0>, …), which span corruption needs")
@@ -247,10 +229,8 @@ def filled(order: Ids, inputs: Ids, targets: Ids, room: tuple[int, int]) -> Sequ
 
 def packed(rows: Sequence[Sequence[Pair]], room: tuple[int, int]) -> PackedBatch:
     """Rows of pairs as a batch of fixed shape."""
-    inputs, input_pairs = zip(*(_joined([pair.input for pair in row], room[0]) for row in rows), strict=True)
-    targets, target_pairs = zip(*(_joined([pair.target for pair in row], room[1]) for row in rows), strict=True)
-    input_owner, target_owner = torch.from_numpy(np.stack(input_pairs)), torch.from_numpy(np.stack(target_pairs))
-    input_ids, labels = torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+    input_ids, input_owner = _joined([[pair.input for pair in row] for row in rows], room[0])
+    labels, target_owner = _joined([[pair.target for pair in row] for row in rows], room[1])
     return PackedBatch(
         instruction_ids=torch.zeros(1, 0, dtype=torch.long),
         instruction_mask=torch.zeros(1, 0, dtype=torch.long),
@@ -263,10 +243,11 @@ def packed(rows: Sequence[Sequence[Pair]], room: tuple[int, int]) -> PackedBatch
     )
 
 
-def _joined(parts: Sequence[Ids], length: int) -> tuple[Ids, Ids]:
-    """Parts end to end, padded with 0, and the number from 1 of the part that each token belongs to."""
-    ids, owner = np.zeros(length, np.int64), np.zeros(length, np.int64)
-    whole = np.concatenate(parts)
-    ids[: len(whole)] = whole
-    owner[: len(whole)] = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
+def _joined(rows: Sequence[Sequence[Ids]], length: int) -> tuple[Tensor, Tensor]:
+    """The parts of every row end to end (R, length), padded with 0, and which of them, from 1, a token belongs to."""
+    ids, owner = torch.zeros(2, len(rows), length, dtype=torch.long)
+    for number, parts in enumerate(rows):
+        whole, lengths = np.concatenate(parts), [len(part) for part in parts]
+        ids[number, : len(whole)] = torch.from_numpy(whole)
+        owner[number, : len(whole)] = torch.arange(1, len(parts) + 1).repeat_interleave(torch.tensor(lengths))
     return ids, owner

@@ -78,11 +78,7 @@ class Passages:
 
     @staticmethod
     def read(folder: Path, part: Literal["train", "validation"], limit: int | None = None) -> "Passages":
-        """The passages of the first `limit` documents of one part of a folder in C4's format.
-
-        Raises:
-            DataError: see `list_files` and `documents`; also if there are too few sentences.
-        """
+        """The first `limit` documents of one part of a folder in C4's format; a DataError where they say too little."""
         found = Passages.of(islice(documents(list_files(folder, part)), limit), folder)
         if len(found.sentences) < FEWEST_SENTENCES or not found.nameable:
             held = f"{len(found.sentences)} usable English sentences and {len(found.nameable)} words to name"

@@ -52,11 +52,7 @@ class PackedStage(Stage):
 
 
 def build_stage(config: RunConfig) -> PackedStage:
-    """Everything that a run of stage `backbone` describes, ready for the trainer.
-
-    Raises:
-        TagiError: whatever in the config, the text or the checkpoint does not fit.
-    """
+    """All that a run of stage `backbone` describes, ready for the trainer; a TagiError where something does not fit."""
     check_stage(config, methods.get(config.method))
     text = read_text(config)
     begin = start(config, text.tokenizer)

@@ -217,11 +217,7 @@ class Kinds(list[Kind]):
         also: tuple[str, ...] = (),
         negated: tuple[str, ...] = (),
     ) -> Callable[[Drawn], Drawn]:
-        """Decorates what draws the rows of a kind; the kind has its name, unless another is given.
-
-        Args:
-            also: values that it uses beside those that the clauses name.
-        """
+        """Decorates what draws the rows of a kind; `also` are values that it uses beside those that clauses name."""
         named = dict.fromkeys(field for clause in clauses for _, field, _, _ in Formatter().parse(clause) if field)
 
         def added(row: Drawn) -> Drawn:

@@ -38,11 +38,7 @@ class Stage:
 
     @cached_property
     def run(self) -> RunConfig:
-        """The config that the command gives.
-
-        Raises:
-            ConfigError: the file is not there, or an override does not fit.
-        """
+        """The config that the command gives; a ConfigError where the file is not there, or an override does not fit."""
         overrides = self.arguments[4:]
         if self.config in runs.RUNS:
             return runs.named(self.config, overrides, stage=self.stage)[self.stage]
@@ -119,7 +115,7 @@ class Bed:
 
     def prompted(self, seed: int, *changes: str, method: str = "", what: str = "") -> Entry:
         """A system that reads its instruction in the prompt; by default the one that stands for metatraining."""
-        asked = () if method == "" else (f"method={method}", _trainable(methods.get(method).trainable))
+        asked = _method(method) if method else ()
         return self.entry(self.stage("metatrain", what or "metatrain", seed, *asked, *changes))
 
     def full_ft(self, seed: int) -> Entry | None:
@@ -129,17 +125,16 @@ class Bed:
         target = "data.part=test", f"data.skip={self.held_out}"
         return self.prompted(seed, *target, method="full_ft", what="full-ft")
 
-    def hypernetwork(self, method: str, seed: int, *changes: str, what: str = "") -> Entry:
+    def hypernetwork(self, method: str, seed: int, *changes: str) -> Entry:
         """A system that reads its instruction once and learns from labels alone; pretrained if it is defined so."""
-        known, what = methods.get(method), what or method
-        pretrain, start = None, self.unpretrained
+        known, pretrain, start = methods.get(method), None, self.unpretrained
         if known.pretrained:
             parts = tuple(part for part in known.trainable if part != "backbone")
             off = (f"method={method}", "bank=null", "bank_base=null", _trainable(parts))
-            pretrain = self.stage("pretrain", f"pretrain-{what}", seed, *off)
+            pretrain = self.stage("pretrain", f"pretrain-{method}", seed, *off)
             start = self._from(pretrain)
-        trained = (f"method={method}", _trainable(known.trainable))
-        return self.entry(pretrain, self.stage("finetune", what, seed, *trained, *self.plain, *start, *changes))
+        finetune = self.stage("finetune", method, seed, *_method(method), *self.plain, *start, *changes)
+        return self.entry(pretrain, finetune)
 
     def tagi(
         self,
@@ -150,27 +145,18 @@ class Bed:
         pretrain: bool = True,
         aligned: int | None = None,
     ) -> Entry:
-        """TAGI with all of Eq. 6, or what overrides leave of it.
-
-        Args:
-            aligned: align with a bank of the LoRAs of so many groups alone.
-        """
+        """TAGI with all of Eq. 6, or what overrides leave of it; `aligned` with the LoRAs of so many groups alone."""
         before = None
         if pretrain:
-            own = (f"method={method}",) if method != "tagi" else ()
-            trainable = (_trainable(methods.get(method).trainable),) if own else ()
-            name = f"pretrain-{method}" if own else f"pretrain{self.variant}"
-            before = self.stage("pretrain", name, seed, *own, *trainable)
+            name, own = (f"pretrain{self.variant}", ()) if method == "tagi" else (f"pretrain-{method}", _method(method))
+            before = self.stage("pretrain", name, seed, *own)
         start = self._from(before) if before else self.unpretrained
-        parts = (f"method={method}", _trainable(methods.get(method).trainable))
-        bank, ins = self.bank, self._alignment(self.bank)
         few = None
         if aligned is not None:
             few = self.stage("teachers", f"teachers-{aligned}", 0, *self.groups(aligned))
-            ins = self._alignment(few)
-        kept = () if bank or few else self._kept
-        finetune = self.stage("finetune", what, seed, *parts, *self.kl, *ins, *start, *kept, *changes)
-        return self.entry(self.teacher, bank, few, before, finetune)
+        ins, kept = self._alignment(few or self.bank), () if self.bank or few else self._kept
+        finetune = self.stage("finetune", what, seed, *_method(method), *self.kl, *ins, *start, *kept, *changes)
+        return self.entry(self.teacher, self.bank, few, before, finetune)
 
     def unaligned(self, seed: int) -> Entry:
         """TAGI without L_ins, its checkpoints kept, whose scores Figure 4 shows by step."""
@@ -207,6 +193,11 @@ class Bed:
             return ()
         base = () if self.bank_base is None else (f"bank_base={self.bank_base}",)
         return f"bank={bank.output}/final", *base, f"objective.lambda_ins={self.lambda_ins}"
+
+
+def _method(name: str) -> tuple[str, str]:
+    """Makes a run train what a method trains."""
+    return f"method={name}", _trainable(methods.get(name).trainable)
 
 
 def _trainable(parts: tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import chain
 
 from tagi.data.synthetic.micro_ops import FAMILIES
 from tagi.errors import ConfigError
@@ -10,19 +10,11 @@ from tagi.repro import paper
 from tagi.repro.beds import STEPS_SHOWN, Bed, Entry, Stage
 from tagi.repro.scales import BEDS, Beds, Scale
 
-Name = Literal["table1", "table2", "table3", "table4", "table7", "table8", "table9", "figure3", "figure4"]
 Seeds = Sequence[int]
 Cell = tuple[Entry, ...]
 """The runs of one score, one a seed; none where we have no such run."""
 Make = Callable[[Bed, int], Entry | None]
 HEADLINE = {"micro": "exact_match", "sni": "rouge_l", "p3": "mtest11"}
-P3_TASKS = {
-    "ANLI": "anli", "(R1)": "anli-r1", "(R2)": "anli-r2", "(R3)": "anli-r3", "HSwag": "hellaswag",
-    "CB": "super_glue_cb", "COPA": "super_glue_copa", "RTE": "super_glue_rte", "WiC": "super_glue_wic",
-    "WSC": "super_glue_wsc.fixed", "WGD": "winogrande_winogrande_xl", "SCloze": "story_cloze",
-    "MTest11 avg.": "mtest11", "HyperT5 avg.": "hypert5",
-}  # fmt: skip
-"""Table 9's columns, by what `tagi eval p3` calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +43,8 @@ class Line:
     """A line of a figure."""
 
     label: str
-    x: tuple[int, ...]
-    points: tuple[Cell, ...]
+    points: tuple[tuple[int, Cell], ...]
+    """Where each stands, and its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +68,14 @@ class Experiment:
     def entries(self) -> Iterator[Entry]:
         """Every run that it shows."""
         for part in self.parts:
-            each = [r.ours for r in part.rows] if isinstance(part, Block) else [line.points for line in part.lines]
-            for cells in each:
-                for cell in cells:
-                    yield from cell
+            if isinstance(part, Block):
+                cells = [cell for row in part.rows for cell in row.ours]
+            else:
+                cells = [cell for line in part.lines for _, cell in line.points]
+            yield from chain.from_iterable(cells)
 
     def stages(self) -> list[Stage]:
-        """Every stage that leads to them, each once, in an order in which they can run.
-
-        Raises:
-            ConfigError: two stages of different configs have one output.
-        """
+        """Every stage that leads to them, each once, as they can run; a ConfigError where two have one output."""
         found: dict[str, Stage] = {}
         for entry in self.entries():
             for stage in entry.stages:
@@ -95,11 +84,8 @@ class Experiment:
         return list(found.values())
 
 
-def experiment(name: Name, scale: Scale, data: str, seeds: Seeds) -> Experiment:
-    """A table or figure that is made of runs; Tables 1 and 8 are not.
-
-    Args:
-        data: the folder that holds `sni`, `p3` and `c4`.
+def experiment(name: str, scale: Scale, data: str, seeds: Seeds) -> Experiment:
+    """A table or figure that is made of runs, as Tables 1 and 8 are not; `data` holds `sni`, `p3` and `c4`.
 
     Raises:
         ConfigError: a config file is not there.
@@ -116,64 +102,43 @@ def _row(label: str, make: Make, beds: Sequence[Bed], seeds: Seeds, values: pape
     return Row(label, values, cells, tuple(HEADLINE[bed.benchmark] for bed in beds))
 
 
-def _untrained(bed: Bed, seed: int) -> Entry:
-    return bed.untrained(seed)
-
-
-def _metatrained(bed: Bed, seed: int) -> Entry:
-    return bed.prompted(seed)
-
-
 def _system(method: str) -> Make:
     return lambda bed, seed: bed.hypernetwork(method, seed)
-
-
-def _tagi(bed: Bed, seed: int) -> Entry:
-    return bed.tagi(seed)
-
-
-def _fid(bed: Bed, seed: int) -> Entry | None:
-    if not bed.has_encoder:  # a decoder-only model cannot encode demonstrations apart
-        return None
-    return bed.hypernetwork("fid_icl", seed, *bed.many)
 
 
 def _icl(method: str) -> Make:
     return lambda bed, seed: bed.prompted(seed, *bed.many, method=method, what=method)
 
 
-def _full_ft(bed: Bed, seed: int) -> Entry | None:
-    return bed.full_ft(seed)
-
-
 MAIN: Mapping[str, Make] = {
-    "No FT": _untrained,
-    "Tk-Instruct": _metatrained,
+    "No FT": Bed.untrained,
+    "Tk-Instruct": Bed.prompted,
     "Hypter": _system("hypter"),
     "HyperTuning": _system("hypertuning_lora"),
     "HINT": _system("hint"),
-    "TAGI": _tagi,
+    "TAGI": Bed.tagi,
 }
 IN_CONTEXT: Mapping[str, Make] = {
-    "Zero-shot": _untrained,
-    "Full FT": _full_ft,
-    "Metatrain": _metatrained,
+    "Zero-shot": Bed.untrained,
+    "Full FT": Bed.full_ft,
+    "Metatrain": Bed.prompted,
     "Concat-ICL": _icl("concat_icl"),
-    "FiD-ICL": _fid,
+    # a decoder-only model cannot encode demonstrations apart
+    "FiD-ICL": lambda bed, seed: bed.hypernetwork("fid_icl", seed, *bed.many) if bed.has_encoder else None,
     "Ensemble-ICL": _icl("ensemble_icl"),
     "Hypter": _system("hypter"),
     "HINT": _system("hint"),
-    "TAGI": _tagi,
+    "TAGI": Bed.tagi,
 }
 ABLATIONS: Mapping[str, Make] = {
     "HyperTuning": _system("hypertuning_lora"),
     "HINT": _system("hint"),
-    "TAGI": _tagi,
+    "TAGI": Bed.tagi,
     "w/o pretraining": lambda bed, seed: bed.tagi(seed, pretrain=False, what="no-pretraining"),
     "w/o Instr. Fus.": lambda bed, seed: bed.tagi(seed, method="lora_only", what="no-fusion"),
     "w/o L_ce": lambda bed, seed: bed.tagi(seed, "objective.labels=false", what="no-ce"),
     "w/o L_kl": lambda bed, seed: bed.tagi(seed, "objective.lambda_kl=0", what="no-kl"),
-    "w/o L_ins": lambda bed, seed: bed.unaligned(seed),
+    "w/o L_ins": Bed.unaligned,
 }
 
 
@@ -213,34 +178,26 @@ def _table4(beds: Beds, seeds: Seeds) -> Experiment:
     return Experiment("Table 4", (block,), beds.notes)
 
 
-TUNED: Mapping[str, tuple[str, float]] = {
-    "learning rate 5e-5": ("training.lr", 0.5),
-    "learning rate 1e-4": ("training.lr", 1.0),
-    "learning rate 3e-4": ("training.lr", 3.0),
-    "learning rate 1e-3": ("training.lr", 10.0),
-    "rank 16": ("hypernetwork.rank", 0.5),
-    "rank 32": ("hypernetwork.rank", 1.0),
-    "rank 64": ("hypernetwork.rank", 2.0),
-    "steps 15000": ("training.steps", 0.75),
-    "steps 20000": ("training.steps", 1.0),
-    "steps 25000": ("training.steps", 1.25),
-    "warmup 0.01": ("training.warmup", 0.5),
-    "warmup 0.02": ("training.warmup", 1.0),
-    "warmup 0.03": ("training.warmup", 1.5),
+TUNED: Mapping[str, tuple[float, ...]] = {
+    "training.lr": (0.5, 1.0, 3.0, 10.0),
+    "hypernetwork.rank": (0.5, 1.0, 2.0),
+    "training.steps": (0.75, 1.0, 1.25),
+    "training.warmup": (0.5, 1.0, 1.5),
 }
-"""Table 7's columns as multiples of the default."""
+"""Table 7's columns, in their order, as multiples of the default."""
 
 
 def _table7(beds: Beds, seeds: Seeds) -> Experiment:
     blocks: list[Block] = []
+    multiples = [(field, factor) for field, factors in TUNED.items() for factor in factors]
     for bed in beds.tuned:
         setting = "P3" if bed.benchmark == "p3" else f"SNI, {'Def + 2 Pos.' if bed.shots else 'Def'}"
         labels = ("Metatrain" if bed.benchmark == "p3" else "Tk-Instruct"), "TAGI"
         published = [paper.TABLE_7.rows[f"{setting}, {label}"] for label in labels]
         rows: list[Row] = []
-        for place, (column, (field, factor)) in enumerate(TUNED.items()):
+        for place, (column, (field, factor)) in enumerate(zip(paper.TABLE_7.columns, multiples, strict=True)):
             cells = (
-                () if field == "hypernetwork.rank" else _cell(_tuned(_metatrained, field, factor), bed, seeds),
+                () if field == "hypernetwork.rank" else _cell(_tuned(Bed.prompted, field, factor), bed, seeds),
                 _cell(_tuned_tagi(field, factor), bed, seeds),
             )
             label = f"{column} (×{factor:g})"
@@ -265,7 +222,7 @@ def _tuned(make: Make, field: str, factor: float) -> Make:
 def _tuned_tagi(field: str, factor: float) -> Make:
     """Another rank needs a bank and pretraining of that rank."""
     if field != "hypernetwork.rank" or factor == 1.0:
-        return _tuned(_tagi, field, factor)
+        return _tuned(Bed.tagi, field, factor)
 
     def made(bed: Bed, seed: int) -> Entry:
         rank = int(bed.stage("pretrain", "pretrain", 0).run.hypernetwork.rank * factor)
@@ -302,8 +259,8 @@ def _table9(beds: Beds, seeds: Seeds) -> Experiment:
         made = tuple(_cell(IN_CONTEXT[label], bed, seeds) for label in published)
         values = [paper.TABLE_9["", "Random"], *(paper.TABLE_9[size, name] for name in published.values())]
         rows = [
-            Row(column, tuple(one[place] for one in values), made, (P3_TASKS[column],) * len(made))
-            for place, column in enumerate(paper.TABLE_9_COLUMNS)
+            Row(column, tuple(one[place] for one in values), made, (ours,) * len(made))
+            for place, (column, ours) in enumerate(paper.TABLE_9_COLUMNS.items())
         ]
         title = f"{bed.column}; the paper's {family} {size}"
         blocks.append(Block(title, ("Random", *published), tuple(published), tuple(rows)))
@@ -313,43 +270,31 @@ def _table9(beds: Beds, seeds: Seeds) -> Experiment:
 def _figure3(beds: Beds, seeds: Seeds) -> Experiment:
     panels: list[Panel] = []
     for bed, counts in beds.varied:
-        whole = counts[-1]
-
-        def some(count: int, *changes: str, bed: Bed = bed, whole: int = whole) -> Make:
-            unaligned = bool(changes)
-            if count == whole:
-                return (lambda _, seed: bed.unaligned(seed)) if unaligned else (lambda _, seed: bed.tagi(seed))
-            what = f"groups-{count}" + ("-no-ins" if unaligned else "")
-            return lambda _, seed: bed.tagi(seed, *bed.groups(count), *changes, what=what)
-
-        lines = tuple(
-            Line(label, counts, tuple(_cell(some(count, *changes), bed, seeds) for count in counts))
-            for label, changes in (("with alignment", ()), ("without alignment", ("objective.lambda_ins=0",)))
-        )
-        panels.append(Panel(bed.column, "groups of training tasks", HEADLINE[bed.benchmark], lines))
+        with_all = {True: Bed.tagi, False: Bed.unaligned}
+        lines: list[Line] = []
+        for label, aligned in (("with alignment", True), ("without alignment", False)):
+            some = ((count, _of_groups(count, aligned)) for count in counts[:-1])
+            made = (*some, (counts[-1], with_all[aligned]))
+            lines.append(Line(label, tuple((count, _cell(make, bed, seeds)) for count, make in made)))
+        panels.append(Panel(bed.column, "groups of training tasks", HEADLINE[bed.benchmark], tuple(lines)))
     return Experiment("Figure 3", tuple(panels), (*beds.notes, _NO_NUMBERS))
+
+
+def _of_groups(count: int, aligned: bool) -> Make:
+    """TAGI on the tasks of so many groups."""
+    changes, name = ((), "") if aligned else (("objective.lambda_ins=0",), "-no-ins")
+    return lambda bed, seed: bed.tagi(seed, *bed.groups(count), *changes, what=f"groups-{count}{name}")
 
 
 def _figure4(beds: Beds, seeds: Seeds) -> Experiment:
     bed = beds.trend
     metric, steps = HEADLINE[bed.benchmark], bed.unaligned(0).stages[-1].run.training.steps
-    shown = [steps // STEPS_SHOWN * number for number in range(1, STEPS_SHOWN)]
-    by_step = [
-        tuple(replace(bed.unaligned(seed), checkpoint=f"step-{step:08d}") for seed in seeds) for step in shown if step
-    ]
-    cells = (*by_step, _cell(lambda bed, seed: bed.unaligned(seed), bed, seeds))
-    left = Line("without alignment", (*(step for step in shown if step), steps), cells)
-    right = Line(
-        "TAGI",
-        (0, 6, 15),
-        (
-            cells[-1],
-            *(
-                _cell(lambda bed, seed, n=n: bed.tagi(seed, aligned=n, what=f"aligned-{n}"), bed, seeds)
-                for n in (6, 15)
-            ),
-        ),
-    )
+    shown = [step for number in range(1, STEPS_SHOWN) if (step := steps // STEPS_SHOWN * number)]
+    unaligned = _cell(Bed.unaligned, bed, seeds)
+    by_step = [(step, tuple(replace(one, checkpoint=f"step-{step:08d}") for one in unaligned)) for step in shown]
+    by_groups = [(n, tuple(bed.tagi(seed, aligned=n, what=f"aligned-{n}") for seed in seeds)) for n in (6, 15)]
+    left = Line("without alignment", (*by_step, (steps, unaligned)))
+    right = Line("TAGI", ((0, unaligned), *by_groups))
     panels = (
         Panel(f"{bed.column}, by step", "finetuning steps", metric, (left,)),
         Panel(f"{bed.column}, by alignment", "groups whose LoRAs are aligned with", metric, (right,)),

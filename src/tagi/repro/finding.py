@@ -21,11 +21,7 @@ SCORES, ASKED = "scores.json", "asked.json"
 
 
 def finished(stage: Stage) -> bool:
-    """Whether a stage has come to its end.
-
-    Raises:
-        CheckpointError: another run has left its output there.
-    """
+    """Whether a stage has come to its end; a CheckpointError where another run has left its output there."""
     config, folder = stage.run, Path(stage.output)
     if stage.stage == "teachers":
         return (folder / checkpoints.FINAL).is_dir()

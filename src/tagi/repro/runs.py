@@ -10,7 +10,7 @@ instruction and of the input where they are read apart, of both together where t
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from tagi.config import (
     BackboneConfig,
@@ -37,20 +37,10 @@ SNI, P3, C4 = "data/sni", "data/p3", "data/c4"
 GENERATOR_HIDDEN = {"base": 128, "large": 128, "xl": 256, "xxl": 256}
 
 
-class Batches(NamedTuple):
-    """A column of Table 6's finetuning half."""
-
-    lr: float
-    size: int
-    accumulation: int
-
-
-BATCHES = {
-    "base": Batches(1e-4, 8, 2),
-    "large": Batches(1e-4, 4, 4),
-    "xl": Batches(5e-5, 2, 4),
-    "xxl": Batches(5e-5, 1, 2),
-}
+Batches = tuple[float, int, int]
+"""Learning rate, batch size and accumulation."""
+BATCHES: dict[str, Batches] = {"base": (1e-4, 8, 2), "large": (1e-4, 4, 4), "xl": (5e-5, 2, 4), "xxl": (5e-5, 1, 2)}
+"""Table 6's finetuning half."""
 TK_INSTRUCT: dict[tuple[SniSize, Setting], str] = {
     ("base", "def2pos"): "allenai/tk-instruct-base-def-pos",
     ("xl", "def"): "allenai/tk-instruct-3b-def",
@@ -90,9 +80,8 @@ def sni(size: SniSize, setting: Setting, output: str) -> Run:
     if instruct is None:
         run["metatrain"] = metatraining(size, both, data, f"{output}/metatrain")
     if size != "xxl":
-        bank = BankConfig(group="category", parallel=4 if size == "base" else 1)
         base = {"backbone": _published(instruct, size)} if instruct else {"start_from": taught}
-        run["teachers"] = teacher_loras("metatrain", both, data, bank, f"{output}/teachers", base)
+        run["teachers"] = teacher_loras(size, "metatrain", both, data, f"{output}/teachers", base)
     bank = _bank(run, taught)
     run["pretrain"] = pretraining(size, bank, f"{output}/pretrain", language_model(size))
     prompt = PromptConfig(demonstrations=demonstrations, max_prompt=1024)
@@ -110,10 +99,9 @@ def p3(size: P3Size, family: Family, output: str) -> Run:
     backbone = language_model(size) if family == "t5lm" else _published(T0[size], size)
     data = DataConfig(source="p3", path=P3, max_instances=1000)
     whole = PromptConfig(style="t0", max_input=1024)
-    bank = BankConfig(group="category", parallel=4 if size == "base" else 1)
     run: dict[str, RunConfig] = {}
     base = {"backbone": backbone}
-    run["teachers"] = teacher_loras("no_instruction", whole, data, bank, f"{output}/teachers", base)
+    run["teachers"] = teacher_loras(size, "no_instruction", whole, data, f"{output}/teachers", base)
     run["pretrain"] = pretraining(size, _bank(run), f"{output}/pretrain", backbone)
     prompt = PromptConfig(style="t0", max_instruction=512, max_input=512, max_prompt=512, max_target=64)
     teacher = TeacherConfig(kind="fid", checkpoint=fid_icl(size, family))
@@ -129,16 +117,16 @@ def metatraining(size: str, prompt: PromptConfig, data: DataConfig, output: str)
         backbone=language_model(size),
         prompt=prompt,
         data=data,
-        training=_training(Batches(1e-4, 8, 2), trainable=("backbone",)),
+        training=_training((1e-4, 8, 2), trainable=("backbone",)),
         output=output,
     )
 
 
 def teacher_loras(
+    size: str,
     method: Literal["metatrain", "no_instruction"],
     prompt: PromptConfig,
     data: DataConfig,
-    bank: BankConfig,
     output: str,
     base: Mapping[str, Any],
 ) -> RunConfig:
@@ -148,8 +136,8 @@ def teacher_loras(
         method=method,
         prompt=prompt,
         data=data,
-        teachers=bank,
-        training=_training(Batches(1e-4, 8, 2), steps=10_000, warmup=0.0, activation_checkpointing=True),
+        teachers=BankConfig(group="category", parallel=4 if size == "base" else 1),
+        training=_training((1e-4, 8, 2), steps=10_000, warmup=0.0, activation_checkpointing=True),
         output=output,
         **base,
     )
@@ -164,7 +152,7 @@ def pretraining(size: str, bank: Mapping[str, Any], output: str, backbone: Backb
         hypernetwork=HypernetworkConfig(rank=32, hidden=GENERATOR_HIDDEN[size]),
         data=DataConfig(source="c4", path=C4, max_documents=400_000),
         training=_training(
-            Batches(1e-3, 8, 1),
+            (1e-3, 8, 1),
             steps=50_000,
             optimizer="adafactor",
             warmup=0.0,
@@ -205,9 +193,8 @@ def finetuning(
 def _training(batches: Batches, **changes: Any) -> TrainingConfig:
     """Rows of different tasks, bf16 and 20,000 steps, but for changes."""
     values: dict[str, Any] = {"steps": 20_000, "precision": "bf16", "checkpoint_every": 2000} | changes
-    return TrainingConfig(
-        lr=batches.lr, tasks_per_batch=batches.size, rows_per_task=1, accumulation=batches.accumulation, **values
-    )
+    lr, rows, accumulation = batches
+    return TrainingConfig(lr=lr, tasks_per_batch=rows, rows_per_task=1, accumulation=accumulation, **values)
 
 
 def _published(path: str, size: str) -> BackboneConfig:
@@ -231,14 +218,14 @@ def sni_24gb(output: str) -> Run:
     than the limits, and a frozen backbone's instructions come from the cache. Estimated, not measured on such a card.
     """
     data = DataConfig(source="sni", path=SNI, valid_tasks=20)
-    alone, bank = PromptConfig(max_instruction=512, max_input=512), BankConfig(group="category", parallel=4)
+    alone = PromptConfig(max_instruction=512, max_input=512)
     teacher = TeacherConfig(kind="instruct", checkpoint=f"{output}/metatrain/final")
     base = language_model("base")
     run: dict[str, RunConfig] = {}
     run["metatrain"] = metatraining("base", alone, data, f"{output}/metatrain")
-    run["teachers"] = teacher_loras("no_instruction", alone, data, bank, f"{output}/teachers", {"backbone": base})
+    run["teachers"] = teacher_loras("base", "no_instruction", alone, data, f"{output}/teachers", {"backbone": base})
     run["pretrain"] = pretraining("base", _bank(run), f"{output}/pretrain", base)
-    run["finetune"] = finetuning("base", Batches(1e-4, 4, 4), alone, data, teacher, _bank(run), output)
+    run["finetune"] = finetuning("base", (1e-4, 4, 4), alone, data, teacher, _bank(run), output)
     every = {
         "metatrain": "training.steps=10000 training.tasks_per_batch=4 training.accumulation=4 "
         "training.checkpoint_every=1000",

@@ -117,12 +117,9 @@ def _nano_t5(data: str, benchmark: Benchmark, setting: runs.Setting) -> Bed:
     path, name = f"data.path={data}/{benchmark}", _name("nano-t5", benchmark, setting)
     shown = (f"prompt.demonstrations={shots}", "prompt.max_instruction=384") if shots else ()
     start = (
-        "stage=metatrain",
-        "method=metatrain",
-        "training.trainable=[backbone]",
-        f"training.steps={NANO_STEPS['base']}",
-        path,
-    )
+        "stage=metatrain", "method=metatrain", "training.trainable=[backbone]",
+        f"training.steps={NANO_STEPS['base']}", path,
+    )  # fmt: skip
     base = Stage("metatrain", f"configs/{benchmark}/tagi-nano.yaml", start, f"runs/{benchmark}-base")
     bank = (
         "stage=teachers", "method=no_instruction", "teachers={group: category, rank: 8, parallel: 16}",

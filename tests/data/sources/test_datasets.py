@@ -98,5 +98,5 @@ def test_dry_run_and_per_task_loras_read_each_task_file_once(
 def test_no_more_of_a_task_is_kept_than_was_asked_for(sni_data: dict[str, Any]) -> None:
     dataset = sni_files.SniDataset(Path(sni_data["path"]))
     views = ((2, 0), (1, None))
-    for name, tasks in dataset.tasks(dataset.names("train"), *views).items():
+    for name, tasks in dataset.by_language(dataset.names("train"), *views)[0].items():
         assert tasks == [dataset.load(name, limit=limit, seed=seed) for limit, seed in views]

@@ -12,7 +12,7 @@ import pytest
 from jinja2 import nodes
 
 from cli_runs import Run, mistake
-from tagi.data.mixture import with_demonstrations
+from tagi.data.mixture import demonstrated
 from tagi.data.sandbox import environment
 from tagi.data.sources import p3_files
 from tagi.data.sources.p3_files import EVALUATION, P3Dataset, TrainSet, data_sets
@@ -96,14 +96,14 @@ def test_a_held_out_task_has_the_prompts_that_ask_for_it(folder: Path) -> None:
 
 def test_demonstrations_are_rows_of_the_task_that_are_then_not_asked(folder: Path) -> None:
     (task,) = P3Dataset(folder, "all").train_tasks(P3Dataset(folder, "all").train_sets()[0])
-    shown = with_demonstrations(task, 2, seed=0)
+    showing = demonstrated([task], 2)
+    shown = showing.task(0, 0)
     asked = [one.input for one in shown.examples]
     assert len(shown.instruction.demonstrations) == 2
     assert sorted([*asked, *(one.input for one in shown.instruction.demonstrations)]) == [f"in {i}" for i in range(5)]
     assert all(isinstance(one, Demonstration) for one in shown.instruction.demonstrations)
-    assert shown == with_demonstrations(task, 2, seed=0) != with_demonstrations(task, 2, seed=3)
-    with pytest.raises(ConfigError, match="5 demonstrations are asked for, super_glue_rte_say_more has 5 rows"):
-        with_demonstrations(task, 5, seed=0)
+    assert shown == showing.task(0, 0) != showing.task(0, 3)
+    assert len(demonstrated([task], 5).task(0, 0).instruction.demonstrations) == 4
 
 
 @pytest.fixture

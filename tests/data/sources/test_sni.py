@@ -96,7 +96,7 @@ def test_english_by_every_language_field(tmp_path: Path) -> None:
         mixed=record(Input_language=["English", "Hindi"]),
         told=record(Instruction_language="Spanish"),
     )
-    assert list(data.tasks(["told", "silent", "mixed", "french", "english"])) == ["silent", "english"]
+    assert list(data.by_language(["told", "silent", "mixed", "french", "english"])[0]) == ["silent", "english"]
 
 
 def instance(**fields: Any) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def test_real_split(shared_data: Path) -> None:
     assert (len(train), len(test)) == (252, 17)
     assert [len(task.examples) for task in test] == [100] * 17
     assert max(len(task.examples) for task in train) == 100
-    assert list(data.tasks(data.names("test"))) == data.names("test")
+    assert list(data.by_language(data.names("test"))[0]) == data.names("test")
     train_categories = {category for task in train for category in task.categories}
     assert train_categories.isdisjoint(category for task in test for category in task.categories)
     assert all(len(task.instruction.demonstrations) >= 2 for task in [*train, *test])

@@ -33,11 +33,7 @@ class Sources:
     _opened: dict[str, Source] = field(default_factory=dict, init=False)
 
     def of(self, data: DataConfig) -> Source:
-        """The source that a config names.
-
-        Raises:
-            ConfigError: the table has none of that name.
-        """
+        """The source that a config names; a ConfigError where the table has none of that name."""
         if data.source not in self.table:
             raise ConfigError(f"data.source: {data.source} has no tasks or text of its own here")
         return self._opened.setdefault(data.model_dump_json(), self.table[data.source](data))
@@ -59,7 +55,7 @@ class Sources:
             if part.balance == "category":
                 own = list(self.groups(part, "category", shown, seed).values())
             else:
-                own = [_shown(part, self.of(part).train(shown), seed)]
+                own = [undemonstrated(self.of(part).train(shown), part.zero_shot, seed)]
             if not any(map(len, own)):
                 raise ConfigError(f"{name}: has no task to train on")
             sources += own
@@ -68,7 +64,8 @@ class Sources:
 
     def groups(self, data: DataConfig, by: Group, shown: int, seed: int) -> dict[str, TaskSource]:
         """The training tasks by category or each by itself; see `Source.groups` and `train`."""
-        return {name: _shown(data, one, seed) for name, one in self.of(data).groups(by, shown).items()}
+        each = self.of(data).groups(by, shown)
+        return {name: undemonstrated(one, data.zero_shot, seed) for name, one in each.items()}
 
     def valid(self, data: DataConfig, shown: int) -> list[Task]:
         """The tasks held out of training, those of every part; none beside target tasks that are trained on."""
@@ -78,8 +75,3 @@ class Sources:
     def texts(self, data: DataConfig) -> Iterator[str]:
         """What a tokenizer is trained on, of every part."""
         return chain.from_iterable(self.of(part).texts() for part in data.by_field.values())
-
-
-def _shown(data: DataConfig, source: TaskSource, seed: int) -> TaskSource:
-    """The source, some of its turns without demonstrations."""
-    return undemonstrated(source, data.zero_shot, seed) if data.zero_shot else source

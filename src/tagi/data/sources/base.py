@@ -95,13 +95,12 @@ class TaskList(Source, Generic[AnyTask]):
 def meta_split(names: Sequence[str], valid: int, seed: int) -> tuple[list[str], list[str]]:
     """Hold out `valid` whole tasks of the training part for model selection: (meta-train, validation).
 
-    The choice is uniform over tasks and depends on the seed and the set of names only; a smaller `valid`
-    gives a subset of a larger one's. It is not stratified: categories are not known before task files
-    are opened, and many have a single task. A held-out task may share its category or source with training
-    tasks, so its scores compare checkpoints and say little about unseen categories.
+    The choice depends on the seed and the set of names only; a smaller `valid` gives a subset of a larger one's. It is
+    not stratified, for many categories have a single task: a held-out task may share its category with training tasks,
+    so its scores compare checkpoints and say little about unseen categories.
 
     Raises:
-        ConfigError: If no training task would be left.
+        ConfigError: no training task would be left.
     """
     if valid >= len(names):
         raise ConfigError(f"valid_tasks {valid} leaves no training task: there are {len(names)}")
@@ -120,11 +119,7 @@ def grouped(things: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 
 
 def later(task: AnyTask, skip: int) -> AnyTask:
-    """A task without its first instances.
-
-    Raises:
-        ConfigError: it has no others.
-    """
+    """A task without its first instances; a ConfigError where it has no others."""
     if len(task.examples) <= skip:
         raise ConfigError(f"data.skip: {task.name} has no more than {skip} instances; none is left to train on")
     whole = task.examples

@@ -32,11 +32,7 @@ class _Document(Record):
 
 
 def list_files(folder: Path, part: Literal["train", "validation"] | None = None) -> list[Path]:
-    """The `*.json.gz` and `*.json` files of a folder, sorted; of one part by C4's naming (`c4-train.…`).
-
-    Raises:
-        DataError: If there is none.
-    """
+    """A folder's `*.json.gz` and `*.json` files, sorted; of one part `c4-PART.…`; a DataError where there is none."""
     stem = "*" if part is None else f"c4-{part}.*"
     files = sorted([*folder.glob(f"{stem}.json.gz"), *folder.glob(f"{stem}.json")])
     if not files:
@@ -45,11 +41,7 @@ def list_files(folder: Path, part: Literal["train", "validation"] | None = None)
 
 
 def documents(files: Iterable[Path]) -> Iterator[str]:
-    """The texts of JSON-lines files, one at a time.
-
-    Raises:
-        DataError: If a file cannot be read or unpacked, or a line is no JSON object with a string `text`.
-    """
+    """The texts of JSON-lines files, one at a time; a DataError where a file or a line cannot be used."""
     for path in files:
         for number, line in read_lines(path):
             yield parse_json(_Document, line, path, f"line {number}").text

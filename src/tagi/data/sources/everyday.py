@@ -7,17 +7,16 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from tagi.data.mixture import TaskSource, demonstrated
-from tagi.data.records import Record, parse_json, written
+from tagi.data.records import Record, Written, parse_json
 from tagi.data.sources.base import TaskList, grouped, later
 from tagi.data.types import Example, Instruction, Task, named
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_text
 
 Part = Literal["train", "test"]
-Written = Annotated[str, AfterValidator(written)]
 
 
 class _Instance(Record):
@@ -70,14 +69,7 @@ class Everyday(TaskList[Worded]):
         return [task.first(self.data.valid_instances) for task in demonstrated(self._split[1], shown).first()]
 
     def test(self, shown: int, wording: int = 0) -> list[Task]:
-        """See `Source.test`.
-
-        Args:
-            wording: 0 is the definition, 1, 2, … its paraphrases.
-
-        Raises:
-            ConfigError: a task has no such wording.
-        """
+        """See `Source.test`; `wording` 0 is the definition, 1, 2, … paraphrases; a ConfigError where there is none."""
         tasks = named(self._read("test"), lambda one: one.name, self.data.only)
         if few := next((one for one in tasks if wording >= len(one.wordings)), None):
             raise ConfigError(f"wording: {wording} is none of {few.name}, which has 0 to {len(few.wordings) - 1}")

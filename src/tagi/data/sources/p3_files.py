@@ -100,11 +100,7 @@ class P3Dataset:
 
     @cached_property
     def templates(self) -> dict[str, list[Template]]:
-        """Templates by data set (`super_glue/copa`).
-
-        Raises:
-            DataError: there are none, or a file is damaged.
-        """
+        """Templates by data set (`super_glue/copa`); a DataError where there are none, or a file is damaged."""
         folder = self.root / "templates"
         files = sorted(folder.rglob("templates.yaml"))
         if not files:
@@ -183,22 +179,14 @@ class P3Dataset:
         return tasks
 
     def eval_names(self) -> list[str]:
-        """The held-out tasks whose rows are here; see `EVALUATION` for all of them.
-
-        Raises:
-            DataError: there is none.
-        """
+        """The held-out tasks of `EVALUATION` whose rows are here; a DataError where there is none."""
         here = [name for name in EVALUATION if (self.root / "eval" / f"{name}.jsonl").exists()]
         if not here:
             raise DataError(self.root / "eval", "", "holds no held-out task (such as super_glue_rte.jsonl)")
         return here
 
     def eval_texts(self) -> Iterator[str]:
-        """Every text of the held-out rows that are here, field by field.
-
-        Raises:
-            DataError: a damaged row.
-        """
+        """Every text of the held-out rows that are here, field by field; a DataError where a row is damaged."""
         for path in (self.root / "eval" / f"{name}.jsonl" for name in EVALUATION):
             if path.exists():
                 for _, row in _raw_rows(path):
@@ -217,11 +205,7 @@ class P3Dataset:
 
 
 def data_sets(split: str) -> set[str] | None:
-    """The data sets of a split, those of the smaller ones included; None for `all`, whatever is there.
-
-    Raises:
-        ConfigError: no such split.
-    """
+    """The data sets of a split and of the smaller ones; None for `all`; a ConfigError where there is no such split."""
     if split == "all":
         return None
     if split not in SPLITS:

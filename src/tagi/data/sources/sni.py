@@ -46,7 +46,7 @@ class Sni(TaskList[Task]):
     def _views(self) -> dict[str, list[Task]]:
         """What training, and what validation, take of a training task; each file is read once for both."""
         views = (self.data.max_instances, self.data.seed), (self.data.valid_instances, None)
-        return self.dataset.tasks(self.dataset.names("train"), *views)
+        return self.dataset.by_language(self.dataset.names("train"), *views)[0]
 
     @cached_property
     def _names(self) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from tagi.data.languages import ENGLISH, WithLanguages
-from tagi.data.records import Record, as_list, parse_json, written
+from tagi.data.records import Record, Written, as_list, parse_json, written
 from tagi.data.types import Demonstration, Example, Instruction, Task, named, taken
 from tagi.errors import ConfigError, DataError
 from tagi.reading import read_lines, read_text
@@ -31,14 +31,16 @@ def _first_is_written(definitions: list[str]) -> list[str]:
     return [written(definitions[0]), *definitions[1:]]
 
 
-class _Positive(Record):
+class Positive(Record):
+    """A positive example of a task file; its explanation is not read."""
+
     input: str
     output: str
 
 
 class _Instance(Record):
     id: str
-    input: Annotated[str, AfterValidator(written)]
+    input: Written
     output: Annotated[list[str], Field(min_length=1)]
 
 
@@ -66,7 +68,7 @@ class _TaskFile(WithLanguages):
         BeforeValidator(as_list),
         AfterValidator(_first_is_written),
     ]
-    demonstrations: Annotated[list[_Positive], Field(alias="Positive Examples")]
+    demonstrations: Annotated[list[Positive], Field(alias="Positive Examples")]
     instances: Annotated[
         list[_Instance],
         Field(alias="Instances", min_length=1),
@@ -92,8 +94,7 @@ class SniDataset:
         """Task names of one part of the split, in the file's order; opens no task file.
 
         Raises:
-            DataError: If a folder or the split file is missing, or if it names no task, one task twice or a
-                task that is not there.
+            DataError: a folder or the split file is missing, or it names no task, one twice or one that is not there.
         """
         tasks = self.root / "tasks"
         if not tasks.is_dir():
@@ -115,14 +116,8 @@ class SniDataset:
         """The task of that name; see `load_task`."""
         return load_task(self._path(name), limit=limit, seed=seed)
 
-    def tasks(self, names: Iterable[str], *views: View) -> dict[str, list[Task]]:
-        """Those of `names` that are of the language, each in some views; see `by_language`."""
-        return self.by_language(names, *views)[0]
-
     def by_language(self, names: Iterable[str], *views: View) -> tuple[dict[str, list[Task]], dict[str, str]]:
-        """The tasks of the language, and the languages of the rest.
-
-        Reads every file once, and keeps of it what is asked for.
+        """The tasks of the language, each in some views, and the languages of the rest; reads every file once.
 
         Raises:
             DataError: See `load_task`; also if no task is of the language: names those that there are.
@@ -131,7 +126,7 @@ class SniDataset:
         left_out: dict[str, tuple[str, ...]] = {}
         for name in names:
             path = self._path(name)
-            content = _read(path)
+            content = parse_json(_TaskFile, read_text(path), path)
             if content.languages.fit(self.language):
                 kept[name] = [_task(path, content, *view) for view in views]
             else:
@@ -166,19 +161,16 @@ class SniDataset:
 
 
 def load_task(path: Path, *, limit: int | None = None, seed: int | None = None) -> Task:
-    """Read one task file.
+    """Read one task file: as in Tk-Instruct, the instruction is the first definition and every positive example.
 
-    The instruction is the first definition, as in Tk-Instruct, and every positive example. Without a seed the
-    first `limit` instances are taken in order, which is how test tasks are scored (the benchmark puts 100
-    balanced instances first); with a seed, a random `limit` of them, which is how Tk-Instruct trains. The
-    sample depends on the seed and the task's name only.
+    Without a seed the first `limit` instances are taken, which is how test tasks are scored (the benchmark puts 100
+    balanced instances first); with one, `limit` at random by seed and name, which is how Tk-Instruct trains.
 
     Raises:
-        DataError: If the file is not UTF-8 or JSON, lacks a field, has one of the wrong type, an empty
-            definition, no instances, an empty input, a repeated id or nothing but empty outputs. Some empty output
-            strings do occur in the benchmark and are kept.
+        DataError: it cannot be read, or a field is missing, empty or of the wrong type; names the first. Some empty
+            outputs do occur in the benchmark, and are kept beside others.
     """
-    return _task(path, _read(path), limit, seed)
+    return _task(path, parse_json(_TaskFile, read_text(path), path), limit, seed)
 
 
 def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -> Task:
@@ -196,12 +188,9 @@ def _task(path: Path, content: _TaskFile, limit: int | None, seed: int | None) -
 
 
 def largest_categories(tasks: Iterable[Task], count: int) -> list[str]:
-    """The `count` categories with the most tasks, in that order, ties by name (A.3, Table 10).
+    """The `count` categories with the most tasks, in that order, ties by name (A.3, Table 10); fewer are a ConfigError.
 
     A task counts in its first category.
-
-    Raises:
-        ConfigError: If there are fewer categories.
     """
     sizes = Counter(task.categories[0] for task in tasks)
     if count > len(sizes):
@@ -218,10 +207,6 @@ def without_overlap(test: Iterable[Task], train: Iterable[Task]) -> list[Task]:
     trained = {_normalised(row) for task in train for row in task.examples}
     kept = (replace(task, examples=[row for row in task.examples if _normalised(row) not in trained]) for task in test)
     return [task for task in kept if task.examples]
-
-
-def _read(path: Path) -> _TaskFile:
-    return parse_json(_TaskFile, read_text(path), path)
 
 
 def _normalised(example: Example) -> str:

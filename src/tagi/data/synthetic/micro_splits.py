@@ -6,7 +6,7 @@ when they agree on 95 % of the probes that both are defined on.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import chain, islice
 from random import Random
@@ -54,10 +54,8 @@ def splits(seed: int, train_compositions: int = 5000, valid: int = 100, test: in
     compositions against the same test tasks, take the first ones.
 
     Raises:
-        ConfigError: so many different compositions do not exist, or no test task is asked for.
+        ConfigError: so many different compositions do not exist.
     """
-    if test < 1:
-        raise ConfigError(f"test: {test} asked for, at least 1 is needed")
     in_order = _proper_compositions(seed)
     pool = list(islice(in_order, test + valid + train_compositions))
     Random(seed).shuffle(pool)
@@ -67,7 +65,8 @@ def splits(seed: int, train_compositions: int = 5000, valid: int = 100, test: in
     valid_pairs, known = _take("valid", candidates, valid, known, distinct=True)
     train_pairs, _ = _take("train_compositions", candidates, train_compositions, known, distinct=False)
     drawn = [SHOWN_TASK, *test_pairs, *valid_pairs, *((operation,) for operation in OPERATIONS), *train_pairs]
-    tasks = tuple(_numbered(number, operations, seed) for number, operations in enumerate(drawn))
+    numbered = (MicroTask(number, operations, seed) for number, operations in enumerate(drawn))
+    tasks = tuple(replace(task, seed=crc32(f"{seed} {task.name}".encode())) for task in numbered)
     first_train = test + valid + len(OPERATIONS)
     return Split(
         singles=tasks[test + valid : first_train],
@@ -111,14 +110,11 @@ def signature(answers: Sequence[Sequence[str]]) -> Signature:
 
 
 def agreement(row: Signature, table: Signature) -> NDArray[np.float64]:
-    """Share of equal answers among the probes that both are defined on.
+    """Share of equal answers (n,) among the probes that both are defined on, 0 where there is none.
 
     Args:
         row: (PROBES,).
         table: (n, PROBES).
-
-    Returns:
-        (n,), 0 where no probe is defined for both.
     """
     defined = row != 0
     equal = ((table == row) & defined).sum(axis=1)
@@ -164,8 +160,3 @@ def _shuffled_pairs(seed: int) -> Iterator[Pair]:
     order = np.argsort(np.random.default_rng(seed).exponential(size=weights.shape) / weights, axis=None)
     for first, second in zip(*np.unravel_index(order, weights.shape), strict=True):
         yield OPERATIONS[list_operations[first]], OPERATIONS[second]
-
-
-def _numbered(number: int, operations: tuple[Operation, ...], seed: int) -> MicroTask:
-    name = MicroTask(number, operations, seed).name
-    return MicroTask(number, operations, crc32(f"{seed} {name}".encode()))

@@ -166,12 +166,12 @@ class Page:
             if content.startswith(GZIP):  # a small one may hold very much
                 raise InputError(f"{file.name}: is packed; unpack it first")
             lines = read_inputs(Path(file.name), io.BytesIO(content))
-            told = next((line.number for line in lines if line.instruction is not None), None)
+            told = next((number for number, line in lines if line.instruction is not None), None)
             if told is not None:
                 raise InputError(
                     f"{file.name}: line {told}: instruction: all inputs are of one task here; leave it out"
                 )
-            texts = self.service.inputs([line.input for line in lines])
+            texts = self.service.inputs([line.input for _, line in lines])
         except TagiError as error:
             return {self.read: render.error(str(error)), self.rows: None, self.file: None}
         said = f"{len(texts)} inputs of {file.name} are answered, in place of those above."
