@@ -117,20 +117,6 @@ def test_a_damaged_file_is_generated_again(damage: str, tagi: Tagi, tmp_path: Pa
         assert store.use.disk == 1
 
 
-@pytest.mark.parametrize("lost", ["removed", "damaged"])
-def test_the_database_of_uses_can_be_lost(lost: str, tagi: Tagi, tmp_path: Path) -> None:
-    with AdapterStore(tagi, tmp_path) as store:
-        keys = store.register_all(TEXTS[:5])
-        store.get_all(keys)
-        before = store.written_bytes()
-    for file in tmp_path.glob("uses.sqlite3*"):
-        file.write_bytes(b"no database" * 500) if lost == "damaged" else file.unlink()
-    with AdapterStore(tagi, tmp_path) as store:
-        assert abs(store.written_bytes() - before) < 50_000
-        store.get_all(keys)
-        assert store.use == StoreUse(disk=5)
-
-
 def test_a_damaged_database_of_instructions_is_named(tagi: Tagi, tmp_path: Path) -> None:
     (tmp_path / "instructions.sqlite3").write_bytes(b"no database" * 500)
     with pytest.raises(DiskError, match=r"instructions|damaged"):
@@ -156,7 +142,7 @@ def test_a_full_disk_costs_no_answer(tagi: Tagi, tmp_path: Path, monkeypatch: py
 def test_an_instruction_that_cannot_be_written_is_not_registered(tagi: Tagi, tmp_path: Path) -> None:
     with AdapterStore(tagi, tmp_path) as store:
         kept = store.register(TEXTS[0])
-        store._instructions.execute("PRAGMA max_page_count = 1")  # what a full disk looks like to it
+        store._instructions.read("PRAGMA max_page_count = 1")  # what a full disk looks like to it
         long = [Instruction("a b c " * 5000), Instruction("d")]
         with pytest.raises(DiskError, match="full"):
             store.register_all(long)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from dataclasses import dataclass
 from tagi.data.types import Instruction
 from tagi.errors import InputError
 from tagi.infer import asked
-from tagi.serve.database import explained, open_database
+from tagi.serve.database import Database
 from tagi.serve.store import AdapterStore, key_of
 
-TASKS = "tasks.sqlite3"
-_TABLE = "CREATE TABLE IF NOT EXISTS tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL) WITHOUT ROWID"
+_TABLE = "tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL)"
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_EXAMPLES = 8
 """That a task's instruction may bring along; all of them are shown."""
@@ -54,10 +52,8 @@ class TaskRegistry:
         Raises:
             DiskError: the folder cannot be written, or its database is damaged.
         """
-        self.store, self._lock = store, threading.Lock()
-        self._path = store.folder / TASKS
-        with explained(self._path):
-            self._database = open_database(self._path, _TABLE, synced=True, across_machines=store.across_machines)
+        self.store = store
+        self._tasks = Database(store.folder / "tasks.sqlite3", _TABLE, across_machines=store.across_machines)
 
     def add(
         self, instruction: Instruction, *, name: str | None = None, choices: Sequence[str] = ()
@@ -76,8 +72,7 @@ class TaskRegistry:
         chosen = tuple(asked.choices([list(choices)], 1)[0]) if choices else ()
         task = NamedTask(wanted, self.store.register(instruction), chosen, time.time())
         row = (task.name, task.key, json.dumps(task.choices, ensure_ascii=False), task.created)
-        with self._lock, explained(self._path), self._database:
-            new = self._database.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?)", row).rowcount == 1
+        new = self._tasks.write("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?)", [row]) == 1
         found = self.get(wanted)
         if (found.key, found.choices) != (task.key, task.choices):
             raise ConflictError(f"name: {wanted} is another task already; delete it first or choose another name")
@@ -89,16 +84,14 @@ class TaskRegistry:
         Raises:
             NotFoundError: there is none.
         """
-        with self._lock, explained(self._path):
-            row = self._database.execute("SELECT * FROM tasks WHERE name = ?", (name,)).fetchone()
-        if row is None:
+        rows = self._tasks.read("SELECT * FROM tasks WHERE name = ?", name)
+        if not rows:
             raise NotFoundError(f"no task is named {name[:64]!r}; POST /v1/tasks registers one")
-        return _task(row)
+        return _task(*rows[0])
 
     def all(self) -> list[NamedTask]:
         """Every task, by name."""
-        with self._lock, explained(self._path):
-            return [_task(row) for row in self._database.execute("SELECT * FROM tasks ORDER BY name")]
+        return [_task(*row) for row in self._tasks.read("SELECT * FROM tasks ORDER BY name")]
 
     def remove(self, name: str) -> None:
         """Forget a name; others may have the same instruction.
@@ -106,14 +99,12 @@ class TaskRegistry:
         Raises:
             NotFoundError: there is no such task.
         """
-        with self._lock, explained(self._path), self._database:
-            gone = self._database.execute("DELETE FROM tasks WHERE name = ?", (name,)).rowcount
-        if not gone:
+        if not self._tasks.write("DELETE FROM tasks WHERE name = ?", [(name,)]):
             raise NotFoundError(f"no task is named {name[:64]!r}")
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
+        self._tasks.close()
 
 
 def checked_name(name: str) -> str:
@@ -134,6 +125,5 @@ def made_name(instruction: Instruction, choices: Sequence[str] = ()) -> str:
     return "-".join([*(word[:12] for word in words), key_of(told)[:8]])
 
 
-def _task(row: tuple[str, str, str, float]) -> NamedTask:
-    name, key, choices, created = row
+def _task(name: str, key: str, choices: str, created: float) -> NamedTask:
     return NamedTask(name, key, tuple(json.loads(choices)), created)
