@@ -33,7 +33,7 @@ def adapt(
     check_replaceable(output, WEIGHTS, KIND)
     if (output / WEIGHTS).exists() and not force:
         raise InputError(f"{output}: already holds an adapter; add --force to replace it")
-    tagi = open_tagi(checkpoint, backbone, demonstrations)
+    tagi = open_tagi(checkpoint, backbone, len(demonstrations) if demonstrations else None)
     began = time.perf_counter()
     adapter = tagi.adapt(told)
     seconds = time.perf_counter() - began

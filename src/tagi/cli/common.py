@@ -14,8 +14,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tagi.bundled import default_checkpoint
-
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
     from rich.progress import ProgressColumn
@@ -148,18 +146,17 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def open_tagi(checkpoint: str | None, backbone: str | None = None, examples: Sequence[str] | None = None) -> Tagi:
+def open_tagi(checkpoint: str | None, backbone: str | None = None, shown: int | None = None) -> Tagi:
     """The model of a checkpoint, or the bundled one, on the GPU where there is one.
 
     Args:
-        examples: what the command line gave; all of them are shown, whatever the checkpoint shows otherwise.
+        shown: demonstrations that it shows (default: as in training).
 
     Raises:
         CheckpointError: see `Tagi.from_pretrained`.
     """
-    source = checkpoint or default_checkpoint()
     with waiting("opening the model"), uncollected():
         from tagi.infer.engine import Tagi
 
-        tagi = Tagi.from_pretrained(source, backbone=backbone)
-        return tagi.showing(len(examples)) if examples else tagi
+        tagi = Tagi.from_pretrained(checkpoint, backbone=backbone)
+        return tagi if shown is None else tagi.showing(shown)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tagi.cli.common import bar, print_json, stderr, stdout
-from tagi.cli.scores import Shown, as_document, as_table, made_by, percent, with_interval
+from tagi.cli.common import bar
+from tagi.cli.scores import Shown, made_by, percent, publish, with_interval
 from tagi.config import P3Instruction, RankNorm
 from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
 from tagi.eval.rank import Ranking, accuracy, chance, majority, rank
-from tagi.eval.report import write_predictions
-from tagi.files import write_text
 
 if TYPE_CHECKING:
     from tagi.infer.engine import Tagi
 
 HEADER = ("", "prompts", "accuracy", "worst prompt", "best prompt")
+REMARK = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
 REFERENCES = {"chance": "choosing at random", "majority": "the place that is right most often"}
 STORY_CLOZE = "is not scored: StoryCloze may not be redistributed; `tagi data fetch p3 --help` says how to obtain it"
 
@@ -70,9 +68,7 @@ def score(
     scores["control"] = {"instruction": instruction}
     scores["command"] = {**asked, "solve_seconds": seconds, **made_by(tagi)}
     title = f"p3, {len(scores['by_task'])} held-out tasks, {tagi.config.method} (instruction {instruction})"
-    if output is not None:
-        _write(output, ranking, scores, title)
-    print_json(scores) if as_json else stdout().print(as_table(title, HEADER, _shown(scores)))
+    publish(scores, title, HEADER, _shown(scores), REMARK, ranking.predictions, output, as_json=as_json)
 
 
 def collect(ranking: Ranking, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -101,11 +97,3 @@ def _shown(scores: Mapping[str, Any]) -> Shown:
         means.append(["HyperT5 average", "", percent(scores["hypert5"]), "", ""])
     reference = [[REFERENCES[name], "", percent(value), "", ""] for name, value in scores["reference"].items()]
     return [(None, tasks), ("bold", means), ("dim", reference)]
-
-
-def _write(folder: Path, ranking: Ranking, scores: Mapping[str, Any], title: str) -> None:
-    write_predictions(folder / "predictions.jsonl", ranking.predictions)
-    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
-    said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
-    write_text(folder / "scores.md", as_document(title, HEADER, _shown(scores), said))
-    stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)

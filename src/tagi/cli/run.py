@@ -83,7 +83,7 @@ def run(
         raise InputError("--stream shows one answer as it grows: give a single input, and no --json")
     if choice and (stream or decoding != GenerationConfig()):
         raise InputError("--choice takes the likeliest of given answers: leave out --stream and options of the search")
-    tagi = open_tagi(checkpoint, backbone, demonstrations)
+    tagi = open_tagi(checkpoint, backbone, len(demonstrations) if demonstrations else None)
     solver = Solver(tagi, tagi.load_adapter(adapter) if adapter is not None else None, decoding)
     if choice:
         _choose(solver, asked, choice, as_json=as_json)
