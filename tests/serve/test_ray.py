@@ -24,10 +24,10 @@ from tagi.config.files import parse
 from tagi.data.types import Instruction
 from tagi.errors import TagiError
 from tagi.serve import ray_app
+from tagi.serve.guard import Settings
 from tagi.serve.metrics import Together
 from tagi.serve.ray_app import SLOTS, Arguments, build, entrance, named, slot_of
 from tagi.serve.registry import TaskRegistry
-from tagi.serve.service import Settings
 from tagi.serve.store import AdapterStore
 
 GOOD: dict[str, Any] = {"store": "/srv/tasks", "keys": "none"}

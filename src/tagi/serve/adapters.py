@@ -1,8 +1,7 @@
 """A task's adapter as a file for other engines."""
 
-import io
+import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +30,4 @@ def packed(tagi: Tagi, adapter: TaskAdapter, base: str, form: Form) -> bytes:
             write_gguf(export, written)
             return (written / "adapter.gguf").read_bytes()
         write_peft(export, written)
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for one in sorted(written.iterdir()):
-                archive.write(one, one.name)
-        return file.getvalue()
+        return Path(shutil.make_archive(str(written), "zip", written)).read_bytes()

@@ -57,7 +57,7 @@ def create_app(service: Service, *, page: bool = False) -> FastAPI:
         service.store.close()
 
     app = FastAPI(title="tagi", version=package.__version__, lifespan=lifespan, redoc_url=None)
-    app.add_middleware(Guard, keys=service.settings.keys, limits=service.settings.body, metrics=service.metrics)
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     _add_errors(app)
     _add_tasks(app, service)
     _add_answers(app, service)

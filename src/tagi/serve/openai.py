@@ -56,9 +56,9 @@ def event(body: dict[str, Any] | str) -> str:
     return f"data: {body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def error(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
+def error(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
     """The body of a refusal."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 def text_logprobs(tokens: Sequence[Scored]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ from tagi.infer.engine import Tagi
 from tagi.model.checkpoint import read_config
 from tagi.serve import openai
 from tagi.serve.app import create_app
-from tagi.serve.guard import Guard, read_keys, replayed
+from tagi.serve.guard import Guard, Settings, read_keys, replayed
 from tagi.serve.metrics import Together
-from tagi.serve.service import Service, Settings, base_name
+from tagi.serve.service import Service, base_name
 
 OPEN = "none"
 """Said instead of a file of keys."""
@@ -100,7 +100,8 @@ class Tasks:
         Raises:
             TagiError: checkpoint or store cannot be used.
         """
-        _log()
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        _LOG.setLevel(logging.INFO)
         tagi = Tagi.from_pretrained(asked.checkpoint, backbone=asked.backbone)
         self.service = Service(tagi, Path(asked.store), settings, base=base_name(tagi), across_machines=True)
         self.app = create_app(self.service)
@@ -177,7 +178,7 @@ def entrance(replicas: DeploymentHandle, settings: Settings) -> ASGIApp:
         texts = dict(one for one in found if not isinstance(one, BaseException))
         return PlainTextResponse(Together(texts).text(), media_type="text/plain; version=0.0.4")
 
-    guard = Middleware(Guard, keys=settings.keys, limits=settings.body)
+    guard = Middleware(Guard, settings=settings)
     app = Starlette(routes=[Route("/metrics", metrics), Mount("/", forward)], middleware=[guard])
 
     async def without_id(scope: Scope, receive: Receive, send: Send) -> None:
@@ -256,11 +257,6 @@ def slot_of(name: str) -> str:
     """What Ray is to know a task by; empty where there is none."""
     digest = hashlib.sha256(name.encode(errors="replace")).digest()
     return f"{int.from_bytes(digest[:4]) % SLOTS:03x}" if name else ""
-
-
-def _log() -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    _LOG.setLevel(logging.INFO)
 
 
 async def _never() -> Message:

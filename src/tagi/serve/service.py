@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,30 +15,13 @@ from tagi.infer import asked
 from tagi.infer.answers import seeded
 from tagi.infer.engine import Tagi
 from tagi.infer.search import GenerationConfig
-from tagi.serve.guard import BodyLimits
+from tagi.serve.guard import Settings
 from tagi.serve.metrics import Metrics
 from tagi.serve.registry import MOST_EXAMPLES, NamedTask, TaskRegistry
 from tagi.serve.store import AdapterStore
 from tagi.serve.worker import Finished, InPrompt, Input, Job, Piece, Told, Worker
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the service takes on."""
-
-    keys: tuple[str, ...] = ()
-    """SHA-256 of every key; none where whoever reaches the service may use it."""
-    body: BodyLimits = field(default_factory=BodyLimits)
-    most_inputs: int = 256
-    """Of one request."""
-    most_scored: int = 4096
-    """Choices of all inputs of one request: they are scored between two steps of the batch."""
-    most_waiting: int = 1024
-    """Inputs that are not answered yet, of all requests."""
-    seconds: float = 120.0
-    """That a request may take."""
 
 
 class ClientGoneError(Exception):
@@ -102,7 +84,7 @@ class Service:
                 error = one.answer.error
                 known = isinstance(error, TagiError) and len(found) > 1
                 raise type(error)(f"input {number}: {error}") if known else error
-            self.metrics.answered(len(one.tokens))
+            self.metrics.answer_tokens.inc(len(one.tokens))
         return found
 
     async def pieces(
@@ -126,7 +108,7 @@ class Service:
                 one = await _unless_gone(request, asyncio.ensure_future(events.get()))
                 yield one
                 if isinstance(one, Finished):
-                    self.metrics.answered(len(one.tokens))
+                    self.metrics.answer_tokens.inc(len(one.tokens))
                     return
         except ClientGoneError:
             return
