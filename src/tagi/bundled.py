@@ -13,11 +13,7 @@ CHECKPOINTS = (DEFAULT, "lora-alone")
 
 
 def default_checkpoint() -> Path:
-    """The folder of the bundled checkpoint.
-
-    Raises:
-        CheckpointError: this installation has none.
-    """
+    """The folder of the bundled checkpoint."""
     folder = _ASSETS / DEFAULT
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")

@@ -195,11 +195,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def check_writable(target: Path) -> None:
-    """Try, before long work, whether a file can be written there; leaves nothing but its folder.
-
-    Raises:
-        DiskError: see `atomic_folder`; or a folder lies there.
-    """
+    """Try, before long work, whether a file can be written there; leaves nothing but its folder."""
     with explained(target):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -175,11 +175,7 @@ METHODS = (
 
 
 def get(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        ConfigError: unknown; names the nearest.
-    """
+    """The method of that name; an unknown one is a `ConfigError` that names the nearest."""
     by_name = {method.name: method for method in METHODS}
     if name not in by_name:
         near = difflib.get_close_matches(name, by_name, n=1)

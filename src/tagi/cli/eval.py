@@ -221,11 +221,7 @@ def p3(
 
 
 def _say_left_out(language: str, left_out: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:
-    """What is not scored of Super-NaturalInstructions, and what is scored without an answer.
-
-    Raises:
-        InputError: no row is left.
-    """
+    """What is not scored of Super-NaturalInstructions, and what is scored without an answer."""
     if left_out:
         some = "; ".join(f"{name}: {languages}" for name, languages in islice(left_out.items(), 3))
         more = "; …" if len(left_out) > 3 else ""

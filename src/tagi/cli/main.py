@@ -120,11 +120,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_encoding(arguments: Sequence[str]) -> None:
-    """Refuse bytes that are no characters: Python hands them on as halves of surrogate pairs.
-
-    Raises:
-        InputError: names the option, or the argument by its number.
-    """
+    """Refuse bytes that are no characters: Python hands them on as halves of surrogate pairs."""
     for number, one in enumerate(arguments):
         try:
             one.encode()

@@ -23,11 +23,7 @@ def trained_on(checkpoint: str | None) -> DataConfig:
 
 
 def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
-    """The first `count` test tasks, which are in random order but for the first.
-
-    Raises:
-        InputError: there are not so many.
-    """
+    """The first `count` test tasks, which are in random order but for the first."""
     test = Micro(data).split.test
     if count > len(test):
         raise InputError(f"--tasks {count}: there are {len(test)} unseen tasks")

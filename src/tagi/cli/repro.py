@@ -93,12 +93,7 @@ def _missing(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _train(missing: Sequence[Stage], total: int) -> None:
-    """Train what is missing, each as its command would.
-
-    Raises:
-        InputError: data that a stage reads is not there.
-        TagiError: what training raises; what is finished stays.
-    """
+    """Train what is missing, each as its command would; what is finished stays, whatever is raised."""
     for stage in missing:
         for part in stage.run.data.by_field.values():
             if part.path is not None:
@@ -109,11 +104,7 @@ def _train(missing: Sequence[Stage], total: int) -> None:
 
 
 def _scores(made: Experiment, missing: Sequence[Stage]) -> dict[Entry, Scores]:
-    """The scores of every run that is there: those that were kept, or made now.
-
-    Raises:
-        InputError: data that is scored on is not there.
-    """
+    """The scores of every run that is there: those that were kept, or made now."""
     from tagi.repro.finding import checkpoint, keep_asked, kept_scores, place
 
     lacking = {stage.output for stage in missing}

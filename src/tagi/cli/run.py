@@ -147,12 +147,7 @@ def _asked(
     texts: Sequence[str],
     file: Path | None,
 ) -> list[Asked]:
-    """Every input with its instruction: its line's own, or else that of the command line; none beside an adapter.
-
-    Raises:
-        InputError: an input has no instruction, or has one beside an adapter; or nothing is asked at all.
-        DataError: see `read_file`.
-    """
+    """Every input with its instruction: its line's own, or else that of the command line; none beside an adapter."""
     from tagi.cli.inputs import read_file, read_instruction
     from tagi.cli.solving import Asked
     from tagi.data.types import Instruction

@@ -170,11 +170,7 @@ def new_key() -> str:
 
 
 def read_keys(file: Path) -> list[str]:
-    """The hashes of a file, one a line; a remark may stand behind each.
-
-    Raises:
-        InputError: the file cannot be read, holds none, or holds something else; a key itself is never printed.
-    """
+    """The hashes of a file, one a line; a remark may stand behind each. An `InputError` never prints a key itself."""
     try:
         lines = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:

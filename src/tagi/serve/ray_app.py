@@ -96,10 +96,6 @@ class Tasks:
     """A replica: the application of `tagi serve` with a model of its own and the store of all."""
 
     async def __init__(self, asked: Arguments, settings: Settings) -> None:
-        """
-        Raises:
-            TagiError: checkpoint or store cannot be used.
-        """
         logging.basicConfig(stream=sys.stderr, format="%(message)s")
         _LOG.setLevel(logging.INFO)
         tagi = Tagi.from_pretrained(asked.checkpoint, backbone=asked.backbone)
@@ -136,11 +132,7 @@ class Tasks:
         return serve.get_replica_context().replica_tag, self.service.metrics.text()
 
     def check_health(self) -> None:
-        """What Ray asks now and then; a replica that fails is started anew.
-
-        Raises:
-            RuntimeError: nobody answers any more.
-        """
+        """What Ray asks now and then; a replica that fails is started anew."""
         if not self.service.worker.alive:
             raise RuntimeError("the worker has ended")
 

@@ -48,10 +48,6 @@ class TaskRegistry:
     """
 
     def __init__(self, store: AdapterStore) -> None:
-        """
-        Raises:
-            DiskError: the folder cannot be written, or its database is damaged.
-        """
         self.store = store
         self._tasks = Database(store.folder / "tasks.sqlite3", _TABLE, across_machines=store.across_machines)
 
@@ -79,11 +75,7 @@ class TaskRegistry:
         return found, new
 
     def get(self, name: str) -> NamedTask:
-        """The task of a name.
-
-        Raises:
-            NotFoundError: there is none.
-        """
+        """The task of a name, or `NotFoundError`."""
         rows = self._tasks.read("SELECT * FROM tasks WHERE name = ?", name)
         if not rows:
             raise NotFoundError(f"no task is named {name[:64]!r}; POST /v1/tasks registers one")
@@ -94,11 +86,7 @@ class TaskRegistry:
         return [_task(*row) for row in self._tasks.read("SELECT * FROM tasks ORDER BY name")]
 
     def remove(self, name: str) -> None:
-        """Forget a name; others may have the same instruction.
-
-        Raises:
-            NotFoundError: there is no such task.
-        """
+        """Forget a name, or `NotFoundError`; others may have the same instruction."""
         if not self._tasks.write("DELETE FROM tasks WHERE name = ?", [(name,)]):
             raise NotFoundError(f"no task is named {name[:64]!r}")
 
@@ -108,11 +96,7 @@ class TaskRegistry:
 
 
 def checked_name(name: str) -> str:
-    """A name that can stand in an address and be that of a file.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """A name that can stand in an address and be that of a file, or `InputError`."""
     if not _NAME.fullmatch(name):
         raise InputError("name: 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit")
     return name

@@ -90,11 +90,7 @@ class Service:
     async def pieces(
         self, request: Request | None, told: Told, text: str, generation: GenerationConfig
     ) -> AsyncIterator[Piece | Finished]:
-        """The answer to one input as it grows; ends where the caller hangs up, and takes it out of the batch.
-
-        Raises:
-            BusyError: too much waits.
-        """
+        """The answer to one input as it grows; ends where the caller hangs up, and takes it out of the batch."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Finished]()
         (seed,) = seeded(generation.seed, [text])
 
@@ -122,11 +118,7 @@ class Service:
     async def scores(
         self, request: Request | None, told: Told, texts: Sequence[str], choices: Sequence[str]
     ) -> list[list[float]]:
-        """Mean log-likelihood a token of every choice of every input.
-
-        Raises:
-            InputError: there are too many.
-        """
+        """Mean log-likelihood a token of every choice of every input; an `InputError` where these are too many."""
         most = self.settings.most_scored
         if len(texts) * len(choices) > most:
             raise InputError(f"{len(texts)} inputs of {len(choices)} choices are more than {most:,} in all")
@@ -142,11 +134,8 @@ class Service:
     async def register(
         self, request: Request | None, told: Instruction, name: str | None, choices: Sequence[str]
     ) -> tuple[NamedTask, bool]:
-        """Give a task a name and write its adapter; gives it, and whether it is new.
-
-        Raises:
-            TagiError: see `TaskRegistry.add`; or the model cannot read it, and then it is not registered.
-        """
+        """Give a task a name and write its adapter; gives it, and whether it is new. What the model cannot read, or
+        `TaskRegistry.add` refuses, is not registered."""
         found, new = await asyncio.to_thread(self.tasks.add, told, name=name, choices=choices)
         try:
             await self.on_model(request, lambda: self.store.get(found.key))
@@ -159,12 +148,7 @@ class Service:
     # --- what callers name -----------------------------------------------------------------------------------
 
     def told(self, task: str | None, instruction: str | None) -> tuple[Told, tuple[str, ...]]:
-        """What a request names, and what it chooses from.
-
-        Raises:
-            InputError: it names nothing or two things, or the instruction is empty.
-            NotFoundError: no task has that name.
-        """
+        """What a request names, and what it chooses from; an error unless it is one task or an instruction."""
         if (task is None) == (instruction is None):
             raise InputError("give either a task's name or an instruction")
         if task is not None:
@@ -173,20 +157,12 @@ class Service:
         return asked.instruction(instruction), ()
 
     def inputs(self, given: Sequence[str | Sequence[int]]) -> list[str]:
-        """Inputs to answer; token ids stand for their text.
-
-        Raises:
-            InputError: one is empty, or has a token that is none; or there are too many.
-        """
+        """Inputs to answer, not too many and none empty; token ids stand for their text."""
         self._check_count(given)
         return asked.inputs([one if isinstance(one, str) else self._spelled(one) for one in given])
 
     def ids(self, given: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
-        """Token ids of texts as they stand, without what a tokenizer puts around one.
-
-        Raises:
-            InputError: one is no text; or there are too many.
-        """
+        """Token ids of texts as they stand, without what a tokenizer puts around one."""
         self._check_count(given)
         return [tuple(encode(self.tagi.tokenizer, one) if isinstance(one, str) else one) for one in given]
 
@@ -212,11 +188,7 @@ def _settle(future: asyncio.Future[Finished], one: Piece | Finished) -> None:
 
 
 async def _unless_gone(request: Request | None, wanted: asyncio.Future[T]) -> T:
-    """What is wanted, unless the caller hangs up before.
-
-    Raises:
-        ClientGoneError: so it was.
-    """
+    """What is wanted, or `ClientGoneError` where the caller hangs up before."""
     if request is None:  # whoever asks cancels this when nobody waits any more
         return await wanted
     gone = asyncio.ensure_future(_hung_up(request))

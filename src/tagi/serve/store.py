@@ -109,11 +109,7 @@ class AdapterStore:
         return keys
 
     def instruction(self, key: str) -> Instruction:
-        """What was registered.
-
-        Raises:
-            InputError: that is no key, or nothing was registered under it.
-        """
+        """What was registered under a key; an `InputError` where nothing was."""
         _check_key(key)
         rows = self._instructions.read("SELECT text FROM instructions WHERE key = ?", key)
         if not rows:
@@ -133,11 +129,7 @@ class AdapterStore:
         return self.get_all([key])[0]
 
     def get_all(self, keys: Sequence[str]) -> list[TaskAdapter]:
-        """The adapters of several; those that are nowhere are generated together.
-
-        Raises:
-            InputError: one is no key, or nothing is registered under it.
-        """
+        """The adapters of several registered instructions; those that are nowhere are generated together."""
         for key in keys:
             _check_key(key)
         with self._lock:
@@ -146,11 +138,7 @@ class AdapterStore:
             return [found[key] for key in keys]
 
     def forget(self, key: str) -> None:
-        """Drop an adapter from memory; on disk it stays.
-
-        Raises:
-            InputError: that is no key.
-        """
+        """Drop an adapter from memory; on disk it stays."""
         _check_key(key)
         with self._lock:
             if (adapter := self._held.pop(key, None)) is not None:
@@ -287,11 +275,7 @@ def key_of(instruction: Instruction) -> str:
 
 
 def _check_key(key: str) -> None:
-    """Keys become names of files: only what `key_of` can give is one.
-
-    Raises:
-        InputError: anything else.
-    """
+    """Keys become names of files: whatever `key_of` cannot give is an `InputError`."""
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise InputError(f"{key!r} is no key of an instruction: keys are 32 hexadecimal digits")
 

@@ -74,11 +74,7 @@ class AdapterFolders:
 
 
 def register() -> None:
-    """What vLLM calls in each of its processes: add the resolver, where a store is named.
-
-    Raises:
-        ConfigError: a store without a checkpoint.
-    """
+    """What vLLM calls in each of its processes: add the resolver, where a store is named."""
     store, checkpoint = os.environ.get(STORE), os.environ.get(CHECKPOINT)
     if not store:
         return

@@ -28,11 +28,7 @@ OBSERVED = 16
 
 
 def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage:
-    """Everything that a run's config describes, ready for the trainer.
-
-    Raises:
-        TagiError: whatever in the config, the data or the checkpoint does not fit.
-    """
+    """Everything that a run's config describes, ready for the trainer; a `TagiError` says what does not fit."""
     check_stage(config, methods.get(config.method))
     sources = sources or Sources()
     begin = start(config, sources=sources)

@@ -85,11 +85,7 @@ def read_state(folder: Path) -> State:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Put a checkpoint's tensors into the model of the run that wrote it.
-
-    Raises:
-        CheckpointError: they are not that model's.
-    """
+    """Put a checkpoint's tensors into the model of the run that wrote it; others are a `CheckpointError`."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:  # names or shapes that differ, all of them listed

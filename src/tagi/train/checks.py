@@ -6,11 +6,7 @@ from tagi.methods import Method
 
 
 def check_stage(config: RunConfig, method: Method) -> None:
-    """Refuse a stage that its method cannot be.
-
-    Raises:
-        ConfigError: one sentence that names the field.
-    """
+    """Refuse a stage that its method cannot be, by a `ConfigError` that names the field."""
     stage, name, once = config.stage, config.method, method.reads_instruction_once
     if stage == "backbone" and (once or method.prompt):
         raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")

@@ -264,11 +264,7 @@ def can_be_timed(config: RunConfig, plan: Plan) -> bool:
 
 
 def seconds_per_step(config: RunConfig, sources: Sources) -> float:
-    """Of forward and backward passes of the run's first batches in one process, without the optimizer.
-
-    Raises:
-        TagiError: whatever does not fit, see `build_stage`.
-    """
+    """Of forward and backward passes of the run's first batches in one process, without the optimizer."""
     stage = build_stage(config, sources)
     torch.manual_seed(config.training.seed)
     optim.freeze(stage.model, stage.parts)

@@ -56,11 +56,7 @@ class Record:
 
     @staticmethod
     def of(config: RunConfig, processes: int, sources: Sources | None = None) -> "Record":
-        """The record of a run that begins now, or goes on.
-
-        Raises:
-            DataError: the config's data is not there.
-        """
+        """The record of a run that begins now, or goes on."""
         return Record(config, Begun(processes=processes, files=_files(config, sources or Sources())))
 
     def write(self, draft: Path) -> None:

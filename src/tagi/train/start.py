@@ -113,11 +113,7 @@ def _backbone(
 
 
 def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
-    """Refuse weights of another shape than the config expects; some fields are the checkpoint's to say.
-
-    Raises:
-        ConfigError: names the first field that differs.
-    """
+    """Refuse weights of another shape than the config expects; some fields are the checkpoint's to say."""
     for field in T5Shape.model_fields:
         ours, theirs = getattr(expected, field), getattr(found, field, None)
         if ours != theirs and field not in _CHECKPOINTS_OWN:

@@ -75,11 +75,7 @@ class LogitCache:
         return _padded([self._row(key) for key in found], batch.labels.shape[1])
 
     def flush(self) -> None:
-        """Write what is in memory as a shard.
-
-        Raises:
-            DiskError: the disk is full or cannot be written.
-        """
+        """Write what is in memory as a shard."""
         if not self._new:
             return
         file, rows = self.folder / f"{uuid.uuid4().hex}.safetensors", list(self._new.values())
