@@ -171,21 +171,20 @@ def micro(
     """Score compositions of list operations that were not trained on."""
     setting = Setting(instruction, adapter, output, as_json)
     tagi = open_tagi(checkpoint, backbone, demonstrations)
-    from tagi.cli import micro as micro_cli
+    from tagi.cli.micro import trained_on, unseen
+    from tagi.data.synthetic.micro_splits import shuffled_partner
     from tagi.data.types import named
 
-    data = micro_cli.trained_on(checkpoint)
+    data = trained_on(checkpoint)
     with waiting("drawing tasks"):
-        chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
-        partners = micro_cli.strangers(chosen) if setting.needs_partners else None
+        chosen = named(unseen(data, tasks), lambda task: task.name, only or ())
+        if setting.needs_partners and len(chosen) < 2:
+            raise InputError("somebody else's instruction needs at least two tasks")
+        partners = shuffled_partner(chosen, seed=0) if setting.needs_partners else None
         shown, held_out = tagi.config.prompt.demonstrations, phrasings == "new"
         drawn = [task.task(held_out=held_out, demonstrations=shown).first(instances) for task in chosen]
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
-    asked |= {
-        "demonstrations": tagi.config.prompt.demonstrations,
-        "data_seed": data.seed,
-        "checkpoint": checkpoint,
-    }
+    asked |= {"demonstrations": shown, "data_seed": data.seed, "checkpoint": checkpoint}
     _score(tagi, drawn, partners, setting, asked)
 
 
@@ -252,12 +251,7 @@ def _score(
     began = time.perf_counter()
     with bar("solving") as report:
         evaluation = evaluate(
-            tagi,
-            tasks,
-            instruction=setting.instruction,
-            adapter=setting.adapter,
-            partners=partners,
-            progress=report,
+            tagi, tasks, instruction=setting.instruction, adapter=setting.adapter, partners=partners, progress=report
         )
     seconds = time.perf_counter() - began
     with waiting("scoring"):

@@ -27,11 +27,6 @@ def read_instruction(definition: str, demonstrations: Sequence[str] | None) -> I
     return Instruction(definition, tuple(shown))
 
 
-def read_inputs(path: Path) -> list[str]:
-    """The inputs of such a file alone, see `read_file`."""
-    return [line.input for line in read_file(path)]
-
-
 def read_file(path: Path) -> list[Line]:
     """The lines of a file, see `tagi.data.inputs.read_inputs`; the path `-` is standard input.
 

@@ -48,7 +48,7 @@ def repro(
     from tagi.files import check_folder
     from tagi.repro import figures, tables
     from tagi.repro.experiments import experiment
-    from tagi.repro.finding import hours
+    from tagi.repro.finding import finished, hours
 
     check_folder(output)
     if name in ("table1", "table8"):
@@ -56,14 +56,17 @@ def repro(
         return
     made = experiment(name, scale, str(data), range(seeds))
     stages = made.stages()
-    missing = _missing(stages)
+    missing = [stage for stage in stages if not finished(stage)]
     if run:
         _train(missing, len(stages))
         missing = []
     scores = _scores(made, missing)
     with waiting("timing steps"):
         estimates = hours(missing, stages)
-    commands = [_command(stage) + _said(stage, time) for stage, time in zip(missing, estimates, strict=True)]
+    commands = [
+        f"{_command(stage)}  # {stage.run.training.steps:,} steps" + (f", about {time:.2g} hours here" if time else "")
+        for stage, time in zip(missing, estimates, strict=True)
+    ]
     place, values = output / f"{name}-{scale}", {"name": name, "scale": scale, **tables.as_json(made, scores.get)}
     values["missing"] = [
         {"output": stage.output, "command": _command(stage), "steps": stage.run.training.steps, "hours": time}
@@ -84,12 +87,6 @@ def _show(place: Path, text: str, values: Mapping[str, Any], as_json: bool) -> N
     write_text(place.with_suffix(".json"), json.dumps(values, indent=2) + "\n")
     print_json(values) if as_json else typer.echo(text, nl=False)
     stderr().print(f"wrote {place}.md and {place.name}.json", soft_wrap=True)
-
-
-def _missing(stages: Sequence[Stage]) -> list[Stage]:
-    from tagi.repro.finding import finished
-
-    return [stage for stage in stages if not finished(stage)]
 
 
 def _train(missing: Sequence[Stage], total: int) -> None:
@@ -145,10 +142,6 @@ def _quietly(arguments: Sequence[str]) -> None:
 
 def _command(stage: Stage) -> str:
     return shlex.join(["tagi", *stage.arguments])
-
-
-def _said(stage: Stage, time: float | None) -> str:
-    return f"  # {stage.run.training.steps:,} steps" + ("" if time is None else f", about {time:.2g} hours here")
 
 
 LABELS = {
