@@ -64,7 +64,11 @@ class TaskRegistry:
             ConflictError: another task has the name.
             DiskError: it could not be written; then it is not registered.
         """
-        wanted = made_name(instruction, choices) if name is None else checked_name(name)
+        wanted = made_name(instruction, choices) if name is None else name
+        if not _NAME.fullmatch(wanted):  # it can stand in an address and be that of a file
+            raise InputError(
+                "name: 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
+            )
         chosen = tuple(asked.choices([list(choices)], 1)[0]) if choices else ()
         task = NamedTask(wanted, self.store.register(instruction), chosen, time.time())
         row = (task.name, task.key, json.dumps(task.choices, ensure_ascii=False), task.created)
@@ -93,13 +97,6 @@ class TaskRegistry:
     def close(self) -> None:
         """Close the database."""
         self._tasks.close()
-
-
-def checked_name(name: str) -> str:
-    """A name that can stand in an address and be that of a file, or `InputError`."""
-    if not _NAME.fullmatch(name):
-        raise InputError("name: 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit")
-    return name
 
 
 def made_name(instruction: Instruction, choices: Sequence[str] = ()) -> str:

@@ -13,7 +13,7 @@ from tagi.infer import asked
 from tagi.infer.choices import likeliest
 from tagi.infer.search import GenerationConfig
 from tagi.serve.service import Service
-from tagi.serve.worker import Finished, InPrompt, Piece, Told
+from tagi.serve.worker import InPrompt, Piece, Told
 
 Way = Literal["adapter", "prompt", "mismatched"]
 WAYS: tuple[Way, ...] = ("adapter", "prompt", "mismatched")
@@ -125,10 +125,13 @@ def _writing(service: Service, one: Asked, cells: Cells) -> list[Coroutine[Any, 
             async for part in service.pieces(None, one.by(way), text, GENERATION):
                 if isinstance(part, Piece):
                     cell.text += part.text
+                elif (error := part.answer.error) is None:
+                    cell.text, cell.tokens = part.answer.text, part.tokens
                 else:
-                    _end(cell, part)
+                    cell.error = str(error) if isinstance(error, TagiError) else "the service failed; its log says why"
         except TagiError as error:
-            cell.error, cell.done = str(error), True
+            cell.error = str(error)
+        cell.done = True
 
     return [fill(way, text, own[way]) for text, own in zip(one.texts, cells, strict=True) for way in WAYS]
 
@@ -145,12 +148,3 @@ def _choosing(service: Service, one: Asked, cells: Cells) -> list[Coroutine[Any,
             own[way] = Cell(best, True, None, tokens, dict(zip(one.choices, shares, strict=True)))
 
     return [fill(way) for way in WAYS]
-
-
-def _end(cell: Cell, finished: Finished) -> None:
-    error = finished.answer.error
-    cell.done, cell.tokens = True, finished.tokens
-    if error is None:
-        cell.text = finished.answer.text
-    else:
-        cell.error = str(error) if isinstance(error, TagiError) else "the service failed; its log says why"
