@@ -84,7 +84,8 @@ class AdapterStore:
         self.across_machines, self.checkpoint = across_machines, identity(tagi)
         self.use = StoreUse()
         self._held: OrderedDict[str, TaskAdapter] = OrderedDict()
-        self._held_bytes = 0
+        self.held_bytes = 0
+        """Of the adapters in memory."""
         self._lock = threading.RLock()
         self._files = self.folder / self.checkpoint
         table = "instructions (key TEXT PRIMARY KEY, text TEXT NOT NULL)"
@@ -121,9 +122,6 @@ class AdapterStore:
         """Of everything that is registered."""
         return [key for (key,) in self._instructions.read("SELECT key FROM instructions ORDER BY key")]
 
-    def __len__(self) -> int:
-        return int(self._instructions.read("SELECT COUNT(*) FROM instructions")[0][0])
-
     def get(self, key: str) -> TaskAdapter:
         """The adapter of a registered instruction: from memory, from disk, or generated."""
         return self.get_all([key])[0]
@@ -142,16 +140,7 @@ class AdapterStore:
         _check_key(key)
         with self._lock:
             if (adapter := self._held.pop(key, None)) is not None:
-                self._held_bytes -= adapter.nbytes
-
-    @property
-    def held_bytes(self) -> int:
-        """Of the adapters in memory."""
-        return self._held_bytes
-
-    def written_bytes(self) -> int:
-        """Of the folder: adapters of every checkpoint, and instructions."""
-        return sum(size for _, size, _ in self._on_disk()) + self._database_bytes()
+                self.held_bytes -= adapter.nbytes
 
     def close(self) -> None:
         """Close the database."""
@@ -214,9 +203,9 @@ class AdapterStore:
         if adapter.nbytes > self.memory_bytes:
             return
         self._held[key] = adapter
-        self._held_bytes += adapter.nbytes
-        while self._held_bytes > self.memory_bytes:
-            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+        self.held_bytes += adapter.nbytes
+        while self.held_bytes > self.memory_bytes:
+            self.held_bytes -= self._held.popitem(last=False)[1].nbytes
 
     def _write(self, key: str, adapter: TaskAdapter) -> None:
         data = adapters.to_bytes(adapter)
@@ -238,10 +227,7 @@ class AdapterStore:
 
     def _room(self) -> int:
         """Bytes that adapters may have on disk, beside the database and what is not yet moved into it."""
-        return self.disk_bytes - self._database_bytes()
-
-    def _database_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.glob("*.sqlite3*"))
+        return self.disk_bytes - sum(file.stat().st_size for file in self.folder.glob("*.sqlite3*"))
 
     def _on_disk(self) -> list[tuple[float, int, Path]]:
         """When each adapter's file was used, its bytes and its path; the longest unused first."""
