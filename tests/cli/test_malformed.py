@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cli_runs import CONFIG
 from malformed import Change, refusal, tensor_changes, text_changes
-from tagi.cli.inputs import read_file
+from tagi.cli.solving import read_file
 from tagi.config import files as config_files
 from tagi.data.sources.c4 import documents
 from tagi.data.sources.p3_files import P3Dataset

@@ -22,7 +22,6 @@ from tagi.repro.runs import RUNS, T0, TK_INSTRUCT, fid_icl, named
 from tagi.repro.scales import Scale
 from tagi.repro.tables import score
 from tagi.train import resume, trainer
-from tagi.train.checks import check_stage
 from toy_paper import SHAPE, write_paper
 
 FEW = "micro", "--tasks", "4", "--instances", "2"
@@ -126,7 +125,7 @@ def test_every_config_of_every_table_builds(scale: Scale, name: str, monkeypatch
     for stage in experiments.experiment(name, scale, "data", range(2)).stages():  # pyright: ignore[reportArgumentType]
         config = stage.run
         assert (config.stage, config.output) == (stage.stage, stage.output)
-        check_stage(config, methods.get(config.method))
+        methods.of(config)
         teacher = config.objective.teacher if config.objective.lambda_kl else None
         for place in (config.start_from, config.bank, config.bank_base, teacher and teacher.checkpoint):
             assert place is None or place in written | published, (stage.output, place)

@@ -26,7 +26,7 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Write a task adapter from an instruction: LoRA and the encoded instruction, ready for any input."""
-    from tagi.cli.inputs import read_instruction
+    from tagi.cli.solving import read_instruction
     from tagi.model.adapter import KIND, WEIGHTS
 
     told = read_instruction(instruction, demonstrations)

@@ -84,7 +84,7 @@ for _form, _help, _folder in FORMS:
 def _adapter(source: Path, file: Path | None, checkpoint: str | None, backbone: str | None, *, alone: bool) -> Export:
     from tagi.backbones.files import locate
     from tagi.backbones.language_model import hugging_face
-    from tagi.cli.inputs import read_file
+    from tagi.cli.solving import read_file
     from tagi.infer.export import Inputs, from_adapter
     from tagi.model.checkpoint import base_source
 

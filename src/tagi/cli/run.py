@@ -148,8 +148,7 @@ def _asked(
     file: Path | None,
 ) -> list[Asked]:
     """Every input with its instruction: its line's own, or else that of the command line; none beside an adapter."""
-    from tagi.cli.inputs import read_file, read_instruction
-    from tagi.cli.solving import Asked
+    from tagi.cli.solving import Asked, read_file, read_instruction
     from tagi.data.types import Instruction
 
     if definition is not None and adapter is not None:

@@ -28,7 +28,6 @@ from tagi.model.tagi import TagiModel
 from tagi.train import measure, optim
 from tagi.train.build import build_stage
 from tagi.train.checkpoints import FINAL
-from tagi.train.checks import check_stage
 from tagi.train.measure import Measured
 from tagi.train.stage import Parts
 from tagi.train.start import random_tokenizer
@@ -101,8 +100,7 @@ def plan(
     Raises:
         TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
     """
-    method = methods.get(config.method)
-    check_stage(config, method)
+    method = methods.of(config)
     parts, sources, tokenizer = _resolve(config, earlier), sources or Sources(), None
     if draw and measure.data_at_hand(config):
         tokenizer = measure.tokenizer_at_hand(config, parts.shape, sources)
