@@ -26,11 +26,7 @@ def checkpoint(name: str) -> Path | None:
 
 
 def everyday() -> Path:
-    """The folder of the everyday tasks: in an installed package those to score on, in a clone all.
-
-    Raises:
-        DataError: this installation has none.
-    """
+    """The folder of the everyday tasks: in an installed package those to score on, in a clone all."""
     clone = _ASSETS.parents[2] / "datasets" / "everyday"
     folder = next((one for one in (_ASSETS / "everyday", clone) if one.is_dir()), None)
     if folder is None:

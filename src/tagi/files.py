@@ -58,7 +58,6 @@ def read_whole(folder: Path, read: Callable[[], T]) -> T:
 
     Raises:
         DiskError: it was replaced at every try.
-        TagiError: what `read` raises.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:

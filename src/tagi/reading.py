@@ -106,11 +106,8 @@ def yaml_value(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
 
 
 def _counted_down(value: Any, left: int, depth: int) -> int:
-    """What is left of a count when every value inside has been counted, below 0 where it did not suffice.
-
-    Raises:
-        RecursionError: deeper than `depth`, as what holds itself always is.
-    """
+    """What is left of a count when every value inside has been counted, below 0 where it did not suffice; a
+    `RecursionError` deeper than `depth`, as what holds itself always is."""
     if not depth:
         raise RecursionError
     inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -147,14 +147,8 @@ def uncollected() -> Iterator[None]:
 
 
 def open_tagi(checkpoint: str | None, backbone: str | None = None, shown: int | None = None) -> Tagi:
-    """The model of a checkpoint, or the bundled one, on the GPU where there is one.
-
-    Args:
-        shown: demonstrations that it shows (default: as in training).
-
-    Raises:
-        CheckpointError: see `Tagi.from_pretrained`.
-    """
+    """The model of a checkpoint, or the bundled one, on the GPU where there is one; it shows so many demonstrations, or
+    as many as in training."""
     with waiting("opening the model"), uncollected():
         from tagi.infer.engine import Tagi
 

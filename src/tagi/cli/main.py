@@ -133,11 +133,7 @@ def _check_encoding(arguments: Sequence[str]) -> None:
 
 def _check_places(arguments: Sequence[str]) -> None:
     """Refuse options without a value, as a shell makes of a variable that is not set: of an empty name of a checkpoint
-    the bundled one would be made, of an empty folder the working directory.
-
-    Raises:
-        InputError: names the option.
-    """
+    the bundled one would be made, of an empty folder the working directory."""
     for before, one in pairwise(("", *arguments)):
         name, value = (one.removesuffix("="), "") if one.startswith("--") and one.endswith("=") else (before, one)
         if name.startswith("-") and name not in _TEXTS and not value.strip():

@@ -33,11 +33,7 @@ def held_out(
     instances: int | None,
     shots: int,
 ) -> tuple[list[Task], dict[str, str]]:
-    """The held-out tasks under their first prompts, and what is not here with the reason; see `P3Dataset.eval_tasks`.
-
-    Raises:
-        TagiError: an unknown task, data that is missing or damaged, or too few rows for the demonstrations.
-    """
+    """The held-out tasks under their first prompts, and why others are not here; see `P3Dataset.eval_tasks`."""
     dataset, tasks = P3Dataset(data, instruction=reads), list[Task]()
     here = list(dict.fromkeys(names)) if names else dataset.eval_names()
     for name in here:

@@ -48,11 +48,7 @@ class Solver:
         return self.tagi.adapt(instruction) if self.tagi.model.method.adapts else instruction
 
     def answers(self, asked: Sequence[Asked], report: Callable[[int, int], None]) -> Iterator[list[Answer]]:
-        """The answers in order, some at a time; tasks are mixed in one batch.
-
-        Args:
-            report: called with answers done and answers in all.
-        """
+        """The answers in order, some at a time; tasks are mixed in one batch. `report` is told how many are done."""
         done = 0
         for some in self._parts(asked):
             yield self._answers(some, lambda more, _, done=done: report(done + more, len(asked)))
@@ -110,11 +106,7 @@ class Solver:
 
 
 def read_instruction(definition: str, demonstrations: Sequence[str] | None) -> Instruction:
-    """An instruction and its worked examples, each written `input => output`.
-
-    Raises:
-        InputError: the definition is empty, or an example is written otherwise.
-    """
+    """An instruction and its worked examples, each written `input => output`."""
     if not definition.strip():
         raise InputError("the instruction is empty")
     shown: list[Demonstration] = []
@@ -127,11 +119,7 @@ def read_instruction(definition: str, demonstrations: Sequence[str] | None) -> I
 
 
 def read_file(path: Path) -> list[Line]:
-    """The lines of a file, see `tagi.data.inputs.read_inputs`; the path `-` is standard input.
-
-    Raises:
-        DataError: the file cannot be read, or one of its lines; names file, line and field.
-    """
+    """The lines of a file, see `tagi.data.inputs.read_inputs`; the path `-` is standard input."""
     if str(path) != "-":
         return inputs.read_inputs(path)
     if sys.stdin is None:

@@ -14,14 +14,7 @@ SUFFIX: dict[Form, str] = {"peft": "zip", "gguf": "gguf"}
 
 
 def packed(tagi: Tagi, adapter: TaskAdapter, base: str, form: Form) -> bytes:
-    """PEFT's folder as a zip file, or llama.cpp's GGUF.
-
-    Args:
-        base: what the files call the language model.
-
-    Raises:
-        TagiError: the adapter holds something that the format cannot.
-    """
+    """PEFT's folder as a zip file, or llama.cpp's GGUF; `base` is what the files call the language model."""
     with tempfile.TemporaryDirectory() as place:
         saved, written = Path(place) / "adapter", Path(place) / form
         adapter.save_pretrained(saved)

@@ -55,10 +55,7 @@ class Guard:
     """Middleware around the whole application; reads a request's body before anything else sees the request."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics | None = None) -> None:
-        """
-        Args:
-            metrics: where requests are counted; nowhere where whoever comes next counts them.
-        """
+        """Without `metrics` whoever comes next counts the requests."""
         self.app, self.settings, self.metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

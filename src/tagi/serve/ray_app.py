@@ -141,11 +141,7 @@ class Tasks:
 
 
 def entrance(replicas: DeploymentHandle, settings: Settings) -> ASGIApp:
-    """What callers reach: keys and limits of the body, and the way to a replica.
-
-    Args:
-        replicas: of `Tasks`.
-    """
+    """What callers reach: keys and limits of the body, and the way to a replica of `Tasks`."""
 
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
@@ -198,14 +194,7 @@ class Entrance:
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """The application for `serve run` and `serve deploy`.
-
-    Args:
-        arguments: see `Arguments`; values may be texts.
-
-    Raises:
-        TagiError: one sentence that names the argument.
-    """
+    """The application for `serve run` and `serve deploy`; the values of `Arguments` may be texts."""
     asked = parse(Arguments, arguments, source="arguments")
     if asked.checkpoint is not None:
         read_config(Path(asked.checkpoint))

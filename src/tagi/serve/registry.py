@@ -54,16 +54,8 @@ class TaskRegistry:
     def add(
         self, instruction: Instruction, *, name: str | None = None, choices: Sequence[str] = ()
     ) -> tuple[NamedTask, bool]:
-        """Register a task; gives it, and whether it is new. The same task under the same name may come again.
-
-        Args:
-            name: by default made of the instruction's first words.
-
-        Raises:
-            InputError: no name, instruction or choice that can be used.
-            ConflictError: another task has the name.
-            DiskError: it could not be written; then it is not registered.
-        """
+        """Register a task, on disk or not at all; gives it, and whether it is new. By default a name is made of the
+        instruction's first words; where another task has it, that is a `ConflictError`."""
         wanted = made_name(instruction, choices) if name is None else name
         if not _NAME.fullmatch(wanted):  # it can stand in an address and be that of a file
             raise InputError(

@@ -34,15 +34,8 @@ class Service:
     def __init__(
         self, tagi: Tagi, folder: Path, settings: Settings, *, base: str, across_machines: bool = False
     ) -> None:
-        """
-        Args:
-            folder: where tasks and adapters are kept.
-            base: what the language model is called.
-            across_machines: whether services of several machines share the folder.
-
-        Raises:
-            TagiError: this method has no adapters, or the folder cannot be used.
-        """
+        """Tasks and adapters are kept in `folder`, which services `across_machines` may share; the language model is
+        called `base`."""
         tagi = tagi.showing(MOST_EXAMPLES)
         self.tagi, self.settings, self.base = tagi, settings, base
         self.store = AdapterStore(tagi, folder, across_machines=across_machines)

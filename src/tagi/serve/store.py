@@ -92,12 +92,7 @@ class AdapterStore:
         self._instructions = Database(self.folder / "instructions.sqlite3", table, across_machines=across_machines)
 
     def register(self, instruction: str | Instruction) -> str:
-        """Keep an instruction for good; gives the key of its adapter. Nothing is generated yet.
-
-        Raises:
-            InputError: the instruction is empty.
-            DiskError: it could not be written; then it is not registered.
-        """
+        """Keep an instruction on disk, for good; gives the key of its adapter. Nothing is generated yet."""
         return self.register_all([instruction])[0]
 
     def register_all(self, instructions: Sequence[str | Instruction]) -> list[str]:

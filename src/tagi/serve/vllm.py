@@ -40,12 +40,7 @@ class AdapterFolders:
         self._tasks: TaskRegistry | None = None
 
     def find(self, name: str) -> Path | None:
-        """The folder of a task's adapter; None where no task has that name.
-
-        Raises:
-            ConfigError: the checkpoint's adapters are more than LoRA.
-            TagiError: store, checkpoint or adapter cannot be used.
-        """
+        """The folder of a task's adapter; None where no task has that name."""
         with self._lock:
             if self._tasks is None:
                 self._tasks = TaskRegistry(AdapterStore(self._opened(), self.folder))

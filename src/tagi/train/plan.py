@@ -116,11 +116,7 @@ def plan(
 
 def _resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
     """Shape and parts of a run's model: from its config, from the checkpoint it goes on from, or from the earlier
-    stage that will write that checkpoint.
-
-    Raises:
-        CheckpointError: neither says.
-    """
+    stage that will write that checkpoint."""
     if config.backbone is not None:
         return Model(_fresh_shape(config.backbone, config), config.hypernetwork, config.fusion)
     before = next((one for one in earlier if str(Path(one.output) / FINAL) == config.start_from), None)

@@ -50,11 +50,7 @@ class Start:
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, sources: Sources | None = None) -> Start:
-    """A fresh model on the config's backbone, with a tokenizer that is made already, or an earlier stage's checkpoint.
-
-    Raises:
-        TagiError: the backbone, the checkpoint or the data cannot be used.
-    """
+    """A fresh model on the config's backbone, with a tokenizer if one is made already, or an earlier stage's model."""
     generator, shared = torch.Generator().manual_seed(config.training.seed), {}
     if config.start_from is not None:
         folder = Path(config.start_from)

@@ -83,11 +83,7 @@ class Plan:
 
 
 def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None = None) -> Plan:
-    """The base model, the groups of tasks and their chunks.
-
-    Raises:
-        ConfigError: a method that writes adapters, a group that does not exist, more processes than groups.
-    """
+    """The base model, the groups of tasks and their chunks, no fewer groups than processes."""
     method = methods.of(config)
     sources = sources or Sources()
     of_group = sources.groups(config.data, config.teachers.group, config.demonstrations, config.training.seed)

@@ -59,11 +59,7 @@ class Asked:
 
 
 def written(definition: str, examples: Sequence[str], choices: str) -> tuple[Instruction, tuple[str, ...]]:
-    """A task that a person wrote: examples as input, output, input, output; choices one a line.
-
-    Raises:
-        InputError: the instruction is empty, an example has one side only, or a single choice is given.
-    """
+    """A task that a person wrote: examples as input, output, input, output; choices one a line, not a single one."""
     pairs: list[Demonstration] = []
     for number, (source, target) in enumerate(zip(examples[::2], examples[1::2], strict=True), 1):
         if bool(source.strip()) != bool(target.strip()):
@@ -77,12 +73,7 @@ def written(definition: str, examples: Sequence[str], choices: str) -> tuple[Ins
 
 
 def ask(service: Service, name: str, own: tuple[Instruction, tuple[str, ...]] | None, texts: Sequence[str]) -> Asked:
-    """Inputs of a registered task, or of one's own where `own` is given.
-
-    Raises:
-        InputError: no input, or too many.
-        NotFoundError: no task has that name any more.
-    """
+    """Inputs of a registered task, or of one's own where `own` is given."""
     if not texts:
         raise InputError("inputs: there are none; write one a line, or drop a file")
     if own is None:

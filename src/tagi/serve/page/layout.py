@@ -51,10 +51,7 @@ class Page:
     """The page of a service."""
 
     def __init__(self, service: Service, folder: Path) -> None:
-        """
-        Args:
-            folder: where files of adapters lie until they are taken; somebody else removes them.
-        """
+        """Files of adapters lie in `folder` until they are taken; somebody else removes them."""
         self.service, self.folder = service, folder
         with gr.Blocks(title="tagi", analytics_enabled=False) as self.blocks:
             gr.HTML(HEAD.format(service.base))

@@ -29,12 +29,8 @@ class Objective:
 
 
 def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTokenizerBase) -> Objective:
-    """The terms of a run's objective.
-
-    Raises:
-        ConfigError: a term that this method or data cannot have.
-        CheckpointError: a bank of another language model or rank, a cache of another teacher.
-    """
+    """The terms of a run's objective; refused are terms that this method or data cannot have, and a bank or a cache of
+    another model."""
     settings, teacher = config.objective, config.objective.teacher
     terms = LABELS if settings.labels else ()
     bank = _bank(config, model)
