@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
-    from rich.progress import ProgressColumn
     from rich.table import Table
 
     from tagi.infer.engine import Tagi
@@ -87,36 +87,28 @@ def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") 
 
 
 @contextmanager
-def bar(label: str) -> Iterator[Report]:
-    """A bar with the time left on stderr, gone when done; where stderr is no terminal, a line now and then."""
-    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
-
-    with _progress(label, MofNCompleteColumn(), TimeRemainingColumn()) as report:
-        yield report
-
-
-@contextmanager
-def waiting(label: str) -> Iterator[None]:
-    """A moving bar on stderr for work of unknown length."""
-    from rich.progress import TimeElapsedColumn
-
-    with _progress(label, TimeElapsedColumn()):
-        yield
-
-
-@contextmanager
-def _progress(label: str, *columns: ProgressColumn) -> Iterator[Report]:
-    from rich.progress import BarColumn, Progress, TextColumn
+def bar(label: str, *, counted: bool = True) -> Iterator[Report]:
+    """A bar with the time left on stderr, gone when done, or a moving one for work that is not counted; where stderr is
+    no terminal, a line now and then."""
+    from rich import progress
 
     console = stderr()
     if not console.is_interactive:
         yield _lines(label)
         return
     # what is printed meanwhile goes above the bar if both are on one terminal, and to where stdout goes if not
-    text, above = TextColumn("{task.description}", markup=False), sys.stdout.isatty()
-    with Progress(text, BarColumn(), *columns, console=console, transient=True, redirect_stdout=above) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    text, above = progress.TextColumn("{task.description}", markup=False), sys.stdout.isatty()
+    columns = (
+        (progress.MofNCompleteColumn(), progress.TimeRemainingColumn()) if counted else (progress.TimeElapsedColumn(),)
+    )
+    with progress.Progress(
+        text, progress.BarColumn(), *columns, console=console, transient=True, redirect_stdout=above
+    ) as shown:
+        task = shown.add_task(label, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+waiting = partial(bar, counted=False)
 
 
 def _lines(label: str) -> Report:

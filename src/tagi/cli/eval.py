@@ -26,9 +26,6 @@ app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 
 InstructionControl = Literal["aligned", "shuffled", "random", "empty", "prompt"]
 AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]
-Phrasings = Literal["seen", "new"]
-Norm = Literal["mean", "sum"]
-Reads = Literal["template", "full"]
 
 InstructionOption = Annotated[
     InstructionControl,
@@ -158,7 +155,7 @@ def micro(
     only: Only = None,
     instances: Instances = 20,
     phrasings: Annotated[
-        Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
+        Literal["seen", "new"], typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
     demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
@@ -194,9 +191,12 @@ def p3(
     tasks: Only = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each task.")] = None,
     instances: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task.")] = None,
-    norm: Annotated[Norm, typer.Option(help="Score of a choice: by token, or of the whole.")] = "mean",
+    norm: Annotated[
+        Literal["mean", "sum"], typer.Option(help="Score of a choice: by token, or of the whole.")
+    ] = "mean",
     reads: Annotated[
-        Reads, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
+        Literal["template", "full"],
+        typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt."),
     ] = "template",
     demonstrations: Examples = None,
     checkpoint: Checkpoint = None,

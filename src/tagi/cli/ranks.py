@@ -1,11 +1,9 @@
 """`tagi eval p3`: the held-out tasks, their rank classification, and its scores as JSON and as a table."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tagi.cli.common import bar
 from tagi.cli.scores import Shown, made_by, percent, publish, with_interval
@@ -14,9 +12,7 @@ from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
 from tagi.eval.rank import Ranking, accuracy, chance, majority, rank
-
-if TYPE_CHECKING:
-    from tagi.infer.engine import Tagi
+from tagi.infer.engine import Tagi
 
 HEADER = ("", "prompts", "accuracy", "worst prompt", "best prompt")
 REMARK = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."

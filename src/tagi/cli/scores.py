@@ -1,22 +1,18 @@
 """The scores of an evaluation as one JSON object, and that object as a table and in files."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tagi as package
 from tagi.cli.common import print_json, stderr, stdout, table
 from tagi.eval.evaluate import Evaluation
 from tagi.eval.report import Prediction, bootstrap, markdown_table, write_predictions
 from tagi.files import write_text
-
-if TYPE_CHECKING:
-    from tagi.infer.engine import Tagi
+from tagi.infer.engine import Tagi
 
 METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
 HEADER = ("", "n", *METRICS.values())

@@ -56,9 +56,3 @@ class Together(Collector):
                 for sample in family.samples:
                     kept.add_sample(sample.name, sample.labels | {"replica": replica}, sample.value)
         return found.values()
-
-    def text(self) -> bytes:
-        """In Prometheus' format."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return generate_latest(registry)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
+from prometheus_client import generate_latest
 from pydantic import AfterValidator, Field, model_validator
 from ray import serve
 from ray.exceptions import RayActorError
@@ -164,7 +165,7 @@ def entrance(replicas: DeploymentHandle, settings: Settings) -> ASGIApp:
     async def metrics(_: Request) -> Response:
         found = await replicas.broadcast("numbers").results_async(timeout_s=PATIENCE, return_exceptions=True)
         texts = dict(one for one in found if not isinstance(one, BaseException))
-        return PlainTextResponse(Together(texts).text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(generate_latest(Together(texts)), media_type="text/plain; version=0.0.4")
 
     guard = Middleware(Guard, settings=settings)
     app = Starlette(routes=[Route("/metrics", metrics), Mount("/", forward)], middleware=[guard])
