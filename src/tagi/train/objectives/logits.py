@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from tagi.backbones.files import read_safetensors
 from tagi.config import Frozen, Positive
@@ -69,7 +68,7 @@ class LogitCache:
         found = keys(batch, self.of_task)
         if any(key not in self._kept and key not in self._new for key in found):
             self._add(batch, found)
-        return _padded([self._row(key) for key in found])
+        return _padded([self._row(key) for key in found], batch.labels.shape[1])
 
     def flush(self) -> None:
         """Write what is in memory as a shard."""
@@ -136,11 +135,14 @@ def keys(batch: Batch, of_task: TaskIdentity) -> list[bytes]:
     return found
 
 
-def _padded(rows: list[TokenDistribution]) -> TokenDistribution:
+def _padded(rows: list[TokenDistribution], length: int) -> TokenDistribution:
     """Rows of different lengths as one batch (R, O, K)."""
-    log_p = pad_sequence([row.log_p for row in rows], batch_first=True)
+
+    def padded(each: list[Tensor]) -> Tensor:
+        return torch.stack([torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])]) for x in each])
+
+    log_p = padded([row.log_p for row in rows])
     if rows[0].index is None:
         return TokenDistribution(log_p)
-    index = pad_sequence([row.index for row in rows if row.index is not None], batch_first=True)
-    tail = pad_sequence([row.tail for row in rows if row.tail is not None], batch_first=True)
-    return TokenDistribution(log_p, index, tail)
+    index = padded([row.index for row in rows if row.index is not None])
+    return TokenDistribution(log_p, index, padded([row.tail for row in rows if row.tail is not None]))
