@@ -30,7 +30,8 @@ from tagi.data.types import Instruction
 from tagi.infer.engine import Tagi
 from tagi.infer.search import GenerationConfig
 from tagi.serve.app import create_app
-from tagi.serve.service import Service, Settings
+from tagi.serve.guard import Settings
+from tagi.serve.service import Service
 
 WORDS = {"instruction": 20, "input": 12}
 Owned = tuple[int, str]

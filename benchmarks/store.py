@@ -54,7 +54,7 @@ def fill(store: AdapterStore, texts: list[str], asked: int) -> dict[str, object]
     files = sum(file.stat().st_size for file in store.folder.rglob("*") if file.is_file())
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "instructions registered": len(store),
+        "instructions registered": len(store.keys()),
         "of them come back word for word": kept,
         "adapters in memory, MiB": store.held_bytes / MIB,
         "everything on disk, MiB": files / MIB,

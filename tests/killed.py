@@ -58,12 +58,12 @@ def work(folder: Path, hang: Hang | None, pause: float) -> None:
 
     run = settings(folder)
     stage = build_stage(run)
-    write, batches = stage.write, stage.batches
+    write, batch = stage.write, stage.batch
 
     def slow_batch(index: int) -> Any:
         time.sleep(pause)
         reach("batch")
-        return batches(index)
+        return batch(index)
 
     def watched_write(draft: Path) -> None:
         write(draft)
@@ -80,7 +80,7 @@ def work(folder: Path, hang: Hang | None, pause: float) -> None:
 
     _watch_files(reach)
     train(
-        replace(stage, write=watched_write, batches=slow_batch),
+        replace(stage, write=watched_write, batch=slow_batch),
         run.training,
         folder,
         resume=True,

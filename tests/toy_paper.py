@@ -10,7 +10,7 @@ from pathlib import Path
 
 from test_p3 import RTE, write
 
-from builders import seeded
+from builders import seeded, small_decoder
 from sni_folders import write_sni
 from tagi.backbones.language_model import save_language_model
 from tagi.backbones.t5.model import T5, initialise
@@ -33,6 +33,8 @@ SHAPE = {
     "vocab_size": len(tokenizers.SPECIAL_TOKENS) + len(WORDS) + EXTRA_ROWS,
 }  # fmt: skip
 """Stands for every `t5-v1_1-*`: gated, untied, with dropout, as they are."""
+SMOLLM2 = "toy-smollm2"
+"""Stands for the bundled default's language model."""
 DATA_SETS = ("imdb", "ag_news", "rotten_tomatoes", "samsum", "xsum")
 """Of P3's training part, one more than a chunk holds."""
 
@@ -45,6 +47,9 @@ def write_paper(folder: Path) -> None:
         _write_t5(folder / str(name), seed, SHAPE["vocab_size"])
     for seed, name in enumerate(TK_INSTRUCT.values(), len(published)):
         _write_t5(folder / name, seed, SHAPE["vocab_size"] - EXTRA_ROWS)
+    decoder = small_decoder(vocab_size=SHAPE["vocab_size"], max_positions=2048)
+    save_language_model(decoder, folder / SMOLLM2)
+    tokenizers.save(tokenizers.word_level(WORDS), folder / SMOLLM2)
     write_sni(folder / SNI, _tasks("train", 30), _tasks("test", 3), instances=6)
     _write_p3(folder / P3)
     lines = [json.dumps({"text": " ".join(WORDS[(7 * i + j) % len(WORDS)] for j in range(20))}) for i in range(40)]

@@ -13,11 +13,7 @@ CHECKPOINTS = (DEFAULT, "lora-alone")
 
 
 def default_checkpoint() -> Path:
-    """The folder of the bundled checkpoint.
-
-    Raises:
-        CheckpointError: this installation has none.
-    """
+    """The folder of the bundled checkpoint."""
     folder = _ASSETS / DEFAULT
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: this installation bundles no checkpoint; choose one by --checkpoint")
@@ -30,11 +26,7 @@ def checkpoint(name: str) -> Path | None:
 
 
 def everyday() -> Path:
-    """The folder of the everyday tasks: in an installed package those to score on, in a clone all.
-
-    Raises:
-        DataError: this installation has none.
-    """
+    """The folder of the everyday tasks: in an installed package those to score on, in a clone all."""
     clone = _ASSETS.parents[2] / "datasets" / "everyday"
     folder = next((one for one in (_ASSETS / "everyday", clone) if one.is_dir()), None)
     if folder is None:

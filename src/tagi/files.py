@@ -58,7 +58,6 @@ def read_whole(folder: Path, read: Callable[[], T]) -> T:
 
     Raises:
         DiskError: it was replaced at every try.
-        TagiError: what `read` raises.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -93,11 +92,7 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
 
 
 def check_replaceable(target: Path, mark: str, kind: str) -> None:
-    """Refuse to write a folder over anything but nothing, an empty folder, or one of its kind, which holds `mark`.
-
-    Raises:
-        DiskError: something else is there.
-    """
+    """Refuse to write a folder over anything but nothing, an empty folder, or one of its kind, which holds `mark`."""
     if not target.exists():
         return
 
@@ -143,31 +138,20 @@ def _in_two_steps(draft: Path, target: Path) -> bool:
     try:
         os.replace(target, aside / target.name)
         os.replace(draft, target)
-    except OSError as error:
-        _back(aside, target)
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not draft.exists():
+    except BaseException as error:
+        if (aside / target.name).exists() and not target.exists():  # nobody has taken its place
+            os.replace(aside / target.name, target)
+        shutil.rmtree(aside)
+        others = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+        if not (isinstance(error, OSError) and error.errno in others and draft.exists()):
             raise
         return False
-    except BaseException:
-        _back(aside, target)
-        raise
     shutil.rmtree(aside)
     return True
 
 
-def _back(aside: Path, target: Path) -> None:
-    """Give an old folder its place again, if nobody has taken it, and clear away."""
-    if (aside / target.name).exists() and not target.exists():
-        os.replace(aside / target.name, target)
-    shutil.rmtree(aside)
-
-
 def write_text(target: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        DiskError: see `atomic_folder`.
-    """
+    """Write a text file whole or not at all; errors as of `atomic_folder`."""
     with atomic_file(target) as draft:
         draft.write_text(text, encoding="utf-8")
 
@@ -175,11 +159,7 @@ def write_text(target: Path, text: str) -> None:
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary sibling to write; it takes the place of `target`, or of what `target` is a link to, only when the
-    block ends well.
-
-    Raises:
-        DiskError: see `atomic_folder`.
-    """
+    block ends well."""
     with explained(target):
         place = Path(os.path.realpath(target))
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -195,11 +175,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def check_writable(target: Path) -> None:
-    """Try, before long work, whether a file can be written there; leaves nothing but its folder.
-
-    Raises:
-        DiskError: see `atomic_folder`; or a folder lies there.
-    """
+    """Try, before long work, whether a file can be written there; leaves nothing but its folder."""
     with explained(target):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -209,11 +185,7 @@ def check_writable(target: Path) -> None:
 
 
 def check_folder(target: Path) -> None:
-    """Refuse, before long work, a folder that cannot be made or written; makes nothing.
-
-    Raises:
-        DiskError: a file lies there or above it, or a folder that may not be written.
-    """
+    """Refuse, before long work, a folder that cannot be made or written; makes nothing."""
     with explained(target):
         there = next(place for place in (target, *target.absolute().parents) if place.exists())
         if not there.is_dir():
@@ -223,11 +195,7 @@ def check_folder(target: Path) -> None:
 
 
 def append_line(target: Path, line: str) -> None:
-    """Add one line to a text file.
-
-    Raises:
-        DiskError: see `atomic_folder`; the line may then stand there in part.
-    """
+    """Add one line to a text file; after a `DiskError` it may stand there in part."""
     with explained(target), target.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tagi.config import ModuleKind, Part
+from tagi.config import ModuleKind, Part, RunConfig
 from tagi.errors import ConfigError
 
 Demonstrations = Literal["together", "fused", "averaged"]
@@ -175,14 +175,29 @@ METHODS = (
 
 
 def get(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        ConfigError: unknown; names the nearest.
-    """
+    """The method of that name; an unknown one is a `ConfigError` that names the nearest."""
     by_name = {method.name: method for method in METHODS}
     if name not in by_name:
         near = difflib.get_close_matches(name, by_name, n=1)
         hint = f", did you mean {near[0]}?" if near else f"; there are {', '.join(by_name)}"
         raise ConfigError(f"method: {name!r} is unknown{hint}")
     return by_name[name]
+
+
+def of(config: RunConfig) -> Method:
+    """The method of a run; one that its stage or data cannot have is a `ConfigError` that names the field."""
+    method = get(config.method)
+    stage, name, once = config.stage, config.method, method.reads_instruction_once
+    if stage == "backbone" and (once or method.prompt):
+        raise ConfigError(f"method: stage backbone needs no_instruction, for it reads nothing but text, not {name}")
+    if config.training.bucket == "prompt" and not method.prompt:
+        raise ConfigError(f"training.bucket: {name} reads no prompt of which rows could have the length")
+    if method.on_target != (config.data.part == "test"):
+        raise ConfigError(f"data.part: method {name} is trained on the part {'test' if method.on_target else 'train'}")
+    if stage == "teachers" and once:
+        raise ConfigError(f"method: stage teachers needs no_instruction (b) or metatrain (a; b), not {name}")
+    if stage == "metatrain" and once:
+        raise ConfigError(f"stage: metatrain puts the instruction in the prompt, but method {name} does not")
+    if stage in ("pretrain", "finetune") and not once:
+        raise ConfigError(f"stage: {stage} trains the parts that read an instruction; {name} has none")
+    return method

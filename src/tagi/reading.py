@@ -106,11 +106,8 @@ def yaml_value(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
 
 
 def _counted_down(value: Any, left: int, depth: int) -> int:
-    """What is left of a count when every value inside has been counted, below 0 where it did not suffice.
-
-    Raises:
-        RecursionError: deeper than `depth`, as what holds itself always is.
-    """
+    """What is left of a count when every value inside has been counted, below 0 where it did not suffice; a
+    `RecursionError` deeper than `depth`, as what holds itself always is."""
     if not depth:
         raise RecursionError
     inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -171,9 +168,11 @@ def _decoded(data: bytes, encoding: str, path: Path, within: str) -> str:
 def _opened(path: Path, stream: BinaryIO | None) -> Iterator[tuple[BinaryIO, str]]:
     """A file, unpacked where it is packed, and its encoding; whatever fails while it is read is one sentence."""
     try:
-        with _bytes(path, stream) as packed, _unpacked(packed) as file:
-            head = _head(file, max(len(mark) for mark, _ in _MARKS))
-            yield file, next((encoding for mark, encoding in _MARKS if head.startswith(mark)), "utf-8")
+        with _bytes(path, stream) as raw:
+            packed = _head(raw).startswith(_GZIP)  # as no text begins, whatever the file's name
+            with cast(BinaryIO, gzip.open(raw)) if packed else nullcontext(raw) as file:
+                head = _head(file)
+                yield file, next((encoding for mark, encoding in _MARKS if head.startswith(mark)), "utf-8")
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(path, "", f"is a damaged gzip file ({error})") from error
     except OSError as error:
@@ -192,12 +191,7 @@ def _bytes(path: Path, stream: BinaryIO | None) -> BinaryIO:
         return io.BytesIO(opened.read())
 
 
-def _unpacked(file: BinaryIO) -> BinaryIO:
-    """No text begins as gzip does, so that its content says whether a file is packed, whatever its name."""
-    return cast(BinaryIO, gzip.open(file)) if _head(file, len(_GZIP)) == _GZIP else file
-
-
-def _head(file: BinaryIO, size: int) -> bytes:
-    head = file.read(size)
+def _head(file: BinaryIO) -> bytes:
+    head = file.read(max(len(mark) for mark, _ in _MARKS))
     file.seek(0)
     return head

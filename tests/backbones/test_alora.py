@@ -1,6 +1,7 @@
 """Task adapters and encoded instructions on decoder-only models: against `peft`, and against themselves."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from builders import normal, worst
 from tagi.backbones.base import Prepared
 from tagi.backbones.encoded import EncodedInstruction
 from tagi.backbones.rows import Rows
-from tagi.backbones.sites import Factors, Modules, Site
+from tagi.backbones.sites import Factors, Site
 from tagi.config import Target
 from tagi.errors import ConfigError, InputError
 
@@ -35,18 +36,18 @@ def targets_of(both: Pair) -> tuple[Target, ...]:
     return TARGETS if both.ours.shape.gated else tuple(one for one in TARGETS if one != "gate")
 
 
-def one_task(modules: Modules, task: int) -> dict[Site, Factors]:
+def one_task(modules: Mapping[Site, Factors], task: int) -> dict[Site, Factors]:
     return {site: Factors(f.a[task : task + 1], f.b[task : task + 1], f.scale) for site, f in modules.items()}
 
 
 def one_read(
-    read: EncodedInstruction, ids: Tensor, mask: Tensor, both: Pair, modules: Modules | None
+    read: EncodedInstruction, ids: Tensor, mask: Tensor, both: Pair, modules: Mapping[Site, Factors] | None
 ) -> EncodedInstruction:
     """The same instruction, read by itself without padding."""
     return both.ours.read(ids[mask][None], mask[mask][None], modules=modules)
 
 
-def peft_of(both: Pair, lora: Modules, invocation: list[int] | None = None) -> Any:
+def peft_of(both: Pair, lora: Mapping[Site, Factors], invocation: list[int] | None = None) -> Any:
     """`transformers`' model with one task's LoRA in `peft`, plain or activated by tokens."""
     wanted = {both.ours.site_name(site): factors for site, factors in lora.items()}
     first = next(iter(lora.values()))

@@ -296,7 +296,7 @@ def test_demo_json(tagi: Run, checkpoint: Path) -> None:
         texts = [one["input"] for one in task["inputs"]]
         assert [one["answers"]["adapter"] for one in task["inputs"]] == model.solve(task["instruction"], texts)
         assert [one["answers"]["mismatched"] for one in task["inputs"]] == model.solve(task["mismatched"], texts)
-        assert len(texts) == demo.SHOWN_INPUTS and task["instruction"] != task["mismatched"]
+        assert len(texts) == demo.INSTANCES and task["instruction"] != task["mismatched"]
     costs = found["costs"]
     assert costs["adapter"]["tokens"] == costs["cached prompt"]["tokens"] < costs["prompt"]["tokens"]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cli_runs import CONFIG
 from malformed import Change, refusal, tensor_changes, text_changes
-from tagi.cli.inputs import read_inputs
+from tagi.cli.solving import read_file
 from tagi.config import files as config_files
 from tagi.data.sources.c4 import documents
 from tagi.data.sources.p3_files import P3Dataset
@@ -139,7 +139,7 @@ READERS = {
         "c.json", lambda folder: list(documents([folder / "c.json"])), _files(**{"c.json": _lines({"text": "a b"}) * 2})
     ),
     "inputs": Reader(
-        "i.jsonl", lambda folder: read_inputs(folder / "i.jsonl"), _files(**{"i.jsonl": _lines({"input": "a"}) * 2})
+        "i.jsonl", lambda folder: read_file(folder / "i.jsonl"), _files(**{"i.jsonl": _lines({"input": "a"}) * 2})
     ),
     "predictions": Reader(
         "p.jsonl", lambda folder: read_predictions(folder / "p.jsonl"), _files(**{"p.jsonl": _lines(PREDICTION) * 2})

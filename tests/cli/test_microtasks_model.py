@@ -7,8 +7,9 @@ from statistics import fmean
 import pytest
 
 from tagi import Tagi
-from tagi.cli.micro import strangers, trained_on, unseen
+from tagi.cli.micro import trained_on, unseen
 from tagi.config.files import RUN_FILE, load
+from tagi.data.synthetic.micro_splits import shuffled_partner
 from tagi.data.synthetic.microtasks import MicroTask
 from tagi.eval.evaluate import AdapterControl, InstructionControl, evaluate
 from tagi.model import checkpoint
@@ -30,7 +31,7 @@ def exact_match(
     adapter: AdapterControl = "full",
 ) -> float:
     drawn = [task.task().first(instances) for task in tasks]
-    partners = strangers(tasks, seed=0)
+    partners = shuffled_partner(tasks, seed=0)
     return fmean(evaluate(tagi, drawn, instruction=instruction, adapter=adapter, partners=partners).exact_match)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tagi.cli.scores import by_part, collect, markdown
+from tagi.cli.scores import HEADER, REMARK, by_part, collect, document, shown
 from tagi.data.types import Example, Instruction
 from tagi.eval.evaluate import Evaluation
 from tagi.eval.report import Prediction
@@ -32,7 +32,8 @@ def test_means_weigh_examples_not_tasks_and_a_task_counts_in_its_first_category(
 def test_parts_and_their_rows_in_a_document(evaluation: Evaluation) -> None:
     parts = by_part(evaluation, 2)
     assert parts == [{"rouge_l": 0.5, "exact_match": 0.0}, {"rouge_l": 0.375, "exact_match": 1.0}]
-    text = markdown(collect(evaluation, {"majority": evaluation}) | {"by_wording": parts}, "title")
+    scores = collect(evaluation, {"majority": evaluation}) | {"by_wording": parts}
+    text = document("title", HEADER, shown(scores), REMARK)
     assert text.startswith(
         "# title\n\n|  | n | ROUGE-L | exact match |\n| --- | ---: | ---: | ---: |\n| QA | 3 | 50.0 | 33.3 |\n"
     )

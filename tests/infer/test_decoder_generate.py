@@ -1,6 +1,7 @@
 """The decoding loop against `transformers`' generate in every decoder-only family: mixed tasks, joins, beams."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,7 +18,7 @@ from tagi.backbones.base import Prepared
 from tagi.backbones.decoder.model import Decoder
 from tagi.backbones.decoder.weights import save_decoder
 from tagi.backbones.lora import select
-from tagi.backbones.sites import Modules
+from tagi.backbones.sites import Factors, Site
 from tagi.data.collate import pad
 from tagi.infer.search import GREEDY, Limits
 from tagi.infer.tasks import Request
@@ -36,7 +37,7 @@ class Asked(NamedTuple):
     instruction: list[int]
 
 
-def merged(ours: Decoder, modules: Modules, folder: Path) -> Any:
+def merged(ours: Decoder, modules: Mapping[Site, Factors], folder: Path) -> Any:
     """`transformers`' model with the LoRA of one task added to its weights."""
     model = copy.deepcopy(ours)
     weights = model.site_weights()

@@ -4,12 +4,13 @@ import torch
 from test_engine import INSTRUCTIONS, make
 
 from tagi.backbones.base import Prepared
+from tagi.backbones.sites import Factors
 from tagi.infer.merging import MERGED_FROM
 
 
 def merged(prepared: Prepared) -> bool:
     """Whether the LoRA of every target module stands in the weights."""
-    (answer,) = {factors.merged is not None for factors in prepared.modules.values()}
+    (answer,) = {isinstance(own, Factors) and own.merged is not None for own in prepared.modules.values()}
     return answer
 
 

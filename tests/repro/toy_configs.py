@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from toy_paper import SMOLLM2
 from training_runs import DECODER, SHAPE
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -39,7 +40,7 @@ def _toy(values: dict[str, Any], steps: int) -> dict[str, Any]:
     if values["prompt"]["style"] == "chat":
         values["prompt"]["style"] = "tk"  # the toy tokenizer has no chat template
     if "path" in backbone:
-        values["backbone"] = {"decoder": DECODER | {"max_positions": 2048}, "tokenizer": TOKENIZER}
+        values["backbone"] = {"path": SMOLLM2}
     elif backbone.get("tokenizer") == "unigram":
         backbone["tokenizer"] = TOKENIZER
     if values["data"]["source"] == "micro":

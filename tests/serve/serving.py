@@ -14,7 +14,8 @@ from test_engine import make
 
 from tagi import Tagi
 from tagi.serve.app import create_app
-from tagi.serve.service import Service, Settings
+from tagi.serve.guard import Settings
+from tagi.serve.service import Service
 
 FIRST, SECOND = "a b c d .", "e f ."
 BASE = "small"

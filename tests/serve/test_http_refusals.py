@@ -21,7 +21,7 @@ from tagi.errors import InputError
 from tagi.infer.running import Tokens
 from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GenerationConfig, Limits
-from tagi.serve.guard import BodyLimits, hashed, new_key, read_keys
+from tagi.serve.guard import hashed, new_key, read_keys
 from tagi.serve.registry import TaskRegistry
 from tagi.serve.store import AdapterStore
 
@@ -30,8 +30,8 @@ FOUR = GenerationConfig(max_new_tokens=4)
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    body = BodyLimits(bytes=1 << 16, seconds=1.0)
-    with served(tmp_path_factory.mktemp("store"), body=body, most_inputs=8, most_scored=64, most_waiting=16) as client:
+    limits = {"body_bytes": 1 << 16, "body_seconds": 1.0, "most_inputs": 8, "most_scored": 64, "most_waiting": 16}
+    with served(tmp_path_factory.mktemp("store"), **limits) as client:
         registered(client, name="task")
         registered(client, name="chooser", choices=["a", "b"])
         yield client

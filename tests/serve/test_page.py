@@ -26,11 +26,11 @@ from tagi.data.types import Demonstration, Instruction
 from tagi.errors import InputError
 from tagi.eval.evaluate import prompted
 from tagi.infer.looking import Norms
-from tagi.serve.guard import hashed, new_key
+from tagi.serve.guard import Settings, hashed, new_key
 from tagi.serve.page import mount, render
 from tagi.serve.page.asking import GENERATION, WAYS, Asked, Cell, answers, ask, written
 from tagi.serve.page.layout import NEW, Page
-from tagi.serve.service import Service, Settings
+from tagi.serve.service import Service
 
 EXAMPLES = ("", "", "", "")
 

@@ -12,6 +12,7 @@ pytest.importorskip("ray.serve", reason="Ray is not installed: pip install '.[ra
 
 import yaml
 from fastapi.testclient import TestClient
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import ActorDiedError
 from ray.serve import Application
@@ -24,10 +25,10 @@ from tagi.config.files import parse
 from tagi.data.types import Instruction
 from tagi.errors import TagiError
 from tagi.serve import ray_app
+from tagi.serve.guard import Settings
 from tagi.serve.metrics import Together
 from tagi.serve.ray_app import SLOTS, Arguments, build, entrance, named, slot_of
 from tagi.serve.registry import TaskRegistry
-from tagi.serve.service import Settings
 from tagi.serve.store import AdapterStore
 
 GOOD: dict[str, Any] = {"store": "/srv/tasks", "keys": "none"}
@@ -127,7 +128,7 @@ def test_slots_are_few_and_say_nothing_of_a_name() -> None:
 
 def test_the_numbers_of_replicas_stand_under_their_names() -> None:
     texts = {one: f'# TYPE a counter\na_total{{route="/"}} {i}.0\n'.encode() for i, one in enumerate("xy")}
-    found = Together(texts).text().decode()
+    found = generate_latest(Together(texts)).decode()
     (family,) = text_string_to_metric_families(found)
     assert [(one.labels["replica"], one.value) for one in family.samples] == [("x", 0.0), ("y", 1.0)]
 

@@ -42,9 +42,9 @@ def at(stage: ModelStage, index: int, happens: Callable[[], Any]) -> ModelStage:
     def batch(i: int) -> Any:
         if i == index:
             happens()
-        return stage.batches(i)
+        return stage.batch(i)
 
-    return replace(stage, batches=batch)
+    return replace(stage, batch=batch)
 
 
 def in_a_destructor(number: int) -> None:

@@ -36,7 +36,7 @@ def whole_and_broken(settings: RunConfig) -> Path:
         return stage.batch(index)
 
     with pytest.raises(Stop):
-        train(replace(stage, batches=batch), broken.training, Path(broken.output))
+        train(replace(stage, batch=batch), broken.training, Path(broken.output))
     again = run(broken, resume=True)
     assert furthest(whole, again) == 0.0
     assert logged(Path(settings.output)) == logged(Path(broken.output))

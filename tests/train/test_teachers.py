@@ -85,7 +85,7 @@ def peft_run(plan: Plan, group: str, folder: Path) -> dict[Site, tuple[Tensor, T
     parameters = [p for p in model.parameters() if p.requires_grad]
     training = plan.config.training
     optimizer = torch.optim.AdamW(parameters, lr=training.lr, betas=optim.BETAS, weight_decay=0.0)
-    batches = bank_stage(plan, (group,)).batches
+    batches = bank_stage(plan, (group,)).batch
     for step in range(training.steps):
         for part in optimizer.param_groups:
             part["lr"] = training.lr * optim.learning_rate(step, training)
@@ -165,15 +165,15 @@ def test_an_interrupted_bank_goes_on_to_the_bit(base: Path, tmp_path: Path, monk
     whole = run(settings(base, tmp_path / "whole", parallel=2))
     plan = plan_teachers(settings(base, tmp_path / "broken", parallel=2))
     steps = iter(range(100))
-    ordinary = BankStage.batch
+    ordinary = BankStage.counts
 
-    def crash(self: BankStage, index: int) -> Batch:
+    def crash(self: BankStage, batch: Batch) -> dict[str, torch.Tensor]:
         if next(steps) == 9:  # in the second chunk
             raise Stop
-        return ordinary(self, index)
+        return ordinary(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BankStage, "batch", crash)
+        patch.setattr(BankStage, "counts", crash)
         with pytest.raises(Stop):
             train_teachers(plan)
     assert not (tmp_path / "broken" / "final").exists()

@@ -36,9 +36,9 @@ def crash_at(stage: ModelStage, index: int) -> ModelStage:
     def batch(i: int) -> Any:
         if i == index:
             raise Stop
-        return stage.batches(i)
+        return stage.batch(i)
 
-    return replace(stage, batches=batch)
+    return replace(stage, batch=batch)
 
 
 @BOTH

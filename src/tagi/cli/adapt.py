@@ -26,14 +26,14 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Write a task adapter from an instruction: LoRA and the encoded instruction, ready for any input."""
-    from tagi.cli.inputs import read_instruction
+    from tagi.cli.solving import read_instruction
     from tagi.model.adapter import KIND, WEIGHTS
 
     told = read_instruction(instruction, demonstrations)
     check_replaceable(output, WEIGHTS, KIND)
     if (output / WEIGHTS).exists() and not force:
         raise InputError(f"{output}: already holds an adapter; add --force to replace it")
-    tagi = open_tagi(checkpoint, backbone, demonstrations)
+    tagi = open_tagi(checkpoint, backbone, len(demonstrations) if demonstrations else None)
     began = time.perf_counter()
     adapter = tagi.adapt(told)
     seconds = time.perf_counter() - began

@@ -8,17 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from tagi.bundled import default_checkpoint
-
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
-    from rich.progress import ProgressColumn
     from rich.table import Table
 
     from tagi.infer.engine import Tagi
@@ -89,36 +87,28 @@ def table(title: str, headers: Sequence[str], justify: JustifyMethod = "right") 
 
 
 @contextmanager
-def bar(label: str) -> Iterator[Report]:
-    """A bar with the time left on stderr, gone when done; where stderr is no terminal, a line now and then."""
-    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
-
-    with _progress(label, MofNCompleteColumn(), TimeRemainingColumn()) as report:
-        yield report
-
-
-@contextmanager
-def waiting(label: str) -> Iterator[None]:
-    """A moving bar on stderr for work of unknown length."""
-    from rich.progress import TimeElapsedColumn
-
-    with _progress(label, TimeElapsedColumn()):
-        yield
-
-
-@contextmanager
-def _progress(label: str, *columns: ProgressColumn) -> Iterator[Report]:
-    from rich.progress import BarColumn, Progress, TextColumn
+def bar(label: str, *, counted: bool = True) -> Iterator[Report]:
+    """A bar with the time left on stderr, gone when done, or a moving one for work that is not counted; where stderr is
+    no terminal, a line now and then."""
+    from rich import progress
 
     console = stderr()
     if not console.is_interactive:
         yield _lines(label)
         return
     # what is printed meanwhile goes above the bar if both are on one terminal, and to where stdout goes if not
-    text, above = TextColumn("{task.description}", markup=False), sys.stdout.isatty()
-    with Progress(text, BarColumn(), *columns, console=console, transient=True, redirect_stdout=above) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    text, above = progress.TextColumn("{task.description}", markup=False), sys.stdout.isatty()
+    columns = (
+        (progress.MofNCompleteColumn(), progress.TimeRemainingColumn()) if counted else (progress.TimeElapsedColumn(),)
+    )
+    with progress.Progress(
+        text, progress.BarColumn(), *columns, console=console, transient=True, redirect_stdout=above
+    ) as shown:
+        task = shown.add_task(label, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+waiting = partial(bar, counted=False)
 
 
 def _lines(label: str) -> Report:
@@ -148,18 +138,11 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def open_tagi(checkpoint: str | None, backbone: str | None = None, examples: Sequence[str] | None = None) -> Tagi:
-    """The model of a checkpoint, or the bundled one, on the GPU where there is one.
-
-    Args:
-        examples: what the command line gave; all of them are shown, whatever the checkpoint shows otherwise.
-
-    Raises:
-        CheckpointError: see `Tagi.from_pretrained`.
-    """
-    source = checkpoint or default_checkpoint()
+def open_tagi(checkpoint: str | None, backbone: str | None = None, shown: int | None = None) -> Tagi:
+    """The model of a checkpoint, or the bundled one, on the GPU where there is one; it shows so many demonstrations, or
+    as many as in training."""
     with waiting("opening the model"), uncollected():
         from tagi.infer.engine import Tagi
 
-        tagi = Tagi.from_pretrained(source, backbone=backbone)
-        return tagi.showing(len(examples)) if examples else tagi
+        tagi = Tagi.from_pretrained(checkpoint, backbone=backbone)
+        return tagi if shown is None else tagi.showing(shown)

@@ -63,11 +63,7 @@ def compare(
 
 
 def _pair(ours: Path, theirs: Path) -> tuple[Evaluation, Evaluation]:
-    """Two evaluations of the same examples.
-
-    Raises:
-        InputError: they are not.
-    """
+    """Two evaluations, of the same examples or an `InputError`."""
     from tagi.eval.evaluate import score
     from tagi.eval.report import read_predictions
 

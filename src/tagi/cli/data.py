@@ -19,11 +19,7 @@ STORY_CLOZE = (
     "sentence_quiz1, sentence_quiz2, answer_right_ending)."
 )
 app = typer.Typer(help="Get the data sets.", no_args_is_help=True)
-
-
-@app.callback()
-def _data() -> None:
-    """Get the data sets."""
+app.callback()(lambda: None)  # or `fetch`, the only command, would stand for them all
 
 
 @app.command("fetch", epilog=f"{EXAMPLE}\n\n{STORY_CLOZE}")

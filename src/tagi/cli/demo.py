@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from itertools import islice
 from random import Random
-from statistics import median
+from statistics import fmean, median
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from tagi.cli.common import Checkpoint, Json, bar, mark, open_tagi, print_json, stdout, waiting
+from tagi.cli.common import Checkpoint, Json, bar, mark, open_tagi, print_json, stdout, table, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: tagi demo --tasks 10"
 SEED = 0
 """Chooses the tasks that are shown, and whose instruction is another's; no result is looked at."""
-SHOWN_TASKS, SHOWN_INPUTS, INSTANCES = 5, 3, 3
+SHOWN_TASKS, INSTANCES = 5, 3
 LONGEST_ANSWER = 24
 """Tokens of an answer; untrained, the language model seldom comes to an end."""
 TIMED, TIMED_TOKENS = 5, 8
@@ -40,35 +39,6 @@ NEXT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One input, what is right, and every column's answer with whether it is right."""
-
-    input: str
-    expected: str
-    answers: dict[str, str]
-    right: dict[str, bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """One task: its instruction, the other's, and some of its inputs."""
-
-    instruction: str
-    mismatched: str
-    inputs: list[Answered]
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one input costs by one way of telling the model what to do."""
-
-    tokens: float
-    """That are read with every input."""
-    milliseconds: float
-    """The median, answers of equal length."""
-
-
 def demo(
     tasks: Annotated[int, typer.Option(min=2, help="Unseen tasks to score.")] = 40,
     checkpoint: Checkpoint = None,
@@ -80,19 +50,14 @@ def demo(
     drawn, partners = _draw(tasks)
     with bar(f"solving {len(drawn)} unseen tasks") as report:
         found = _evaluate(tagi, drawn, partners, report)
-    shown = [_shown(found, drawn, partners, number) for number in range(min(len(drawn), SHOWN_TASKS))]
+    scores = _scores(found) | {"tasks": len(drawn), "shown": _shown(found, drawn, partners)}
     with waiting("timing"):
-        costs = _costs(tagi, drawn[:TIMED])
-    scores = _scores(found) | {"tasks": len(drawn), "shown": [asdict(one) for one in shown]}
-    scores |= {"costs": {name: asdict(one) for name, one in costs.items()}, "seconds": time.perf_counter() - began}
+        scores["costs"] = _costs(tagi, drawn[:TIMED])
+    scores["seconds"] = time.perf_counter() - began
     if as_json:
         print_json(scores)
-        return
-    console = stdout()
-    _print_model(console, tagi)
-    for one in shown:
-        _print_task(console, one)
-    _print_scores(console, scores, costs)
+    else:
+        _print(stdout(), tagi, scores)
 
 
 def _draw(count: int) -> tuple[list[Task], list[int]]:
@@ -104,7 +69,7 @@ def _draw(count: int) -> tuple[list[Task], list[int]]:
 
     tasks = Everyday(DataConfig(source="everyday", path=str(everyday()))).test(0)
     chosen = Random(SEED).sample(tasks, len(tasks))[:count]
-    return [replace(task, examples=task.examples[:INSTANCES]) for task in chosen], draw_partners(chosen, SEED)
+    return [task.first(INSTANCES) for task in chosen], draw_partners(chosen, SEED)
 
 
 def _evaluate(
@@ -133,31 +98,38 @@ def _evaluate(
     short = GenerationConfig(max_new_tokens=min(LONGEST_ANSWER, tagi.config.prompt.max_target))
     found: dict[str, Evaluation] = {}
     for part, (name, (model, told, shown)) in enumerate(ways.items()):
-        done = partial(_part, report, part, len(ways))
+
+        def done(ready: int, total: int, part: int = part) -> None:
+            report(part * total + ready, len(ways) * total)
+
         found[name] = score(predictions(model, tasks, told, shown, generation=short, progress=done))
     return found
 
 
-def _part(report: Callable[[int, int], None], part: int, parts: int, done: int, total: int) -> None:
-    report(part * total + done, parts * total)
+def _shown(found: Mapping[str, Evaluation], tasks: Sequence[Task], partners: Sequence[int]) -> list[dict[str, Any]]:
+    """The first tasks: both instructions, and of every input each column's answer with whether it is right."""
+    inputs = (
+        {
+            "input": predictions[0].example.input,
+            "expected": predictions[0].example.targets[0],
+            "answers": {name: one.text for name, one in zip(found, predictions, strict=True)},
+            "right": {name: evaluation.exact_match[place] == 1 for name, evaluation in found.items()},
+        }
+        for place, predictions in enumerate(zip(*(one.predictions for one in found.values()), strict=True))
+    )
+    return [
+        {
+            "instruction": task.instruction.definition,
+            "mismatched": tasks[partner].instruction.definition,
+            "inputs": list(islice(inputs, len(task.examples))),
+        }
+        for task, partner in list(zip(tasks, partners, strict=True))[:SHOWN_TASKS]
+    ]
 
 
-def _shown(found: Mapping[str, Evaluation], tasks: Sequence[Task], partners: Sequence[int], number: int) -> Shown:
-    first = sum(len(task.examples) for task in tasks[:number])
-    places = range(first, first + min(SHOWN_INPUTS, len(tasks[number].examples)))
-    other = tasks[partners[number]].instruction.definition
-    return Shown(tasks[number].instruction.definition, other, [_answered(found, place) for place in places])
-
-
-def _answered(found: Mapping[str, Evaluation], place: int) -> Answered:
-    example = found["adapter"].predictions[place].example
-    answers = {name: one.predictions[place].text for name, one in found.items()}
-    right = {name: one.exact_match[place] == 1 for name, one in found.items()}
-    return Answered(example.input, example.targets[0], answers, right)
-
-
-def _costs(tagi: Tagi, tasks: Sequence[Task]) -> dict[str, Cost]:
-    """One input at a time, the ways taking turns: with the adapter, behind a cached prompt, in a prompt."""
+def _costs(tagi: Tagi, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:
+    """Tokens that are read with every input, and the median time of answers of equal length, of three ways that take
+    turns, one input at a time: with the adapter, behind a cached prompt, in a prompt."""
     from tagi.eval.evaluate import prompted
     from tagi.infer.search import GenerationConfig
 
@@ -181,7 +153,7 @@ def _costs(tagi: Tagi, tasks: Sequence[Task]) -> dict[str, Cost]:
         prompts = (told.prompts(task.instruction, task.examples[0].input, follows=follows) for task in tasks)
         return sum(len(prompt) for (prompt,) in prompts) / len(tasks)
 
-    return {name: Cost(tokens(name), 1000 * median(own)) for name, own in seconds.items()}
+    return {way: {"tokens": tokens(way), "milliseconds": 1000 * median(own)} for way, own in seconds.items()}
 
 
 def _scores(found: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -189,18 +161,20 @@ def _scores(found: Mapping[str, Evaluation]) -> dict[str, Any]:
     from tagi.cli.scores import interval
 
     own = found["adapter"]
-    n = len(own.exact_match)
+    metrics = ("exact_match", "rouge_l")
     return {
-        "exact_match": sum(own.exact_match) / n,
-        "rouge_l": sum(own.rouge_l) / n,
-        "n": n,
+        **{metric: fmean(getattr(own, metric)) for metric in metrics},
+        "n": len(own.predictions),
         "interval": interval(own, "exact_match", SEED),
-        "exact_match_by_column": {name: sum(one.exact_match) / n for name, one in found.items()},
-        "rouge_l_by_column": {name: sum(one.rouge_l) / n for name, one in found.items()},
+        **{
+            f"{metric}_by_column": {name: fmean(getattr(one, metric)) for name, one in found.items()}
+            for metric in metrics
+        },
     }
 
 
-def _print_model(console: Console, tagi: Tagi) -> None:
+def _print(console: Console, tagi: Tagi, scores: Mapping[str, Any]) -> None:
+    from tagi.cli.scores import percent
     from tagi.model.hypernetwork import parameter_count
 
     backbone, own = parameter_count(tagi.model.backbone), sum(map(parameter_count, tagi.model.generators))
@@ -208,38 +182,29 @@ def _print_model(console: Console, tagi: Tagi) -> None:
         f"A frozen language model of {backbone / 1e6:.0f} million parameters reads each instruction once, and a "
         f"hypernetwork of {own / 1e6:.1f} million ({tagi.model.method.title}) writes an adapter from it.\n"
     )
-
-
-def _print_task(console: Console, shown: Shown) -> None:
-    from tagi.cli.common import table
-
-    console.print(Text(shown.instruction, style="bold"))
-    console.print(Text(f"mismatched: {shown.mismatched}", style="dim"))
-    made = table("", ("input", "expected", *COLUMNS.values()), justify="left")
-    for one in shown.inputs:
-        cells = [
-            mark(console, right).append(f" {_short(one.answers[name], LONGEST)}") for name, right in one.right.items()
-        ]
-        made.add_row(_short(one.input, 2 * LONGEST), one.expected, *cells)
-    console.print(made)
-
-
-def _short(text: str, longest: int) -> str:
-    return shorten(text, longest, placeholder=" ...")
-
-
-def _print_scores(console: Console, scores: Mapping[str, Any], costs: Mapping[str, Cost]) -> None:
-    from tagi.cli.common import table
-    from tagi.cli.scores import percent
-
+    for task in scores["shown"]:
+        console.print(Text(task["instruction"], style="bold"))
+        console.print(Text(f"mismatched: {task['mismatched']}", style="dim"))
+        made = table("", ("input", "expected", *COLUMNS.values()), justify="left")
+        for one in task["inputs"]:
+            cells = [
+                mark(console, right).append(f" {_short(one['answers'][name], LONGEST)}")
+                for name, right in one["right"].items()
+            ]
+            made.add_row(_short(one["input"], 2 * LONGEST), one["expected"], *cells)
+        console.print(made)
     made = table(f"{scores['n']} inputs of {scores['tasks']} unseen tasks", ("", "exact match", "ROUGE-L"))
     for name, label in COLUMNS.items():
         made.add_row(label, *(percent(scores[f"{metric}_by_column"][name]) for metric in ("exact_match", "rouge_l")))
     console.print(made)
     made = table(f"one input, an answer of {TIMED_TOKENS} tokens", ("", "tokens read", "ms"))
-    for name, cost in costs.items():
-        made.add_row(name, f"{cost.tokens:.0f}", f"{cost.milliseconds:.0f}")
+    for name, cost in scores["costs"].items():
+        made.add_row(name, f"{cost['tokens']:.0f}", f"{cost['milliseconds']:.0f}")
     console.print(made)
     console.print("try next:", style="dim")
     for command in NEXT:
         console.print(f"  {command}", soft_wrap=True)
+
+
+def _short(text: str, longest: int) -> str:
+    return shorten(text, longest, placeholder=" ...")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tagi.cli.common import (
-    Backbone,
-    Checkpoint,
-    Json,
-    bar,
-    note,
-    open_tagi,
-    print_json,
-    stderr,
-    stdout,
-    waiting,
-)
+from tagi.cli.common import Backbone, Checkpoint, Json, bar, note, open_tagi, waiting
 from tagi.cli.compare import EXAMPLE as COMPARE_EXAMPLE
 from tagi.cli.compare import compare
 from tagi.errors import InputError
 
 if TYPE_CHECKING:
     from tagi.data.types import Task
-    from tagi.eval.report import Prediction
     from tagi.infer.engine import Tagi
 
 app = typer.Typer(help="Score a checkpoint on unseen tasks, with the right instruction or under a control.")
@@ -39,9 +26,6 @@ app.command("compare", epilog=COMPARE_EXAMPLE)(compare)
 
 InstructionControl = Literal["aligned", "shuffled", "random", "empty", "prompt"]
 AdapterControl = Literal["full", "lora_only", "memory_only", "other_lora"]
-Phrasings = Literal["seen", "new"]
-Norm = Literal["mean", "sum"]
-Reads = Literal["template", "full"]
 
 InstructionOption = Annotated[
     InstructionControl,
@@ -59,9 +43,19 @@ Examples = Annotated[
 ]
 Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the controls and the bootstrap.")]
+
+
+def _folder(output: Path | None) -> Path | None:
+    if output is not None and output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, not a folder")
+    return output
+
+
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Write predictions.jsonl, scores.json and scores.md."),
+    typer.Option(
+        "--output", "-o", metavar="DIR", callback=_folder, help="Write predictions.jsonl, scores.json and scores.md."
+    ),
 ]
 
 
@@ -73,10 +67,6 @@ class Setting:
     adapter: AdapterControl
     output: Path | None
     as_json: bool
-
-    @property
-    def control(self) -> dict[str, str]:
-        return {"instruction": self.instruction, "adapter": self.adapter}
 
     @property
     def needs_partners(self) -> bool:
@@ -106,13 +96,13 @@ def sni(
     """Score the test tasks of Super-NaturalInstructions: ROUGE-L and exact match by category."""
     from tagi.data.sources.sni_files import SniDataset, without_overlap
 
-    setting = Setting(instruction, adapter, free(output), as_json)
+    setting = Setting(instruction, adapter, output, as_json)
     dataset = SniDataset(data, split, language)
     with waiting("reading tasks"):
         tasks, left_out = dataset.chosen("test", only or (), instances)
         kept = without_overlap(tasks, (dataset.load(name) for name in dataset.names("train"))) if drop_seen else tasks
     _say_left_out(language, left_out, tasks, kept)
-    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
+    tagi = open_tagi(checkpoint, backbone, demonstrations)
     asked = {"benchmark": "sni", "data": str(data), "split": split, "language": language}
     asked |= {"instances": instances, "drop_seen": drop_seen, "left_out": len(left_out)}
     asked |= {"demonstrations": tagi.config.prompt.demonstrations, "checkpoint": checkpoint}
@@ -143,10 +133,10 @@ def everyday(
     from tagi.data.sources.everyday import Everyday
     from tagi.eval.evaluate import draw_partners
 
-    setting = Setting(instruction, adapter, free(output), as_json)
+    setting = Setting(instruction, adapter, output, as_json)
     folder = data or bundled.everyday()
     source = Everyday(DataConfig(source="everyday", path=str(folder), only=tuple(only or ())))
-    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
+    tagi = open_tagi(checkpoint, backbone, demonstrations)
     shown = tagi.config.prompt.demonstrations
     with waiting("reading tasks"):
         chosen = range(source.wordings()) if wording is None else [wording]
@@ -165,7 +155,7 @@ def micro(
     only: Only = None,
     instances: Instances = 20,
     phrasings: Annotated[
-        Phrasings, typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
+        Literal["seen", "new"], typer.Option(help="Instructions in the wordings of training, or in held-out ones.")
     ] = "seen",
     demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
@@ -176,23 +166,22 @@ def micro(
     as_json: Json = False,
 ) -> None:
     """Score compositions of list operations that were not trained on."""
-    setting = Setting(instruction, adapter, free(output), as_json)
-    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
-    from tagi.cli import micro as micro_cli
+    setting = Setting(instruction, adapter, output, as_json)
+    tagi = open_tagi(checkpoint, backbone, demonstrations)
+    from tagi.cli.micro import trained_on, unseen
+    from tagi.data.synthetic.micro_splits import shuffled_partner
     from tagi.data.types import named
 
-    data = micro_cli.trained_on(checkpoint)
+    data = trained_on(checkpoint)
     with waiting("drawing tasks"):
-        chosen = named(micro_cli.unseen(data, tasks), lambda task: task.name, only or ())
-        partners = micro_cli.strangers(chosen) if setting.needs_partners else None
+        chosen = named(unseen(data, tasks), lambda task: task.name, only or ())
+        if setting.needs_partners and len(chosen) < 2:
+            raise InputError("somebody else's instruction needs at least two tasks")
+        partners = shuffled_partner(chosen, seed=0) if setting.needs_partners else None
         shown, held_out = tagi.config.prompt.demonstrations, phrasings == "new"
         drawn = [task.task(held_out=held_out, demonstrations=shown).first(instances) for task in chosen]
     asked = {"benchmark": "micro", "tasks": tasks, "instances": instances, "phrasings": phrasings}
-    asked |= {
-        "demonstrations": tagi.config.prompt.demonstrations,
-        "data_seed": data.seed,
-        "checkpoint": checkpoint,
-    }
+    asked |= {"demonstrations": shown, "data_seed": data.seed, "checkpoint": checkpoint}
     _score(tagi, drawn, partners, setting, asked)
 
 
@@ -202,9 +191,12 @@ def p3(
     tasks: Only = None,
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each task.")] = None,
     instances: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task.")] = None,
-    norm: Annotated[Norm, typer.Option(help="Score of a choice: by token, or of the whole.")] = "mean",
+    norm: Annotated[
+        Literal["mean", "sum"], typer.Option(help="Score of a choice: by token, or of the whole.")
+    ] = "mean",
     reads: Annotated[
-        Reads, typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt.")
+        Literal["template", "full"],
+        typer.Option(help="What a hypernetwork reads: the template, or each row's whole prompt."),
     ] = "template",
     demonstrations: Examples = None,
     checkpoint: Checkpoint = None,
@@ -216,8 +208,7 @@ def p3(
     """Score the held-out tasks of P3 by rank classification: accuracy by prompt, task and on average."""
     from tagi.cli import ranks
 
-    folder = free(output)
-    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
+    tagi = open_tagi(checkpoint, backbone, demonstrations)
     shots = tagi.config.prompt.demonstrations
     with waiting("rendering prompts"):
         found, missing = ranks.held_out(data, tasks, reads=reads, prompts=prompts, instances=instances, shots=shots)
@@ -225,15 +216,11 @@ def p3(
         note(f"{name}: {reason}")
     asked = {"benchmark": "p3", "data": str(data), "prompts": prompts, "instances": instances, "norm": norm}
     asked |= {"demonstrations": shots, "reads": reads, "checkpoint": checkpoint}
-    ranks.score(tagi, found, instruction, norm, asked, output=folder, as_json=as_json)
+    ranks.score(tagi, found, instruction, norm, asked, output=output, as_json=as_json)
 
 
 def _say_left_out(language: str, left_out: Mapping[str, str], tasks: Sequence[Task], kept: Sequence[Task]) -> None:
-    """What is not scored of Super-NaturalInstructions, and what is scored without an answer.
-
-    Raises:
-        InputError: no row is left.
-    """
+    """What is not scored of Super-NaturalInstructions, and what is scored without an answer."""
     if left_out:
         some = "; ".join(f"{name}: {languages}" for name, languages in islice(left_out.items(), 3))
         more = "; …" if len(left_out) > 3 else ""
@@ -249,11 +236,6 @@ def _say_left_out(language: str, left_out: Mapping[str, str], tasks: Sequence[Ta
         note(f"{blank:,} rows have an empty answer, as published; an empty answer is right there")
 
 
-def showing(demonstrations: int | None, tagi: Tagi) -> Tagi:
-    """The model with so many demonstrations, or with as many as in training."""
-    return tagi if demonstrations is None else tagi.showing(demonstrations)
-
-
 def _score(
     tagi: Tagi,
     tasks: Sequence[Task],
@@ -263,18 +245,13 @@ def _score(
     wordings: int = 1,
 ) -> None:
     """Solve, score, print and write; `tasks` are the same ones in so many wordings, one after another."""
-    from tagi.cli.scores import by_part, collect, made_by, score_table
+    from tagi.cli.scores import HEADER, REMARK, by_part, collect, made_by, publish, shown
     from tagi.eval.evaluate import evaluate, reference_points
 
     began = time.perf_counter()
     with bar("solving") as report:
         evaluation = evaluate(
-            tagi,
-            tasks,
-            instruction=setting.instruction,
-            adapter=setting.adapter,
-            partners=partners,
-            progress=report,
+            tagi, tasks, instruction=setting.instruction, adapter=setting.adapter, partners=partners, progress=report
         )
     seconds = time.perf_counter() - began
     with waiting("scoring"):
@@ -282,36 +259,14 @@ def _score(
         if not any(task.instruction.demonstrations for task in tasks):
             del references["copy_demonstration"]
         scores = collect(evaluation, references)
-    made = made_by(tagi)
     if wordings > 1:
         scores["by_wording"] = by_part(evaluation, wordings)
-    scores["control"] = setting.control
-    scores["command"] = asked | {"solve_seconds": seconds} | made
-    title = _title(scores)
-    if setting.output is not None:
-        _write(setting.output, evaluation.predictions, scores, title)
-    print_json(scores) if setting.as_json else stdout().print(score_table(scores, title))
-
-
-def _title(scores: dict[str, Any]) -> str:
-    command, control = scores["command"], scores["control"]
-    what = f"{command['benchmark']}, {len(scores['by_task'])} tasks, {command['method']}"
-    return f"{what} (instruction {control['instruction']}, adapter {control['adapter']})"
-
-
-def _write(folder: Path, predictions: Sequence[Prediction], scores: dict[str, Any], title: str) -> None:
-    from tagi.cli.scores import markdown
-    from tagi.eval.report import write_predictions
-    from tagi.files import write_text
-
-    write_predictions(folder / "predictions.jsonl", predictions)
-    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
-    write_text(folder / "scores.md", markdown(scores, title))
-    stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)
-
-
-def free(output: Path | None) -> Path | None:
-    """The output folder, refused before any work is done if it is a file."""
-    if output is not None and output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file, not a folder")
-    return output
+    scores["control"] = {"instruction": setting.instruction, "adapter": setting.adapter}
+    scores["command"] = asked | {"solve_seconds": seconds} | made_by(tagi)
+    title = (
+        f"{asked['benchmark']}, {len(scores['by_task'])} tasks, {tagi.config.method} "
+        f"(instruction {setting.instruction}, adapter {setting.adapter})"
+    )
+    publish(
+        scores, title, HEADER, shown(scores), REMARK, evaluation.predictions, setting.output, as_json=setting.as_json
+    )

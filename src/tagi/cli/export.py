@@ -84,12 +84,12 @@ for _form, _help, _folder in FORMS:
 def _adapter(source: Path, file: Path | None, checkpoint: str | None, backbone: str | None, *, alone: bool) -> Export:
     from tagi.backbones.files import locate
     from tagi.backbones.language_model import hugging_face
-    from tagi.cli.inputs import read_inputs
+    from tagi.cli.solving import read_file
     from tagi.infer.export import Inputs, from_adapter
     from tagi.model.checkpoint import base_source
 
     chosen = checkpoint or default_checkpoint()
-    inputs = Inputs(read_inputs(file), str(file)) if file is not None else None
+    inputs = Inputs([line.input for _, line in read_file(file)], str(file)) if file is not None else None
     tagi = open_tagi(checkpoint, backbone)
     with waiting("measuring what is lost"):
         base = hugging_face(backbone or base_source(chosen))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tagi.cli.common import Backbone, Checkpoint, Json, note, open_tagi, stderr, waiting
-from tagi.cli.eval import Output, free
+from tagi.cli.eval import Output
 from tagi.errors import ConfigError
 
 EXAMPLE = "Example: tagi eval lm --tasks everyday_calm_title,everyday_bag_reason --instruction adapter --limit 10"
@@ -47,7 +47,7 @@ def lm(
     """Run tasks of lm-evaluation-harness; a task's description is its instruction."""
     if find_spec("lm_eval") is None:
         raise ConfigError("lm-evaluation-harness is not installed: pip install '.[eval]' in a checkout brings it")
-    folder, names = free(output), [name.strip() for name in tasks.split(",") if name.strip()]
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
     with waiting("opening lm-evaluation-harness"):
         import lm_eval  # pyright: ignore[reportMissingImports]
         from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
@@ -67,15 +67,15 @@ def lm(
         num_fewshot=num_fewshot,
         limit=limit,
         apply_chat_template=apply_chat_template,
-        log_samples=folder is not None,
+        log_samples=output is not None,
     )
     results: dict[str, Any] = dict(found)
     for name, count in results["config"]["inputs_cut"].items():
         most = model.tagi.config.prompt.max_input
         note(f"{name}: {count:,} inputs are longer than the {most} tokens that the checkpoint reads, and were cut")
     samples = results.pop("samples", {})
-    if folder is not None:
-        _write(folder, results, samples)
+    if output is not None:
+        _write(output, results, samples)
     if as_json:
         typer.echo(_dumped(results, indent=2))
         return

@@ -11,13 +11,9 @@ import typer
 from rich.text import Text
 
 import tagi
-from tagi.cli import adapt, data, demo, doctor, harness, methods, pretraining, train
+from tagi.cli import adapt, data, demo, doctor, export, harness, methods, pretraining, repro, runs, serve, train
 from tagi.cli import eval as evaluation
-from tagi.cli import export as export_command
-from tagi.cli import repro as repro_command
 from tagi.cli import run as run_command
-from tagi.cli import runs as runs_command
-from tagi.cli import serve as serve_command
 from tagi.cli.common import stderr
 from tagi.errors import InputError, TagiError
 
@@ -39,17 +35,17 @@ app = typer.Typer(
 app.command("demo", rich_help_panel="Use", epilog=demo.EXAMPLE)(demo.demo)
 app.command("run", rich_help_panel="Use", epilog=run_command.EXAMPLE)(run_command.run)
 app.command("adapt", rich_help_panel="Use", epilog=adapt.EXAMPLE)(adapt.adapt)
-app.command("serve", rich_help_panel="Use", epilog=serve_command.EXAMPLE)(serve_command.serve)
-app.command("key", rich_help_panel="Use", epilog=serve_command.KEY_EXAMPLE)(serve_command.key)
+app.command("serve", rich_help_panel="Use", epilog=serve.EXAMPLE)(serve.serve)
+app.command("key", rich_help_panel="Use", epilog=serve.KEY_EXAMPLE)(serve.key)
 app.command("train", rich_help_panel="Train", epilog=train.EXAMPLE)(train.train)
 evaluation.app.command("lm", epilog=harness.EXAMPLE)(harness.lm)
 evaluation.app.command("text", epilog=pretraining.TEXT_EXAMPLE)(pretraining.text)
 evaluation.app.command("probes", epilog=pretraining.PROBES_EXAMPLE)(pretraining.probes)
 app.add_typer(evaluation.app, name="eval", rich_help_panel="Measure")
 app.add_typer(data.app, name="data", rich_help_panel="Train")
-app.add_typer(export_command.app, name="export", rich_help_panel="Use")
-app.command("runs", rich_help_panel="Reproduce", epilog=runs_command.EXAMPLE)(runs_command.runs)
-app.command("repro", rich_help_panel="Reproduce", epilog=repro_command.EXAMPLE)(repro_command.repro)
+app.add_typer(export.app, name="export", rich_help_panel="Use")
+app.command("runs", rich_help_panel="Reproduce", epilog=runs.EXAMPLE)(runs.runs)
+app.command("repro", rich_help_panel="Reproduce", epilog=repro.EXAMPLE)(repro.repro)
 app.command("methods", rich_help_panel="Reproduce", epilog=methods.EXAMPLE)(methods.methods)
 app.command("doctor", rich_help_panel="Use", epilog=doctor.EXAMPLE)(doctor.doctor)
 
@@ -120,11 +116,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_encoding(arguments: Sequence[str]) -> None:
-    """Refuse bytes that are no characters: Python hands them on as halves of surrogate pairs.
-
-    Raises:
-        InputError: names the option, or the argument by its number.
-    """
+    """Refuse bytes that are no characters: Python hands them on as halves of surrogate pairs."""
     for number, one in enumerate(arguments):
         try:
             one.encode()
@@ -137,11 +129,7 @@ def _check_encoding(arguments: Sequence[str]) -> None:
 
 def _check_places(arguments: Sequence[str]) -> None:
     """Refuse options without a value, as a shell makes of a variable that is not set: of an empty name of a checkpoint
-    the bundled one would be made, of an empty folder the working directory.
-
-    Raises:
-        InputError: names the option.
-    """
+    the bundled one would be made, of an empty folder the working directory."""
     for before, one in pairwise(("", *arguments)):
         name, value = (one.removesuffix("="), "") if one.startswith("--") and one.endswith("=") else (before, one)
         if name.startswith("-") and name not in _TEXTS and not value.strip():

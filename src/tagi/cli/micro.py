@@ -1,14 +1,11 @@
 """The microtasks that a checkpoint has never seen."""
 
-from collections.abc import Sequence
-
 from tagi.backbones.files import locate
 from tagi.bundled import default_checkpoint
 from tagi.cli.common import note
 from tagi.config import DataConfig
 from tagi.config.files import RUN_FILE, load
 from tagi.data.sources.micro import Micro
-from tagi.data.synthetic.micro_splits import shuffled_partner
 from tagi.data.synthetic.microtasks import MicroTask
 from tagi.errors import InputError
 
@@ -23,23 +20,8 @@ def trained_on(checkpoint: str | None) -> DataConfig:
 
 
 def unseen(data: DataConfig, count: int) -> tuple[MicroTask, ...]:
-    """The first `count` test tasks, which are in random order but for the first.
-
-    Raises:
-        InputError: there are not so many.
-    """
+    """The first `count` test tasks, which are in random order but for the first."""
     test = Micro(data).split.test
     if count > len(test):
         raise InputError(f"--tasks {count}: there are {len(test)} unseen tasks")
     return test[:count]
-
-
-def strangers(tasks: Sequence[MicroTask], seed: int = 0) -> list[int]:
-    """For each task the number of another whose right answers differ.
-
-    Raises:
-        InputError: there is no other.
-    """
-    if len(tasks) < 2:
-        raise InputError("somebody else's instruction needs at least two tasks")
-    return shuffled_partner(tasks, seed)

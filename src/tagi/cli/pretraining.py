@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tagi.cli.common import Backbone, Checkpoint, Json, bar, open_tagi, print_json, stdout, table, waiting
-from tagi.cli.eval import Examples, Seed, showing
+from tagi.cli.eval import Examples, Seed
 
 if TYPE_CHECKING:
     from tagi.data.sources import Sources
@@ -75,7 +75,7 @@ def probes(
     from tagi.cli import probes as probes_cli
     from tagi.pretraining.text_tasks import probes as draw
 
-    tagi = showing(demonstrations, open_tagi(checkpoint, backbone))
+    tagi = open_tagi(checkpoint, backbone, demonstrations)
     shown = tagi.config.prompt.demonstrations
     with waiting("drawing tasks"):
         drawn = draw(data, seed, tasks=tasks, instances=instances, demonstrations=shown)

@@ -1,10 +1,8 @@
 """`tagi eval probes`: three probes under three instructions, as JSON and as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
@@ -12,11 +10,9 @@ from tagi.cli.common import bar, table
 from tagi.cli.scores import interval, made_by, percent
 from tagi.data.sources.base import grouped
 from tagi.eval.evaluate import Evaluation, InstructionControl, evaluate
+from tagi.infer.engine import Tagi
 from tagi.pretraining.probes import chances
 from tagi.pretraining.text_tasks import Probe, ProbeTasks
-
-if TYPE_CHECKING:
-    from tagi.infer.engine import Tagi
 
 CONTROLS: dict[InstructionControl, str] = {"aligned": "right", "shuffled": "another's", "empty": "none"}
 TITLES: dict[Probe, str] = {"copy": "copy a span", "choose": "choose", "yes_no": "yes or no"}

@@ -1,27 +1,22 @@
 """`tagi eval p3`: the held-out tasks, their rank classification, and its scores as JSON and as a table."""
 
-from __future__ import annotations
-
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tagi.cli.common import bar, print_json, stderr, stdout
-from tagi.cli.scores import Shown, as_document, as_table, made_by, percent, with_interval
+from tagi.cli.common import bar
+from tagi.cli.scores import Shown, made_by, percent, publish, with_interval
 from tagi.config import P3Instruction, RankNorm
 from tagi.data.sources.p3_files import EVALUATION, P3Dataset
 from tagi.data.types import Task
 from tagi.eval.evaluate import InstructionControl
 from tagi.eval.rank import accuracy, chance, majority, rank
-from tagi.eval.report import Prediction, write_predictions
-from tagi.files import write_text
-
-if TYPE_CHECKING:
-    from tagi.infer.engine import Tagi
+from tagi.eval.report import Prediction
+from tagi.infer.engine import Tagi
 
 HEADER = ("", "prompts", "accuracy", "worst prompt", "best prompt")
+REMARK = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
 REFERENCES = {"chance": "choosing at random", "majority": "the place that is right most often"}
 STORY_CLOZE = "is not scored: StoryCloze may not be redistributed; `tagi data fetch p3 --help` says how to obtain it"
 
@@ -35,11 +30,7 @@ def held_out(
     instances: int | None,
     shots: int,
 ) -> tuple[list[Task], dict[str, str]]:
-    """The held-out tasks under their first prompts, and what is not here with the reason; see `P3Dataset.eval_tasks`.
-
-    Raises:
-        TagiError: an unknown task, data that is missing or damaged, or too few rows for the demonstrations.
-    """
+    """The held-out tasks under their first prompts, and why others are not here; see `P3Dataset.eval_tasks`."""
     dataset, tasks = P3Dataset(data, instruction=reads), list[Task]()
     here = list(dict.fromkeys(names)) if names else dataset.eval_names()
     for name in here:
@@ -70,9 +61,7 @@ def score(
     scores["control"] = {"instruction": instruction}
     scores["command"] = {**asked, "solve_seconds": seconds, **made_by(tagi)}
     title = f"p3, {len(scores['by_task'])} held-out tasks, {tagi.config.method} (instruction {instruction})"
-    if output is not None:
-        _write(output, predictions, scores, title)
-    print_json(scores) if as_json else stdout().print(as_table(title, HEADER, _shown(scores)))
+    publish(scores, title, HEADER, _shown(scores), REMARK, predictions, output, as_json=as_json)
 
 
 def collect(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[str, Any]:
@@ -101,11 +90,3 @@ def _shown(scores: Mapping[str, Any]) -> Shown:
         means.append(["HyperT5 average", "", percent(scores["hypert5"]), "", ""])
     reference = [[REFERENCES[name], "", percent(value), "", ""] for name, value in scores["reference"].items()]
     return [(None, tasks), ("bold", means), ("dim", reference)]
-
-
-def _write(folder: Path, predictions: Sequence[Prediction], scores: Mapping[str, Any], title: str) -> None:
-    write_predictions(folder / "predictions.jsonl", predictions)
-    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
-    said = "Percentages: the mean over prompts, then over tasks; in brackets the 95 % bootstrap interval over tasks."
-    write_text(folder / "scores.md", as_document(title, HEADER, _shown(scores), said))
-    stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {folder}", soft_wrap=True)

@@ -48,7 +48,7 @@ def repro(
     from tagi.files import check_folder
     from tagi.repro import figures, tables
     from tagi.repro.experiments import experiment
-    from tagi.repro.finding import hours
+    from tagi.repro.finding import finished, hours
 
     check_folder(output)
     if name in ("table1", "table8"):
@@ -56,14 +56,17 @@ def repro(
         return
     made = experiment(name, scale, str(data), range(seeds))
     stages = made.stages()
-    missing = _missing(stages)
+    missing = [stage for stage in stages if not finished(stage)]
     if run:
         _train(missing, len(stages))
         missing = []
     scores = _scores(made, missing)
     with waiting("timing steps"):
         estimates = hours(missing, stages)
-    commands = [_command(stage) + _said(stage, time) for stage, time in zip(missing, estimates, strict=True)]
+    commands = [
+        f"{_command(stage)}  # {stage.run.training.steps:,} steps" + (f", about {time:.2g} hours here" if time else "")
+        for stage, time in zip(missing, estimates, strict=True)
+    ]
     place, values = output / f"{name}-{scale}", {"name": name, "scale": scale, **tables.as_json(made, scores)}
     values["missing"] = [
         {"output": stage.output, "command": _command(stage), "steps": stage.run.training.steps, "hours": time}
@@ -86,19 +89,8 @@ def _show(place: Path, text: str, values: Mapping[str, Any], as_json: bool) -> N
     stderr().print(f"wrote {place}.md and {place.name}.json", soft_wrap=True)
 
 
-def _missing(stages: Sequence[Stage]) -> list[Stage]:
-    from tagi.repro.finding import finished
-
-    return [stage for stage in stages if not finished(stage)]
-
-
 def _train(missing: Sequence[Stage], total: int) -> None:
-    """Train what is missing, each as its command would.
-
-    Raises:
-        InputError: data that a stage reads is not there.
-        TagiError: what training raises; what is finished stays.
-    """
+    """Train what is missing, each as its command would; what is finished stays, whatever is raised."""
     for stage in missing:
         for part in stage.run.data.by_field.values():
             if part.path is not None:
@@ -109,11 +101,7 @@ def _train(missing: Sequence[Stage], total: int) -> None:
 
 
 def _scores(made: Experiment, missing: Sequence[Stage]) -> dict[Entry, Scores]:
-    """The scores of every run that is there: those that were kept, or made now.
-
-    Raises:
-        InputError: data that is scored on is not there.
-    """
+    """The scores of every run that is there: those that were kept, or made now."""
     from tagi.repro.finding import checkpoint, keep_asked, kept_scores, place
 
     lacking = {stage.output for stage in missing}
@@ -154,10 +142,6 @@ def _quietly(arguments: Sequence[str]) -> None:
 
 def _command(stage: Stage) -> str:
     return shlex.join(["tagi", *stage.arguments])
-
-
-def _said(stage: Stage, time: float | None) -> str:
-    return f"  # {stage.run.training.steps:,} steps" + ("" if time is None else f", about {time:.2g} hours here")
 
 
 LABELS = {

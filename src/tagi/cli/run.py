@@ -83,7 +83,7 @@ def run(
         raise InputError("--stream shows one answer as it grows: give a single input, and no --json")
     if choice and (stream or decoding != GenerationConfig()):
         raise InputError("--choice takes the likeliest of given answers: leave out --stream and options of the search")
-    tagi = open_tagi(checkpoint, backbone, demonstrations)
+    tagi = open_tagi(checkpoint, backbone, len(demonstrations) if demonstrations else None)
     solver = Solver(tagi, tagi.load_adapter(adapter) if adapter is not None else None, decoding)
     if choice:
         _choose(solver, asked, choice, as_json=as_json)
@@ -147,14 +147,8 @@ def _asked(
     texts: Sequence[str],
     file: Path | None,
 ) -> list[Asked]:
-    """Every input with its instruction: its line's own, or else that of the command line; none beside an adapter.
-
-    Raises:
-        InputError: an input has no instruction, or has one beside an adapter; or nothing is asked at all.
-        DataError: see `read_file`.
-    """
-    from tagi.cli.inputs import read_file, read_instruction
-    from tagi.cli.solving import Asked
+    """Every input with its instruction: its line's own, or else that of the command line; none beside an adapter."""
+    from tagi.cli.solving import Asked, read_file, read_instruction
     from tagi.data.types import Instruction
 
     if definition is not None and adapter is not None:

@@ -1,24 +1,22 @@
-"""The scores of an evaluation as one JSON object, and that object as a table."""
+"""The scores of an evaluation as one JSON object, and that object as a table and in files."""
 
-from __future__ import annotations
-
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
+from typing import Any
 
 import tagi as package
-from tagi.cli.common import table
+from tagi.cli.common import print_json, stderr, stdout, table
 from tagi.eval.evaluate import Evaluation
-from tagi.eval.report import bootstrap, markdown_table
-
-if TYPE_CHECKING:
-    from tagi.infer.engine import Tagi
+from tagi.eval.report import Prediction, bootstrap, markdown_table, write_predictions
+from tagi.files import write_text
+from tagi.infer.engine import Tagi
 
 METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
 HEADER = ("", "n", *METRICS.values())
+REMARK = "Scores are percentages, in brackets the 95 % bootstrap interval over tasks."
 Shown = Sequence[tuple[str | None, Sequence[Sequence[str]]]]
 """Groups of a table's rows, each with its style."""
 REFERENCES = {
@@ -77,30 +75,38 @@ def interval(evaluation: Evaluation, metric: str, seed: int = 0) -> list[float] 
     return [found.low, found.high]
 
 
-def score_table(scores: Mapping[str, Any], title: str) -> Table:
-    """The scores for a terminal."""
-    return as_table(title, HEADER, _shown(scores))
-
-
-def markdown(scores: Mapping[str, Any], title: str) -> str:
-    """The scores for a document."""
-    said = "Scores are percentages, in brackets the 95 % bootstrap interval over tasks."
-    return as_document(title, HEADER, _shown(scores), said)
-
-
-def as_table(title: str, header: Sequence[str], shown: Shown) -> Table:
-    """Groups of rows for a terminal, each in its style."""
+def publish(
+    scores: Mapping[str, Any],
+    title: str,
+    header: Sequence[str],
+    groups: Shown,
+    remark: str,
+    predictions: Sequence[Prediction],
+    output: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print scores, as JSON or as a table of groups of rows; before it, write all there is to a folder, if one is
+    given."""
+    if output is not None:
+        write_predictions(output / "predictions.jsonl", predictions)
+        write_text(output / "scores.json", json.dumps(scores, indent=2) + "\n")
+        write_text(output / "scores.md", document(title, header, groups, remark))
+        stderr().print(f"wrote predictions.jsonl, scores.json and scores.md to {output}", soft_wrap=True)
+    if as_json:
+        print_json(scores)
+        return
     made = table(title, header)
-    for style, rows in shown:
+    for style, rows in groups:
         for row in rows:
             made.add_row(*row, style=style)
         made.add_section()
-    return made
+    stdout().print(made)
 
 
-def as_document(title: str, header: Sequence[str], shown: Shown, said: str) -> str:
-    """The same in markdown, with a remark."""
-    return f"# {title}\n\n{markdown_table(header, [row for _, rows in shown for row in rows])}\n{said}\n"
+def document(title: str, header: Sequence[str], groups: Shown, remark: str) -> str:
+    """The table in markdown."""
+    return f"# {title}\n\n{markdown_table(header, [row for _, rows in groups for row in rows])}\n{remark}\n"
 
 
 def percent(score: float) -> str:
@@ -113,7 +119,9 @@ def with_interval(score: float, ends: Sequence[float] | None) -> str:
     return percent(score) if ends is None else f"{percent(score)} [{percent(ends[0])}, {percent(ends[1])}]"
 
 
-def _shown(scores: Mapping[str, Any]) -> Shown:
+def shown(scores: Mapping[str, Any]) -> Shown:
+    """The rows of a table: categories, languages, wordings, all, references."""
+
     def row(name: str, n: int, values: Mapping[str, float]) -> list[str]:
         return [name, f"{n:,}", *(percent(values[metric]) for metric in METRICS)]
 

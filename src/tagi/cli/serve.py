@@ -45,8 +45,8 @@ def serve(
         from tagi.serve.app import create_app
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name}: is not installed; pip install 'tagi[serve]' brings it") from error
-    from tagi.serve.guard import read_keys
-    from tagi.serve.service import Service, Settings, base_name
+    from tagi.serve.guard import Settings, read_keys
+    from tagi.serve.service import Service, base_name
 
     if keys is None and not _loopback(host):
         raise InputError(f"--host: {host} can be reached by others; give --keys FILE, which `tagi key` writes")

@@ -1,11 +1,17 @@
-"""Inputs with an instruction each, answered in their order and some at a time, so that the first come early."""
+"""Inputs with an instruction each, as a person gives them, answered in their order and some at a time, so that the
+first come early."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
-from tagi.data.types import Instruction
+from tagi.data import inputs
+from tagi.data.inputs import Line
+from tagi.data.types import Demonstration, Instruction
+from tagi.errors import DataError, InputError
 from tagi.infer.answers import Answer
 from tagi.infer.asked import read_by
 from tagi.infer.engine import Tagi
@@ -42,11 +48,7 @@ class Solver:
         return self.tagi.adapt(instruction) if self.tagi.model.method.adapts else instruction
 
     def answers(self, asked: Sequence[Asked], report: Callable[[int, int], None]) -> Iterator[list[Answer]]:
-        """The answers in order, some at a time; tasks are mixed in one batch.
-
-        Args:
-            report: called with answers done and answers in all.
-        """
+        """The answers in order, some at a time; tasks are mixed in one batch. `report` is told how many are done."""
         done = 0
         for some in self._parts(asked):
             yield self._answers(some, lambda more, _, done=done: report(done + more, len(asked)))
@@ -101,3 +103,25 @@ class Solver:
         self.adapt_seconds += adapted - began
         self.generate_seconds += time.perf_counter() - adapted
         return answers
+
+
+def read_instruction(definition: str, demonstrations: Sequence[str] | None) -> Instruction:
+    """An instruction and its worked examples, each written `input => output`."""
+    if not definition.strip():
+        raise InputError("the instruction is empty")
+    shown: list[Demonstration] = []
+    for text in demonstrations or ():
+        source, _, target = (part.strip() for part in text.partition("=>"))
+        if not (source and target):
+            raise InputError(f'--example {text!r}: must be written "input => output", with both sides filled')
+        shown.append(Demonstration(source, target))
+    return Instruction(definition, tuple(shown))
+
+
+def read_file(path: Path) -> list[tuple[int, Line]]:
+    """The numbered lines of a file, see `tagi.data.inputs.read_inputs`; the path `-` is standard input."""
+    if str(path) != "-":
+        return inputs.read_inputs(path)
+    if sys.stdin is None:
+        raise DataError("standard input", "", "is closed")
+    return inputs.read_inputs(Path("standard input"), sys.stdin.buffer)

@@ -39,11 +39,7 @@ _Loader.yaml_constructors = {tag: one for tag, one in yaml.SafeLoader.yaml_const
 
 
 def parse(kind: type[C], values: Any, *, source: str) -> C:
-    """Validate plain values into a config.
-
-    Raises:
-        ConfigError: one sentence that names `source`, the dotted field and, for an unknown key, the nearest.
-    """
+    """A config of plain values; a `ConfigError` names `source`, the dotted field and what is nearest an unknown key."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -51,11 +47,7 @@ def parse(kind: type[C], values: Any, *, source: str) -> C:
 
 
 def read_json(kind: type[C], path: Path, what: str) -> C:
-    """The JSON file that makes its folder a `what`.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or holds something else; names file and field.
-    """
+    """The JSON file that makes its folder a `what`; a `CheckpointError` names file and field."""
     if not path.exists():
         raise CheckpointError(f"{path.parent}: is no {what} ({path.name} is missing)")
     try:
@@ -71,11 +63,7 @@ def read_json(kind: type[C], path: Path, what: str) -> C:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too.
-
-    Raises:
-        ConfigError: one sentence that names the file or the override, and the field.
-    """
+    """Read a run from YAML and apply `key=value` overrides, whose values are read as YAML too; errors as of `parse`."""
     try:
         text = read_text(path)
     except DataError as error:
@@ -87,11 +75,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def override(config: RunConfig, overrides: Sequence[str], *, source: str) -> RunConfig:
-    """The run with `key=value` overrides applied, as `load` applies them to a file.
-
-    Raises:
-        ConfigError: one sentence that names `source` and the field.
-    """
+    """The run with `key=value` overrides applied, as `load` applies them to a file."""
     return _overridden(config.model_dump(mode="json"), overrides, source)
 
 

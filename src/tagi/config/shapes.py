@@ -191,11 +191,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def named_shape(name: str) -> dict[str, Any]:
-    """The fields of a published shape.
-
-    Raises:
-        ValueError: unknown; names the nearest.
-    """
+    """The fields of a published shape; an unknown one is a `ValueError` that names the nearest."""
     if name not in SHAPES:
         near = difflib.get_close_matches(name, SHAPES, n=1)
         hint = f", did you mean {near[0]}?" if near else f"; there are {', '.join(SHAPES)}"

@@ -17,7 +17,6 @@ from tagi.losses import cross_entropy
 from tagi.pretraining.backbone import check_tokenizer, read_text, text_batches, write_about
 from tagi.pretraining.packing import PackedBatch
 from tagi.train import optim
-from tagi.train.checks import check_stage
 from tagi.train.distributed.team import launched
 from tagi.train.resume import Record
 from tagi.train.stage import Metrics, Stage
@@ -53,7 +52,7 @@ class PackedStage(Stage):
 
 def build_stage(config: RunConfig) -> PackedStage:
     """All that a run of stage `backbone` describes, ready for the trainer; a TagiError where something does not fit."""
-    check_stage(config, methods.get(config.method))
+    methods.of(config)
     text = read_text(config)
     begin = start(config, text.tokenizer)
     record = Record.of(config, launched())

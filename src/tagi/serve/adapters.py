@@ -1,8 +1,7 @@
 """A task's adapter as a file for other engines."""
 
-import io
+import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +14,7 @@ SUFFIX: dict[Form, str] = {"peft": "zip", "gguf": "gguf"}
 
 
 def packed(tagi: Tagi, adapter: TaskAdapter, base: str, form: Form) -> bytes:
-    """PEFT's folder as a zip file, or llama.cpp's GGUF.
-
-    Args:
-        base: what the files call the language model.
-
-    Raises:
-        TagiError: the adapter holds something that the format cannot.
-    """
+    """PEFT's folder as a zip file, or llama.cpp's GGUF; `base` is what the files call the language model."""
     with tempfile.TemporaryDirectory() as place:
         saved, written = Path(place) / "adapter", Path(place) / form
         adapter.save_pretrained(saved)
@@ -31,8 +23,4 @@ def packed(tagi: Tagi, adapter: TaskAdapter, base: str, form: Form) -> bytes:
             write_gguf(export, written)
             return (written / "adapter.gguf").read_bytes()
         write_peft(export, written)
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for one in sorted(written.iterdir()):
-                archive.write(one, one.name)
-        return file.getvalue()
+        return Path(shutil.make_archive(str(written), "zip", written)).read_bytes()

@@ -43,11 +43,7 @@ KINDS = {
 
 
 def create_app(service: Service, *, page: bool = False) -> FastAPI:
-    """The application of a service; its worker runs as long as the application does.
-
-    Args:
-        page: put the page for the browser at `/`.
-    """
+    """The application of a service, whose worker runs as long as it does; with the page for the browser at `/`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +53,7 @@ def create_app(service: Service, *, page: bool = False) -> FastAPI:
         service.store.close()
 
     app = FastAPI(title="tagi", version=package.__version__, lifespan=lifespan, redoc_url=None)
-    app.add_middleware(Guard, keys=service.settings.keys, limits=service.settings.body, metrics=service.metrics)
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     _add_errors(app)
     _add_tasks(app, service)
     _add_answers(app, service)
@@ -108,8 +104,10 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def models() -> dict[str, Any]:
         """The language model and its tasks, in OpenAI's format."""
         tasks = await asyncio.to_thread(service.tasks.all)
-        own = [_model(service, one.name, int(one.created), service.base) for one in tasks]
-        return {"object": "list", "data": [_model(service, service.base, service.began, None), *own]}
+        every = [(service.base, service.began, None), *((one.name, int(one.created), service.base) for one in tasks)]
+        same = {"object": "model", "owned_by": "tagi", "root": service.base}  # `root` and `parent` as vLLM has them
+        data = [{"id": name, "created": created, "parent": parent, **same} for name, created, parent in every]
+        return {"object": "list", "data": data}
 
     @app.post("/v1/completions")
     async def completions(body: Completion, request: Request) -> Response:
@@ -166,9 +164,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/readyz")
     async def ready() -> Response:
         """Whether requests are taken on."""
-        return JSONResponse(
-            {"status": "ready" if service.worker.alive else "stopping"}, 200 if service.worker.alive else 503
-        )
+        alive = service.worker.alive
+        return JSONResponse({"status": "ready" if alive else "stopping"}, 200 if alive else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -229,9 +226,3 @@ def _shown(service: Service, task: NamedTask) -> dict[str, Any]:
         "choices": [*task.choices],
         "created": int(task.created),
     }
-
-
-def _model(service: Service, name: str, created: int, parent: str | None) -> dict[str, Any]:
-    """A task, or the language model, in OpenAI's list of models; `root` and `parent` as vLLM has them."""
-    own = {"id": name, "object": "model", "created": created, "owned_by": "tagi"}
-    return own | {"root": service.base, "parent": parent}

@@ -1,8 +1,6 @@
 """OpenAI's two endpoints: `model` is a task's name, the prompt or the user's message its input."""
 
 import asyncio
-import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -30,7 +28,7 @@ async def answered(
     """The answer of an endpoint of OpenAI's to some inputs, whole or as a stream."""
     task = service.tasks.get(asked_for.model)
     texts = service.inputs([prompt for prompt in prompts for _ in range(asked_for.n)])
-    head, generation = _head(kind, task.name), asked_for.generation
+    head, generation = openai.Head(kind, task.name), asked_for.generation
     if task.choices:
         scores = await service.scores(request, task.key, texts, task.choices)
         best = [likeliest(task.choices, each) for each in scores]
@@ -71,11 +69,7 @@ async def read(service: Service, request: Request, asked_for: Completion) -> Res
         stopped = cut(said, stop)
         text = "".join(texts[: len(prompt)]) + (said if stopped is None else stopped)
         choices.append(openai.choice("text_completion", number, text, reason, openai.text_logprobs(tokens)))
-    return JSONResponse(_head("text_completion", task.name).whole(choices, found))
-
-
-def _head(kind: openai.Kind, model: str) -> openai.Head:
-    return openai.Head(kind, f"{kind[:4]}-{secrets.token_hex(12)}", int(time.time()), model)
+    return JSONResponse(openai.Head("text_completion", task.name).whole(choices, found))
 
 
 async def _streamed(

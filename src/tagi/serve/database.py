@@ -1,9 +1,11 @@
 """Databases in files that several processes share, and their errors in a person's words."""
 
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tagi.files import DiskError
 
@@ -11,27 +13,36 @@ WAIT = 60.0
 """Seconds to wait for another process that writes."""
 
 
-def open_database(path: Path, table: str, *, synced: bool, across_machines: bool = False) -> sqlite3.Connection:
-    """A database with one table; `synced` where what is written must survive a loss of power.
+class Database:
+    """One table, for any thread; what is written survives a loss of power. Whatever cannot be is a `DiskError`."""
 
-    SQLite's write-ahead log needs memory that all its processes share, so that one `across_machines` has none.
-    """
-    level = "DEFERRED" if synced else None  # None: every statement stands by itself
-    opened = sqlite3.connect(path, timeout=WAIT, check_same_thread=False, isolation_level=level)
-    logged = synced and not across_machines  # of the other database, a log beside it would grow unseen
-    opened.execute(f"PRAGMA journal_mode={'WAL' if logged else 'TRUNCATE'}")
-    opened.execute(f"PRAGMA synchronous={'FULL' if synced else 'OFF'}")
-    opened.execute(table)
-    return opened
+    def __init__(self, path: Path, table: str, *, across_machines: bool) -> None:
+        """SQLite's write-ahead log needs memory that all its processes share: one `across_machines` has none."""
+        self._path, self._lock = path, threading.Lock()
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._opened = sqlite3.connect(path, timeout=WAIT, check_same_thread=False)
+            self._opened.execute(f"PRAGMA journal_mode={'TRUNCATE' if across_machines else 'WAL'}")
+            self._opened.execute("PRAGMA synchronous=FULL")
+            self._opened.execute(f"CREATE TABLE IF NOT EXISTS {table} WITHOUT ROWID")
+
+    def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows that a query finds."""
+        with self._lock, _explained(self._path):
+            return self._opened.execute(query, values).fetchall()
+
+    def write(self, query: str, rows: Iterable[tuple[object, ...]]) -> int:
+        """Change the table once for each row, all or none of them; gives how many changes there were."""
+        with self._lock, _explained(self._path), self._opened:
+            return self._opened.executemany(query, rows).rowcount
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Errors of a database in a person's words.
-
-    Raises:
-        DiskError: it cannot be used.
-    """
+def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:

@@ -9,7 +9,6 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,26 +32,31 @@ sending sees a connection that breaks, and not why."""
 
 
 @dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """What a request's body may be."""
+class Settings:
+    """What the service takes on."""
 
-    bytes: int = 4 << 20
-    seconds: float = 20.0
-    """Until it has come as a whole."""
+    keys: tuple[str, ...] = ()
+    """SHA-256 of every key; none where whoever reaches the service may use it."""
+    body_bytes: int = 4 << 20
+    """Of a request's body."""
+    body_seconds: float = 20.0
+    """Until a body has come as a whole."""
+    most_inputs: int = 256
+    """Of one request."""
+    most_scored: int = 4096
+    """Choices of all inputs of one request: they are scored between two steps of the batch."""
+    most_waiting: int = 1024
+    """Inputs that are not answered yet, of all requests."""
+    seconds: float = 120.0
+    """That a request may take."""
 
 
 class Guard:
     """Middleware around the whole application; reads a request's body before anything else sees the request."""
 
-    def __init__(
-        self, app: ASGIApp, *, keys: Sequence[str], limits: BodyLimits, metrics: Metrics | None = None
-    ) -> None:
-        """
-        Args:
-            keys: SHA-256 of every key that opens the service; none where it is open.
-            metrics: where requests are counted; nowhere where whoever comes next counts them.
-        """
-        self.app, self.keys, self.limits, self.metrics = app, keys, limits, metrics
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics | None = None) -> None:
+        """Without `metrics` whoever comes next counts the requests."""
+        self.app, self.settings, self.metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,24 +92,24 @@ class Guard:
             _LOG.info(json.dumps(entry | {"ms": round(1000 * seconds, 1)}))
 
     def _refusal(self, method: str, path: str, headers: Headers) -> JSONResponse | None:
-        if not self.keys or path in OPEN:
+        if not self.settings.keys or path in OPEN:
             return None
         # a browser sends what a person typed with whatever another site makes it post: so not to the API
         typed = method in ("GET", "HEAD") or not path.startswith("/v1/")
         digest = hashed(_key(headers.get("authorization", ""), typed=typed))
-        if any(hmac.compare_digest(digest, one) for one in self.keys):
+        if any(hmac.compare_digest(digest, one) for one in self.settings.keys):
             return None
         said = error("the key is missing or wrong: send it as `Authorization: Bearer KEY`", "authentication_error")
         return JSONResponse(said, 401, {"WWW-Authenticate": 'Basic realm="tagi: any name, the key as password"'})
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | JSONResponse | None:
         """The whole body; what refuses it; None where the caller has gone."""
-        length, most = headers.get("content-length", "0"), self.limits.bytes
+        length, most = headers.get("content-length", "0"), self.settings.body_bytes
         if not length.isdigit() or int(length) > DISCARDED * most:
             return _too_large(most)
         parts, size = list[bytes](), 0
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout(self.settings.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -119,7 +123,7 @@ class Guard:
                     if not message.get("more_body", False):
                         return b"".join(parts) if size <= most else _too_large(most)
         except TimeoutError:
-            said = error(f"the body did not come within {self.limits.seconds:g} seconds", "timeout_error")
+            said = error(f"the body did not come within {self.settings.body_seconds:g} seconds", "timeout_error")
             return JSONResponse(said, 408, {"Connection": "close"})
 
 
@@ -163,11 +167,7 @@ def new_key() -> str:
 
 
 def read_keys(file: Path) -> list[str]:
-    """The hashes of a file, one a line; a remark may stand behind each.
-
-    Raises:
-        InputError: the file cannot be read, holds none, or holds something else; a key itself is never printed.
-    """
+    """The hashes of a file, one a line; a remark may stand behind each. An `InputError` never prints a key itself."""
     try:
         lines = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:

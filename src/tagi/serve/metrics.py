@@ -24,7 +24,7 @@ class Metrics:
         self._seconds = Histogram(
             "tagi_request_seconds", "Time of a request", ("route",), buckets=SECONDS, registry=self._registry
         )
-        self._answered = Counter("tagi_answer_tokens", "Tokens of answers", registry=self._registry)
+        self.answer_tokens = Counter("tagi_answer_tokens", "Tokens of answers", registry=self._registry)
         waiting = Gauge("tagi_waiting", "Inputs that are not answered yet", registry=self._registry)
         waiting.set_function(lambda: worker.waiting)
         adapters = Gauge("tagi_adapters", "Adapters, by what became of them", ("source",), registry=self._registry)
@@ -35,10 +35,6 @@ class Metrics:
         """A request that is over."""
         self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
-
-    def answered(self, tokens: int) -> None:
-        """An answer that is complete."""
-        self._answered.inc(tokens)
 
     def text(self) -> bytes:
         """In Prometheus' format."""
@@ -60,9 +56,3 @@ class Together(Collector):
                 for sample in family.samples:
                     kept.add_sample(sample.name, sample.labels | {"replica": replica}, sample.value)
         return found.values()
-
-    def text(self) -> bytes:
-        """In Prometheus' format."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return generate_latest(registry)

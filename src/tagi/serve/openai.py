@@ -1,8 +1,10 @@
 """Answers in OpenAI's format."""
 
 import json
+import secrets
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -18,9 +20,9 @@ class Head:
     """What every object that belongs to one answer begins with."""
 
     kind: Kind
-    id: str
-    created: int
     model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    number: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def whole(self, choices: Sequence[dict[str, Any]], finished: Sequence[Finished]) -> dict[str, Any]:
         """The answers to one request, with the tokens that they took."""
@@ -36,7 +38,7 @@ class Head:
         return event({**self._base(kind), "choices": [choice]})
 
     def _base(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {"id": f"{self.kind[:4]}-{self.number}", "object": kind, "created": self.created, "model": self.model}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ def event(body: dict[str, Any] | str) -> str:
     return f"data: {body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def error(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
+def error(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
     """The body of a refusal."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 def text_logprobs(tokens: Sequence[Scored]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
+from prometheus_client import generate_latest
 from pydantic import AfterValidator, Field, model_validator
 from ray import serve
 from ray.exceptions import RayActorError
@@ -34,9 +35,9 @@ from tagi.infer.engine import Tagi
 from tagi.model.checkpoint import read_config
 from tagi.serve import openai
 from tagi.serve.app import create_app
-from tagi.serve.guard import Guard, read_keys, replayed
+from tagi.serve.guard import Guard, Settings, read_keys, replayed
 from tagi.serve.metrics import Together
-from tagi.serve.service import Service, Settings, base_name
+from tagi.serve.service import Service, base_name
 
 OPEN = "none"
 """Said instead of a file of keys."""
@@ -96,11 +97,8 @@ class Tasks:
     """A replica: the application of `tagi serve` with a model of its own and the store of all."""
 
     async def __init__(self, asked: Arguments, settings: Settings) -> None:
-        """
-        Raises:
-            TagiError: checkpoint or store cannot be used.
-        """
-        _log()
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        _LOG.setLevel(logging.INFO)
         tagi = Tagi.from_pretrained(asked.checkpoint, backbone=asked.backbone)
         self.service = Service(tagi, Path(asked.store), settings, base=base_name(tagi), across_machines=True)
         self.app = create_app(self.service)
@@ -135,11 +133,7 @@ class Tasks:
         return serve.get_replica_context().replica_tag, self.service.metrics.text()
 
     def check_health(self) -> None:
-        """What Ray asks now and then; a replica that fails is started anew.
-
-        Raises:
-            RuntimeError: nobody answers any more.
-        """
+        """What Ray asks now and then; a replica that fails is started anew."""
         if not self.service.worker.alive:
             raise RuntimeError("the worker has ended")
 
@@ -148,11 +142,7 @@ class Tasks:
 
 
 def entrance(replicas: DeploymentHandle, settings: Settings) -> ASGIApp:
-    """What callers reach: keys and limits of the body, and the way to a replica.
-
-    Args:
-        replicas: of `Tasks`.
-    """
+    """What callers reach: keys and limits of the body, and the way to a replica of `Tasks`."""
 
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
@@ -175,9 +165,9 @@ def entrance(replicas: DeploymentHandle, settings: Settings) -> ASGIApp:
     async def metrics(_: Request) -> Response:
         found = await replicas.broadcast("numbers").results_async(timeout_s=PATIENCE, return_exceptions=True)
         texts = dict(one for one in found if not isinstance(one, BaseException))
-        return PlainTextResponse(Together(texts).text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(generate_latest(Together(texts)), media_type="text/plain; version=0.0.4")
 
-    guard = Middleware(Guard, keys=settings.keys, limits=settings.body)
+    guard = Middleware(Guard, settings=settings)
     app = Starlette(routes=[Route("/metrics", metrics), Mount("/", forward)], middleware=[guard])
 
     async def without_id(scope: Scope, receive: Receive, send: Send) -> None:
@@ -205,14 +195,7 @@ class Entrance:
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """The application for `serve run` and `serve deploy`.
-
-    Args:
-        arguments: see `Arguments`; values may be texts.
-
-    Raises:
-        TagiError: one sentence that names the argument.
-    """
+    """The application for `serve run` and `serve deploy`; the values of `Arguments` may be texts."""
     asked = parse(Arguments, arguments, source="arguments")
     if asked.checkpoint is not None:
         read_config(Path(asked.checkpoint))
@@ -256,11 +239,6 @@ def slot_of(name: str) -> str:
     """What Ray is to know a task by; empty where there is none."""
     digest = hashlib.sha256(name.encode(errors="replace")).digest()
     return f"{int.from_bytes(digest[:4]) % SLOTS:03x}" if name else ""
-
-
-def _log() -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    _LOG.setLevel(logging.INFO)
 
 
 async def _never() -> Message:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from dataclasses import dataclass
 from tagi.data.types import Instruction
 from tagi.errors import InputError
 from tagi.infer import asked
-from tagi.serve.database import explained, open_database
+from tagi.serve.database import Database
 from tagi.serve.store import AdapterStore, key_of
 
-TASKS = "tasks.sqlite3"
-_TABLE = "CREATE TABLE IF NOT EXISTS tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL) WITHOUT ROWID"
+_TABLE = "tasks (name TEXT PRIMARY KEY, key TEXT, choices TEXT, created REAL)"
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_EXAMPLES = 8
 """That a task's instruction may bring along; all of them are shown."""
@@ -50,81 +48,47 @@ class TaskRegistry:
     """
 
     def __init__(self, store: AdapterStore) -> None:
-        """
-        Raises:
-            DiskError: the folder cannot be written, or its database is damaged.
-        """
-        self.store, self._lock = store, threading.Lock()
-        self._path = store.folder / TASKS
-        with explained(self._path):
-            self._database = open_database(self._path, _TABLE, synced=True, across_machines=store.across_machines)
+        self.store = store
+        self._tasks = Database(store.folder / "tasks.sqlite3", _TABLE, across_machines=store.across_machines)
 
     def add(
         self, instruction: Instruction, *, name: str | None = None, choices: Sequence[str] = ()
     ) -> tuple[NamedTask, bool]:
-        """Register a task; gives it, and whether it is new. The same task under the same name may come again.
-
-        Args:
-            name: by default made of the instruction's first words.
-
-        Raises:
-            InputError: no name, instruction or choice that can be used.
-            ConflictError: another task has the name.
-            DiskError: it could not be written; then it is not registered.
-        """
-        wanted = made_name(instruction, choices) if name is None else checked_name(name)
+        """Register a task, on disk or not at all; gives it, and whether it is new. By default a name is made of the
+        instruction's first words; where another task has it, that is a `ConflictError`."""
+        wanted = made_name(instruction, choices) if name is None else name
+        if not _NAME.fullmatch(wanted):  # it can stand in an address and be that of a file
+            raise InputError(
+                "name: 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
+            )
         chosen = tuple(asked.choices([list(choices)], 1)[0]) if choices else ()
         task = NamedTask(wanted, self.store.register(instruction), chosen, time.time())
         row = (task.name, task.key, json.dumps(task.choices, ensure_ascii=False), task.created)
-        with self._lock, explained(self._path), self._database:
-            new = self._database.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?)", row).rowcount == 1
+        new = self._tasks.write("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?)", [row]) == 1
         found = self.get(wanted)
         if (found.key, found.choices) != (task.key, task.choices):
             raise ConflictError(f"name: {wanted} is another task already; delete it first or choose another name")
         return found, new
 
     def get(self, name: str) -> NamedTask:
-        """The task of a name.
-
-        Raises:
-            NotFoundError: there is none.
-        """
-        with self._lock, explained(self._path):
-            row = self._database.execute("SELECT * FROM tasks WHERE name = ?", (name,)).fetchone()
-        if row is None:
+        """The task of a name, or `NotFoundError`."""
+        rows = self._tasks.read("SELECT * FROM tasks WHERE name = ?", name)
+        if not rows:
             raise NotFoundError(f"no task is named {name[:64]!r}; POST /v1/tasks registers one")
-        return _task(row)
+        return _task(*rows[0])
 
     def all(self) -> list[NamedTask]:
         """Every task, by name."""
-        with self._lock, explained(self._path):
-            return [_task(row) for row in self._database.execute("SELECT * FROM tasks ORDER BY name")]
+        return [_task(*row) for row in self._tasks.read("SELECT * FROM tasks ORDER BY name")]
 
     def remove(self, name: str) -> None:
-        """Forget a name; others may have the same instruction.
-
-        Raises:
-            NotFoundError: there is no such task.
-        """
-        with self._lock, explained(self._path), self._database:
-            gone = self._database.execute("DELETE FROM tasks WHERE name = ?", (name,)).rowcount
-        if not gone:
+        """Forget a name, or `NotFoundError`; others may have the same instruction."""
+        if not self._tasks.write("DELETE FROM tasks WHERE name = ?", [(name,)]):
             raise NotFoundError(f"no task is named {name[:64]!r}")
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
-
-
-def checked_name(name: str) -> str:
-    """A name that can stand in an address and be that of a file.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if not _NAME.fullmatch(name):
-        raise InputError("name: 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit")
-    return name
+        self._tasks.close()
 
 
 def made_name(instruction: Instruction, choices: Sequence[str] = ()) -> str:
@@ -134,6 +98,5 @@ def made_name(instruction: Instruction, choices: Sequence[str] = ()) -> str:
     return "-".join([*(word[:12] for word in words), key_of(told)[:8]])
 
 
-def _task(row: tuple[str, str, str, float]) -> NamedTask:
-    name, key, choices, created = row
+def _task(name: str, key: str, choices: str, created: float) -> NamedTask:
     return NamedTask(name, key, tuple(json.loads(choices)), created)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,30 +15,13 @@ from tagi.infer import asked
 from tagi.infer.answers import seeded
 from tagi.infer.engine import Tagi
 from tagi.infer.search import GenerationConfig
-from tagi.serve.guard import BodyLimits
+from tagi.serve.guard import Settings
 from tagi.serve.metrics import Metrics
 from tagi.serve.registry import MOST_EXAMPLES, NamedTask, TaskRegistry
 from tagi.serve.store import AdapterStore
 from tagi.serve.worker import Finished, InPrompt, Input, Job, Piece, Told, Worker
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the service takes on."""
-
-    keys: tuple[str, ...] = ()
-    """SHA-256 of every key; none where whoever reaches the service may use it."""
-    body: BodyLimits = field(default_factory=BodyLimits)
-    most_inputs: int = 256
-    """Of one request."""
-    most_scored: int = 4096
-    """Choices of all inputs of one request: they are scored between two steps of the batch."""
-    most_waiting: int = 1024
-    """Inputs that are not answered yet, of all requests."""
-    seconds: float = 120.0
-    """That a request may take."""
 
 
 class ClientGoneError(Exception):
@@ -52,15 +34,8 @@ class Service:
     def __init__(
         self, tagi: Tagi, folder: Path, settings: Settings, *, base: str, across_machines: bool = False
     ) -> None:
-        """
-        Args:
-            folder: where tasks and adapters are kept.
-            base: what the language model is called.
-            across_machines: whether services of several machines share the folder.
-
-        Raises:
-            TagiError: this method has no adapters, or the folder cannot be used.
-        """
+        """Tasks and adapters are kept in `folder`, which services `across_machines` may share; the language model is
+        called `base`."""
         tagi = tagi.showing(MOST_EXAMPLES)
         self.tagi, self.settings, self.base = tagi, settings, base
         self.store = AdapterStore(tagi, folder, across_machines=across_machines)
@@ -102,17 +77,13 @@ class Service:
                 error = one.answer.error
                 known = isinstance(error, TagiError) and len(found) > 1
                 raise type(error)(f"input {number}: {error}") if known else error
-            self.metrics.answered(len(one.tokens))
+            self.metrics.answer_tokens.inc(len(one.tokens))
         return found
 
     async def pieces(
         self, request: Request | None, told: Told, text: str, generation: GenerationConfig
     ) -> AsyncIterator[Piece | Finished]:
-        """The answer to one input as it grows; ends where the caller hangs up, and takes it out of the batch.
-
-        Raises:
-            BusyError: too much waits.
-        """
+        """The answer to one input as it grows; ends where the caller hangs up, and takes it out of the batch."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Piece | Finished]()
         (seed,) = seeded(generation.seed, [text])
 
@@ -126,7 +97,7 @@ class Service:
                 one = await _unless_gone(request, asyncio.ensure_future(events.get()))
                 yield one
                 if isinstance(one, Finished):
-                    self.metrics.answered(len(one.tokens))
+                    self.metrics.answer_tokens.inc(len(one.tokens))
                     return
         except ClientGoneError:
             return
@@ -140,11 +111,7 @@ class Service:
     async def scores(
         self, request: Request | None, told: Told, texts: Sequence[str], choices: Sequence[str]
     ) -> list[list[float]]:
-        """Mean log-likelihood a token of every choice of every input.
-
-        Raises:
-            InputError: there are too many.
-        """
+        """Mean log-likelihood a token of every choice of every input; an `InputError` where these are too many."""
         most = self.settings.most_scored
         if len(texts) * len(choices) > most:
             raise InputError(f"{len(texts)} inputs of {len(choices)} choices are more than {most:,} in all")
@@ -160,11 +127,8 @@ class Service:
     async def register(
         self, request: Request | None, told: Instruction, name: str | None, choices: Sequence[str]
     ) -> tuple[NamedTask, bool]:
-        """Give a task a name and write its adapter; gives it, and whether it is new.
-
-        Raises:
-            TagiError: see `TaskRegistry.add`; or the model cannot read it, and then it is not registered.
-        """
+        """Give a task a name and write its adapter; gives it, and whether it is new. What the model cannot read, or
+        `TaskRegistry.add` refuses, is not registered."""
         found, new = await asyncio.to_thread(self.tasks.add, told, name=name, choices=choices)
         try:
             await self.on_model(request, lambda: self.store.get(found.key))
@@ -177,12 +141,7 @@ class Service:
     # --- what callers name -----------------------------------------------------------------------------------
 
     def told(self, task: str | None, instruction: str | None) -> tuple[Told, tuple[str, ...]]:
-        """What a request names, and what it chooses from.
-
-        Raises:
-            InputError: it names nothing or two things, or the instruction is empty.
-            NotFoundError: no task has that name.
-        """
+        """What a request names, and what it chooses from; an error unless it is one task or an instruction."""
         if (task is None) == (instruction is None):
             raise InputError("give either a task's name or an instruction")
         if task is not None:
@@ -191,20 +150,12 @@ class Service:
         return asked.instruction(instruction), ()
 
     def inputs(self, given: Sequence[str | Sequence[int]]) -> list[str]:
-        """Inputs to answer; token ids stand for their text.
-
-        Raises:
-            InputError: one is empty, or has a token that is none; or there are too many.
-        """
+        """Inputs to answer, not too many and none empty; token ids stand for their text."""
         self._check_count(given)
         return asked.inputs([one if isinstance(one, str) else self._spelled(one) for one in given])
 
     def ids(self, given: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
-        """Token ids of texts as they stand, without what a tokenizer puts around one.
-
-        Raises:
-            InputError: one is no text; or there are too many.
-        """
+        """Token ids of texts as they stand, without what a tokenizer puts around one."""
         self._check_count(given)
         return [tuple(encode(self.tagi.tokenizer, one) if isinstance(one, str) else one) for one in given]
 
@@ -230,11 +181,7 @@ def _settle(future: asyncio.Future[Finished], one: Piece | Finished) -> None:
 
 
 async def _unless_gone(request: Request | None, wanted: asyncio.Future[T]) -> T:
-    """What is wanted, unless the caller hangs up before.
-
-    Raises:
-        ClientGoneError: so it was.
-    """
+    """What is wanted, or `ClientGoneError` where the caller hangs up before."""
     if request is None:  # whoever asks cancels this when nobody waits any more
         return await wanted
     gone = asyncio.ensure_future(_hung_up(request))

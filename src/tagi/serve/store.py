@@ -2,23 +2,21 @@
 
 An adapter follows from its instruction and the checkpoint, so what must never be lost is only the instruction.
 Instructions lie in a database that is synced at every write. Adapters are files that any process may drop and any may
-write again: each is named after its own SHA-256, so that a damaged one is noticed and never served. Which was used when
-lies in a second database, whose loss costs nothing but the order of dropping.
+write again: each is named after its own SHA-256, so that a damaged one is noticed and never served, and was last
+modified when it was last used.
 """
 
 import hashlib
 import json
+import os
 import re
-import sqlite3
 import threading
-import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tagi.data.types import Demonstration, Instruction
@@ -28,19 +26,17 @@ from tagi.infer import asked
 from tagi.infer.engine import Tagi
 from tagi.model import adapter as adapters
 from tagi.model.adapter import TaskAdapter
-from tagi.serve.database import explained, open_database
+from tagi.serve.database import Database
 
-INSTRUCTIONS, USES = "instructions.sqlite3", "uses.sqlite3"
 MEMORY_BYTES, DISK_BYTES = 1 << 30, 2 << 30
 GENERATED_TOGETHER = 16
 """Adapters that are generated in one batch."""
-DROPPED_TOGETHER = 64
 _KEY = re.compile("[0-9a-f]{32}")
 _FILE = re.compile("[0-9a-f]{16}/[0-9a-f]{2}/[0-9a-f]{32}-[0-9a-f]{32}[.]safetensors")
 """The name of an adapter's file below the folder; nothing else is ever read or removed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoreUse:
     """Where the adapters came from that a store gave out, and what went wrong meanwhile."""
 
@@ -75,7 +71,7 @@ class AdapterStore:
         Args:
             memory_bytes: of adapters in this process, at most.
             disk_bytes: of the folder, instructions included; they are kept whatever they need.
-            across_machines: whether processes of several machines share the folder, see `open_database`.
+            across_machines: whether processes of several machines share the folder, see `Database`.
 
         Raises:
             InputError: this method has no adapters.
@@ -85,72 +81,48 @@ class AdapterStore:
             raise InputError(f"method {tagi.model.method.name} reads the instruction with every input: no adapter")
         self.tagi, self.folder = tagi, Path(folder)
         self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
-        self.across_machines = across_machines
-        self.checkpoint = identity(tagi)
+        self.across_machines, self.checkpoint = across_machines, identity(tagi)
         self.use = StoreUse()
         self._held: OrderedDict[str, TaskAdapter] = OrderedDict()
-        self._held_bytes = 0
+        self.held_bytes = 0
+        """Of the adapters in memory."""
         self._lock = threading.RLock()
         self._files = self.folder / self.checkpoint
-        with explained(self.folder):
-            self._files.mkdir(parents=True, exist_ok=True)
-            self._instructions = open_database(
-                self.folder / INSTRUCTIONS, _INSTRUCTIONS, synced=True, across_machines=across_machines
-            )
-        self._uses = self._open_uses()
+        table = "instructions (key TEXT PRIMARY KEY, text TEXT NOT NULL)"
+        self._instructions = Database(self.folder / "instructions.sqlite3", table, across_machines=across_machines)
 
     def register(self, instruction: str | Instruction) -> str:
-        """Keep an instruction for good; gives the key of its adapter. Nothing is generated yet.
-
-        Raises:
-            InputError: the instruction is empty.
-            DiskError: it could not be written; then it is not registered.
-        """
+        """Keep an instruction on disk, for good; gives the key of its adapter. Nothing is generated yet."""
         return self.register_all([instruction])[0]
 
     def register_all(self, instructions: Sequence[str | Instruction]) -> list[str]:
         """Keep many, all or none of them."""
         told = asked.instructions(instructions)
         keys = [key_of(one) for one in told]
-        rows = [(key, _text(one)) for key, one in zip(keys, told, strict=True)]
-        with self._lock, explained(self.folder / INSTRUCTIONS), self._instructions:
-            self._instructions.executemany("INSERT OR IGNORE INTO instructions VALUES (?, ?)", rows)
-        with self._lock, _tolerated(self.folder / USES):
-            self._drop()
+        rows = zip(keys, map(_text, told), strict=True)
+        self._instructions.write("INSERT OR IGNORE INTO instructions VALUES (?, ?)", rows)
+        self._make_room()
         return keys
 
     def instruction(self, key: str) -> Instruction:
-        """What was registered.
-
-        Raises:
-            InputError: that is no key, or nothing was registered under it.
-        """
+        """What was registered under a key; an `InputError` where nothing was."""
         _check_key(key)
-        with self._lock, explained(self.folder / INSTRUCTIONS):
-            row = self._instructions.execute("SELECT text FROM instructions WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        rows = self._instructions.read("SELECT text FROM instructions WHERE key = ?", key)
+        if not rows:
             raise InputError(f"no instruction is registered under {key!r}")
-        return _told(row[0])
+        definition, pairs = json.loads(rows[0][0])
+        return Instruction(definition, tuple(Demonstration(*pair) for pair in pairs))
 
     def keys(self) -> list[str]:
         """Of everything that is registered."""
-        with self._lock, explained(self.folder / INSTRUCTIONS):
-            return [row[0] for row in self._instructions.execute("SELECT key FROM instructions ORDER BY key")]
-
-    def __len__(self) -> int:
-        with self._lock, explained(self.folder / INSTRUCTIONS):
-            return int(self._instructions.execute("SELECT COUNT(*) FROM instructions").fetchone()[0])
+        return [key for (key,) in self._instructions.read("SELECT key FROM instructions ORDER BY key")]
 
     def get(self, key: str) -> TaskAdapter:
         """The adapter of a registered instruction: from memory, from disk, or generated."""
         return self.get_all([key])[0]
 
     def get_all(self, keys: Sequence[str]) -> list[TaskAdapter]:
-        """The adapters of several; those that are nowhere are generated together.
-
-        Raises:
-            InputError: one is no key, or nothing is registered under it.
-        """
+        """The adapters of several registered instructions; those that are nowhere are generated together."""
         for key in keys:
             _check_key(key)
         with self._lock:
@@ -159,38 +131,20 @@ class AdapterStore:
             return [found[key] for key in keys]
 
     def forget(self, key: str) -> None:
-        """Drop an adapter from memory; on disk it stays.
-
-        Raises:
-            InputError: that is no key.
-        """
+        """Drop an adapter from memory; on disk it stays."""
         _check_key(key)
         with self._lock:
             if (adapter := self._held.pop(key, None)) is not None:
-                self._held_bytes -= adapter.nbytes
-
-    @property
-    def held_bytes(self) -> int:
-        """Of the adapters in memory."""
-        return self._held_bytes
-
-    def written_bytes(self) -> int:
-        """Of the folder: adapters of every checkpoint, instructions, and when each was used."""
-        with self._lock:
-            return self._files_bytes() + self._databases_bytes()
+                self.held_bytes -= adapter.nbytes
 
     def close(self) -> None:
-        """Close the databases."""
-        with self._lock:
-            self._instructions.close()
-            self._uses.close()
+        """Close the database."""
+        self._instructions.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- finding -----------------------------------------------------------------------------------------
@@ -198,19 +152,19 @@ class AdapterStore:
     def _find(self, key: str) -> TaskAdapter | None:
         if key in self._held:
             self._held.move_to_end(key)
-            self._count(memory=1)
+            self.use.memory += 1
             return self._held[key]
         adapter = self._read(key)
         if adapter is not None:
-            self._count(disk=1)
+            self.use.disk += 1
             self._hold(key, adapter)
         return adapter
 
     def _read(self, key: str) -> TaskAdapter | None:
         """From disk, if a whole file of it is there; what is left of another is removed."""
-        with _tolerated(self.folder / USES):
-            self._uses.execute("UPDATE uses SET used = ? WHERE file = ?", (time.time(), self._relative(key)))
         for path in self._files.glob(f"{key[:2]}/{key}-*.safetensors"):
+            with suppress(OSError):  # the order of dropping is not worth an answer
+                os.utime(path)
             try:
                 data = path.read_bytes()
                 if _digest(data) == path.stem.rpartition("-")[2]:
@@ -219,7 +173,7 @@ class AdapterStore:
                 continue
             except (OSError, CheckpointError):
                 pass
-            self._count(damaged=1)
+            self.use.damaged += 1
             path.unlink(missing_ok=True)
         return None
 
@@ -232,7 +186,7 @@ class AdapterStore:
             each = adapters.unstack(self.tagi.adapt_all([told[key] for key in chosen]))
             for key, adapter in zip(chosen, each, strict=True):
                 made[key] = adapter
-                self._count(generated=1)
+                self.use.generated += 1
                 self._hold(key, adapter)
                 self._write(key, adapter)
         return made
@@ -244,16 +198,15 @@ class AdapterStore:
         if adapter.nbytes > self.memory_bytes:
             return
         self._held[key] = adapter
-        self._held_bytes += adapter.nbytes
-        while self._held_bytes > self.memory_bytes:
-            self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+        self.held_bytes += adapter.nbytes
+        while self.held_bytes > self.memory_bytes:
+            self.held_bytes -= self._held.popitem(last=False)[1].nbytes
 
     def _write(self, key: str, adapter: TaskAdapter) -> None:
         data = adapters.to_bytes(adapter)
         if len(data) > self._room():
             return
-        with _tolerated(self.folder / USES):
-            self._drop(len(data))
+        self._make_room(len(data))
         target = self._files / key[:2] / f"{key}-{_digest(data)}.safetensors"
         try:
             with atomic_file(target) as draft:
@@ -261,70 +214,34 @@ class AdapterStore:
         except DiskError as error:
             if not self.use.unwritten:
                 warnings.warn(f"{error}; adapters are given out without being kept", stacklevel=2)
-            self._count(unwritten=1)
+            self.use.unwritten += 1
             return
         for other in target.parent.glob(f"{key}-*"):  # the same adapter, generated in another batch
             if other != target:
                 other.unlink(missing_ok=True)
-        with _tolerated(self.folder / USES):
-            row = (self._relative(key), target.relative_to(self.folder).as_posix(), len(data), time.time())
-            self._uses.execute("INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?)", row)
-            self._drop()
 
     def _room(self) -> int:
-        """Bytes that adapters may have on disk."""
-        return self.disk_bytes - self._databases_bytes()
+        """Bytes that adapters may have on disk, beside the database and what is not yet moved into it."""
+        return self.disk_bytes - sum(file.stat().st_size for file in self.folder.glob("*.sqlite3*"))
 
-    def _databases_bytes(self) -> int:
-        """Of both databases, with what is not yet moved into them."""
-        return sum(file.stat().st_size for file in self.folder.glob("*.sqlite3*"))
+    def _on_disk(self) -> list[tuple[float, int, Path]]:
+        """When each adapter's file was used, its bytes and its path; the longest unused first."""
+        found: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("*/*/*.safetensors"):
+            if _FILE.fullmatch(path.relative_to(self.folder).as_posix()):
+                with suppress(FileNotFoundError):  # another process dropped it
+                    found.append(((stat := path.stat()).st_mtime, stat.st_size, path))
+        return sorted(found)
 
-    def _files_bytes(self) -> int:
-        return int(self._uses.execute("SELECT COALESCE(SUM(bytes), 0) FROM uses").fetchone()[0])
-
-    def _drop(self, needed: int = 0) -> None:
+    def _make_room(self, needed: int = 0) -> None:
         """Drop the files that were longest unused until the rest, and so many bytes more, have room."""
-        total = self._files_bytes() + needed
-        while total > self._room():
-            oldest = self._uses.execute(
-                "SELECT file, path, bytes FROM uses ORDER BY used LIMIT ?", (DROPPED_TOGETHER,)
-            ).fetchall()
-            for file, path, size in oldest:
-                if _FILE.fullmatch(path):  # a database that others may write to cannot have other files removed
-                    (self.folder / path).unlink(missing_ok=True)
-                self._uses.execute("DELETE FROM uses WHERE file = ?", (file,))
-                total -= size
-                if total <= self._room():
-                    break
-            if not oldest:
+        files, room = self._on_disk(), self._room()
+        total = needed + sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if total <= room:
                 return
-
-    def _relative(self, key: str) -> str:
-        return f"{self.checkpoint}/{key}"
-
-    def _open_uses(self) -> sqlite3.Connection:
-        """The database of uses; one that is damaged or lost is made anew from the files that are there."""
-        path = self.folder / USES
-        fresh = not path.exists()
-        try:
-            opened = open_database(path, _USES, synced=False)
-            opened.execute("SELECT COUNT(*) FROM uses").fetchone()
-        except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
-            opened, fresh = open_database(path, _USES, synced=False), True
-        if fresh:
-            for file in self.folder.glob("*/*/*-*.safetensors"):
-                path = file.relative_to(self.folder).as_posix()
-                if not _FILE.fullmatch(path):
-                    continue
-                owner = f"{file.parent.parent.name}/{file.stem.rpartition('-')[0]}"
-                row = (owner, path, file.stat().st_size, file.stat().st_mtime)
-                opened.execute("INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?)", row)
-        return opened
-
-    def _count(self, **more: int) -> None:
-        now = asdict(self.use)
-        self.use = replace(self.use, **{name: now[name] + value for name, value in more.items()})
+            total -= size
 
 
 def identity(tagi: Tagi) -> str:
@@ -339,36 +256,14 @@ def key_of(instruction: Instruction) -> str:
 
 
 def _check_key(key: str) -> None:
-    """Keys become names of files: only what `key_of` can give is one.
-
-    Raises:
-        InputError: anything else.
-    """
+    """Keys become names of files: whatever `key_of` cannot give is an `InputError`."""
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise InputError(f"{key!r} is no key of an instruction: keys are 32 hexadecimal digits")
-
-
-_INSTRUCTIONS = "CREATE TABLE IF NOT EXISTS instructions (key TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID"
-_USES = "CREATE TABLE IF NOT EXISTS uses (file TEXT PRIMARY KEY, path TEXT, bytes INTEGER, used REAL) WITHOUT ROWID"
-
-
-@contextmanager
-def _tolerated(path: Path) -> Iterator[None]:
-    """The order of dropping is not worth an answer."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        warnings.warn(f"{path}: cannot be written ({error})", stacklevel=3)
 
 
 def _text(instruction: Instruction) -> str:
     pairs = [[one.input, one.output] for one in instruction.demonstrations]
     return json.dumps([instruction.definition, pairs], ensure_ascii=False)
-
-
-def _told(text: str) -> Instruction:
-    definition, pairs = json.loads(text)
-    return Instruction(definition, tuple(Demonstration(*pair) for pair in pairs))
 
 
 def _digest(data: bytes) -> str:

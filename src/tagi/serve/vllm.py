@@ -40,12 +40,7 @@ class AdapterFolders:
         self._tasks: TaskRegistry | None = None
 
     def find(self, name: str) -> Path | None:
-        """The folder of a task's adapter; None where no task has that name.
-
-        Raises:
-            ConfigError: the checkpoint's adapters are more than LoRA.
-            TagiError: store, checkpoint or adapter cannot be used.
-        """
+        """The folder of a task's adapter; None where no task has that name."""
         with self._lock:
             if self._tasks is None:
                 self._tasks = TaskRegistry(AdapterStore(self._opened(), self.folder))
@@ -74,11 +69,7 @@ class AdapterFolders:
 
 
 def register() -> None:
-    """What vLLM calls in each of its processes: add the resolver, where a store is named.
-
-    Raises:
-        ConfigError: a store without a checkpoint.
-    """
+    """What vLLM calls in each of its processes: add the resolver, where a store is named."""
     store, checkpoint = os.environ.get(STORE), os.environ.get(CHECKPOINT)
     if not store:
         return

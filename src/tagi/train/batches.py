@@ -16,13 +16,8 @@ from tagi.errors import DataError
 def batches(
     config: RunConfig, collator: Collator, processes: int = 1, sources: Sources | None = None
 ) -> Callable[[int], Batch]:
-    """Batch number i of a run's data, a pure function of the run's seed, the number of batches of a step, and i.
-
-    So many processes share the batches of a step.
-
-    Raises:
-        TagiError: the data cannot be used, or holds no task.
-    """
+    """Batch number i of a run's data, a pure function of the run's seed, the number of batches of a step, and i; so
+    many processes share these."""
     sources = sources or Sources()
     if config.stage == "pretrain":
         return text_batches(config, collator.tokenizer, sources)
@@ -40,11 +35,7 @@ def batches(
 
 
 def text_batches(config: RunConfig, tokenizer: PreTrainedTokenizerBase, sources: Sources) -> Callable[[int], Batch]:
-    """Batches of cut documents; batch i holds T·k of them.
-
-    Raises:
-        DataError: a file cannot be used, or no document is long enough.
-    """
+    """Batches of cut documents, of those that are long enough; batch i holds T·k of them."""
     source, training = sources.of(config.data), config.training
     store = TokenStore.of(source.documents(), tokenizer, longest=MAX_LENGTH)
     if not len(store):

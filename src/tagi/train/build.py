@@ -15,7 +15,6 @@ from tagi.model.states import StateGenerator
 from tagi.model.tagi import TagiModel
 from tagi.train import optim
 from tagi.train.batches import batches
-from tagi.train.checks import check_stage
 from tagi.train.distributed.team import launched
 from tagi.train.encodings import encodings
 from tagi.train.objectives.objective import build_objective
@@ -28,12 +27,8 @@ OBSERVED = 16
 
 
 def build_stage(config: RunConfig, sources: Sources | None = None) -> ModelStage:
-    """Everything that a run's config describes, ready for the trainer.
-
-    Raises:
-        TagiError: whatever in the config, the data or the checkpoint does not fit.
-    """
-    check_stage(config, methods.get(config.method))
+    """Everything that a run's config describes, ready for the trainer; a `TagiError` says what does not fit."""
+    methods.of(config)
     sources = sources or Sources()
     begin = start(config, sources=sources)
     model, tokenizer = begin.model, begin.tokenizer

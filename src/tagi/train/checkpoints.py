@@ -38,12 +38,7 @@ class State(Frozen):
 
 
 def check_output(folder: Path, *, resume: bool) -> None:
-    """Refuse to train over a run that is already there, or where no run can be written.
-
-    Raises:
-        CheckpointError: `folder` holds a run and `resume` is off.
-        DiskError: a file lies there or above, or the folder may not be written.
-    """
+    """Refuse to train over a run that is already there without `resume`, or where no run can be written."""
     check_folder(folder)
     if not resume and newest(folder) is not None:
         raise CheckpointError(f"{folder}: already holds a run; add --resume to go on, or choose another output")
@@ -73,11 +68,7 @@ def complete(draft: Path, state: State, tensors: dict[str, Tensor] | None = None
 
 
 def read_state(folder: Path) -> State:
-    """What a checkpoint says of itself.
-
-    Raises:
-        CheckpointError: `trainer.json` is missing or damaged, or tells of another step than the folder's name.
-    """
+    """What a checkpoint says of itself; a `CheckpointError` where its folder is named after another step."""
     state, named = read_json(State, folder / STATE, "checkpoint of a run"), _NAME.fullmatch(folder.name)
     if named is not None and int(named[1]) != state.step:
         raise CheckpointError(f"{folder / STATE}: step: is {state.step}, which is not that of its folder")
@@ -85,11 +76,7 @@ def read_state(folder: Path) -> State:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Put a checkpoint's tensors into the model of the run that wrote it.
-
-    Raises:
-        CheckpointError: they are not that model's.
-    """
+    """Put a checkpoint's tensors into the model of the run that wrote it; others are a `CheckpointError`."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:  # names or shapes that differ, all of them listed
@@ -115,11 +102,7 @@ def tidy(folder: Path, keep: int) -> None:
 
 
 def keep_best(newest: Path) -> None:
-    """Make a checkpoint the run's best, without its optimizer, if its score is higher than the best so far.
-
-    Raises:
-        DiskError: the disk is full or cannot be written; the best so far stays.
-    """
+    """Make a checkpoint the run's best, without its optimizer, if its score is higher than the best so far."""
     state, best = read_state(newest), newest.parent / BEST
     if BEST_METRIC not in state.scores:
         return

@@ -64,11 +64,7 @@ def from_data(
     *,
     joined: bool,
 ) -> Measured:
-    """Draw the first steps' batches; `joined` as of `Collator`.
-
-    Raises:
-        TagiError: the data is there but cannot be used.
-    """
+    """Draw the first steps' batches; `joined` as of `Collator`."""
     limit = min(config.data.max_documents or MEASURED_DOCUMENTS, MEASURED_DOCUMENTS)
     short = config.model_copy(update={"data": config.data.model_copy(update={"max_documents": limit})})
     collator = Collator(tokenizer, config.prompt, methods.get(config.method), joined)

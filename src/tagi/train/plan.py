@@ -28,7 +28,6 @@ from tagi.model.tagi import TagiModel
 from tagi.train import measure, optim
 from tagi.train.build import build_stage
 from tagi.train.checkpoints import FINAL
-from tagi.train.checks import check_stage
 from tagi.train.measure import Measured
 from tagi.train.stage import Parts
 from tagi.train.start import random_tokenizer
@@ -101,8 +100,7 @@ def plan(
     Raises:
         TagiError: the config contradicts itself, or its shape, checkpoint or data cannot be used.
     """
-    method = methods.get(config.method)
-    check_stage(config, method)
+    method = methods.of(config)
     parts, sources, tokenizer = _resolve(config, earlier), sources or Sources(), None
     if draw and measure.data_at_hand(config):
         tokenizer = measure.tokenizer_at_hand(config, parts.shape, sources)
@@ -118,11 +116,7 @@ def plan(
 
 def _resolve(config: RunConfig, earlier: Sequence[RunConfig] = ()) -> Model:
     """Shape and parts of a run's model: from its config, from the checkpoint it goes on from, or from the earlier
-    stage that will write that checkpoint.
-
-    Raises:
-        CheckpointError: neither says.
-    """
+    stage that will write that checkpoint."""
     if config.backbone is not None:
         return Model(_fresh_shape(config.backbone, config), config.hypernetwork, config.fusion)
     before = next((one for one in earlier if str(Path(one.output) / FINAL) == config.start_from), None)
@@ -264,11 +258,7 @@ def can_be_timed(config: RunConfig, plan: Plan) -> bool:
 
 
 def seconds_per_step(config: RunConfig, sources: Sources) -> float:
-    """Of forward and backward passes of the run's first batches in one process, without the optimizer.
-
-    Raises:
-        TagiError: whatever does not fit, see `build_stage`.
-    """
+    """Of forward and backward passes of the run's first batches in one process, without the optimizer."""
     stage = build_stage(config, sources)
     torch.manual_seed(config.training.seed)
     optim.freeze(stage.model, stage.parts)

@@ -56,11 +56,7 @@ class Record:
 
     @staticmethod
     def of(config: RunConfig, processes: int, sources: Sources | None = None) -> "Record":
-        """The record of a run that begins now, or goes on.
-
-        Raises:
-            DataError: the config's data is not there.
-        """
+        """The record of a run that begins now, or goes on."""
         return Record(config, Begun(processes=processes, files=_files(config, sources or Sources())))
 
     def write(self, draft: Path) -> None:
@@ -69,11 +65,8 @@ class Record:
         (draft / RESUME_FILE).write_text(self.begun.model_dump_json(indent=2), encoding="utf-8")
 
     def check(self, folder: Path) -> list[str]:
-        """Compare a run's folder with this run; gives a remark for everything that differs without harm.
-
-        Raises:
-            CheckpointError: another run has left its checkpoints there, or one of them is damaged; names the fields.
-        """
+        """Compare a run's folder with this run; gives a remark for everything that differs without harm. If another run
+        has left it, a `CheckpointError` names the fields."""
         newest = checkpoints.newest(folder)
         if newest is None:
             return []

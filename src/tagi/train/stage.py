@@ -32,7 +32,7 @@ class Stage:
     """The model that is trained, unwrapped."""
     parts: Parts
     """What is trained; everything else is frozen."""
-    batches: Callable[[int], Batch]
+    batch: Callable[[int], Batch]
     """Batch by number, a pure function of the stage's seed and the number."""
     write: Callable[[Path], None]
     """Writes the checkpoint's files into a folder that exists."""
@@ -47,10 +47,6 @@ class Stage:
     def weights(self) -> Mapping[str, float]:
         """Weight of every term of the objective (λ1 and λ2 of Eq. 6)."""
         return {"ce": 1.0}
-
-    def batch(self, index: int) -> Batch:
-        """Batch number `index`."""
-        return self.batches(index)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What each term's sum over this batch is divided by, known before the forward pass."""

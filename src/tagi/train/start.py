@@ -50,11 +50,7 @@ class Start:
 
 
 def start(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None, sources: Sources | None = None) -> Start:
-    """A fresh model on the config's backbone, with a tokenizer that is made already, or an earlier stage's checkpoint.
-
-    Raises:
-        TagiError: the backbone, the checkpoint or the data cannot be used.
-    """
+    """A fresh model on the config's backbone, with a tokenizer if one is made already, or an earlier stage's model."""
     generator, shared = torch.Generator().manual_seed(config.training.seed), {}
     if config.start_from is not None:
         folder = Path(config.start_from)
@@ -113,11 +109,7 @@ def _backbone(
 
 
 def check_shape(found: Shape, expected: T5Shape, path: str) -> None:
-    """Refuse weights of another shape than the config expects; some fields are the checkpoint's to say.
-
-    Raises:
-        ConfigError: names the first field that differs.
-    """
+    """Refuse weights of another shape than the config expects; some fields are the checkpoint's to say."""
     for field in T5Shape.model_fields:
         ours, theirs = getattr(expected, field), getattr(found, field, None)
         if ours != theirs and field not in _CHECKPOINTS_OWN:

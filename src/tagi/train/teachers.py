@@ -29,7 +29,6 @@ from tagi.model.bank import Bank, BankManifest, BankModel, LoraBank, TeacherEntr
 from tagi.model.tagi import TagiModel
 from tagi.train import precision
 from tagi.train.checkpoints import FINAL, load_tensors
-from tagi.train.checks import check_stage
 from tagi.train.resume import Record
 from tagi.train.stage import Metrics, Stage
 from tagi.train.start import start
@@ -84,13 +83,8 @@ class Plan:
 
 
 def plan_teachers(config: RunConfig, processes: int = 1, sources: Sources | None = None) -> Plan:
-    """The base model, the groups of tasks and their chunks.
-
-    Raises:
-        ConfigError: a method that writes adapters, a group that does not exist, more processes than groups.
-    """
-    method = methods.get(config.method)
-    check_stage(config, method)
+    """The base model, the groups of tasks and their chunks, no fewer groups than processes."""
+    method = methods.of(config)
     sources = sources or Sources()
     of_group = sources.groups(config.data, config.teachers.group, config.demonstrations, config.training.seed)
     chosen = config.teachers.only or tuple(of_group)

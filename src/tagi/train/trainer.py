@@ -133,16 +133,11 @@ def _one(run: Run, step: int) -> str:
     due = done % config.checkpoint_every == 0 or done == config.steps
     if due or stop:
         _save(run, entry, run.evaluate if due else None)
-    else:
-        _log(run, entry)
+    elif run.team.main:
+        append_line(run.folder / checkpoints.LOG, json.dumps(entry))
     if stop and done < config.steps:
         raise Interrupted(checkpoints.place(run.folder, done, config.steps))
     return f"{'  '.join(f'{name} {value:.3f}' for name, value in losses.items())}  {speed:,.0f} tokens/s"
-
-
-def _log(run: Run, entry: Mapping[str, Any]) -> None:
-    if run.team.main:
-        append_line(run.folder / checkpoints.LOG, json.dumps(entry))
 
 
 def _save(run: Run, entry: dict[str, Any], evaluate: Evaluate | None) -> None:
@@ -161,7 +156,7 @@ def _save(run: Run, entry: dict[str, Any], evaluate: Evaluate | None) -> None:
                 run.stage.write(draft)
             scores = dict(evaluate(draft)) if evaluate is not None else {}
             checkpoints.complete(draft, State(step=step, scores=scores, numbers=numbers), tensors)
-            _log(run, entry | scores)
+            append_line(run.folder / checkpoints.LOG, json.dumps(entry | scores))
         checkpoints.keep_best(target)
         checkpoints.prune(run.folder, config.keep)
     run.team.wait()

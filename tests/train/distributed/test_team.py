@@ -125,7 +125,7 @@ def test_accumulation_changes_nothing(tmp_path: Path, pieces: int) -> None:
         settings = config(folder, training__tasks_per_batch=8, training__accumulation=number)
         # in the order of batches that whole steps have
         stage = build_stage(config(folder, training__tasks_per_batch=8))
-        split = replace(stage, batches=lambda i: piece(stage.batch(i // number), i % number, number))
+        split = replace(stage, batch=lambda i: piece(stage.batch(i // number), i % number, number))
         return train(split, settings.training, folder)
 
     whole, parts = accumulated(1), accumulated(pieces)

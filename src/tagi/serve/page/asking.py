@@ -13,7 +13,7 @@ from tagi.infer import asked
 from tagi.infer.choices import likeliest
 from tagi.infer.search import GenerationConfig
 from tagi.serve.service import Service
-from tagi.serve.worker import Finished, InPrompt, Piece, Told
+from tagi.serve.worker import InPrompt, Piece, Told
 
 Way = Literal["adapter", "prompt", "mismatched"]
 WAYS: tuple[Way, ...] = ("adapter", "prompt", "mismatched")
@@ -59,11 +59,7 @@ class Asked:
 
 
 def written(definition: str, examples: Sequence[str], choices: str) -> tuple[Instruction, tuple[str, ...]]:
-    """A task that a person wrote: examples as input, output, input, output; choices one a line.
-
-    Raises:
-        InputError: the instruction is empty, an example has one side only, or a single choice is given.
-    """
+    """A task that a person wrote: examples as input, output, input, output; choices one a line, not a single one."""
     pairs: list[Demonstration] = []
     for number, (source, target) in enumerate(zip(examples[::2], examples[1::2], strict=True), 1):
         if bool(source.strip()) != bool(target.strip()):
@@ -77,12 +73,7 @@ def written(definition: str, examples: Sequence[str], choices: str) -> tuple[Ins
 
 
 def ask(service: Service, name: str, own: tuple[Instruction, tuple[str, ...]] | None, texts: Sequence[str]) -> Asked:
-    """Inputs of a registered task, or of one's own where `own` is given.
-
-    Raises:
-        InputError: no input, or too many.
-        NotFoundError: no task has that name any more.
-    """
+    """Inputs of a registered task, or of one's own where `own` is given."""
     if not texts:
         raise InputError("inputs: there are none; write one a line, or drop a file")
     if own is None:
@@ -125,10 +116,13 @@ def _writing(service: Service, one: Asked, cells: Cells) -> list[Coroutine[Any, 
             async for part in service.pieces(None, one.by(way), text, GENERATION):
                 if isinstance(part, Piece):
                     cell.text += part.text
+                elif (error := part.answer.error) is None:
+                    cell.text, cell.tokens = part.answer.text, part.tokens
                 else:
-                    _end(cell, part)
+                    cell.error = str(error) if isinstance(error, TagiError) else "the service failed; its log says why"
         except TagiError as error:
-            cell.error, cell.done = str(error), True
+            cell.error = str(error)
+        cell.done = True
 
     return [fill(way, text, own[way]) for text, own in zip(one.texts, cells, strict=True) for way in WAYS]
 
@@ -145,12 +139,3 @@ def _choosing(service: Service, one: Asked, cells: Cells) -> list[Coroutine[Any,
             own[way] = Cell(best, True, None, tokens, dict(zip(one.choices, shares, strict=True)))
 
     return [fill(way) for way in WAYS]
-
-
-def _end(cell: Cell, finished: Finished) -> None:
-    error = finished.answer.error
-    cell.done, cell.tokens = True, finished.tokens
-    if error is None:
-        cell.text = finished.answer.text
-    else:
-        cell.error = str(error) if isinstance(error, TagiError) else "the service failed; its log says why"

@@ -11,22 +11,12 @@ from tagi.infer.scheduler import Scheduler
 from tagi.infer.search import GenerationConfig
 from tagi.infer.tasks import Request
 from tagi.model.adapter import TaskAdapter
-from tagi.serve.page.asking import Asked
+from tagi.serve.page.asking import Asked, Way
 from tagi.serve.service import Service
 
 TIMED, TOKENS = 3, 8
 """Answers by each way that are timed, and tokens of every one of them: untrained answers are longer, not slower."""
 FIXED = GenerationConfig(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of one input."""
-
-    tokens: float
-    """That are read with every input."""
-    milliseconds: float
-    """The median."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +26,8 @@ class Costs:
     once_tokens: int
     once_milliseconds: float
     """To read the instruction and to write the adapter."""
-    adapter: Cost
-    prompt: Cost
+    each: dict[Way, tuple[float, float]]
+    """By the way: tokens that are read with every input, and the median of milliseconds."""
     inputs: int
 
 
@@ -48,8 +38,8 @@ async def measured(service: Service, asked: Asked, adapter: TaskAdapter) -> Cost
     attended = adapter.instruction.attended
     follows = attended is not None and bool(attended.mask.any())
     texts = asked.texts[:TIMED]
-    seconds: dict[str, list[float]] = {"adapter": [], "prompt": []}
-    tokens: dict[str, list[int]] = {"adapter": [], "prompt": []}
+    seconds: dict[Way, list[float]] = {"adapter": [], "prompt": []}
+    tokens: dict[Way, list[int]] = {"adapter": [], "prompt": []}
 
     def timed(function: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -66,7 +56,7 @@ async def measured(service: Service, asked: Asked, adapter: TaskAdapter) -> Cost
     own = await service.on_model(None, lambda: tagi.model.prepare(adapter))
     bare = await service.on_model(None, lambda: tagi.model.prepare(tagi.neutral()))
     for text in islice(cycle(texts), TIMED):
-        ways = {
+        ways: dict[Way, tuple[Prepared, list[list[int]]]] = {
             "adapter": (own, tagi.prompts(None, text, follows=follows)),
             "prompt": (bare, asking.prompts(asked.instruction, text)),
         }
@@ -74,6 +64,7 @@ async def measured(service: Service, asked: Asked, adapter: TaskAdapter) -> Cost
             tokens[way].append(sum(map(len, prompts)))
             taken = await service.on_model(None, lambda p=prepared, q=prompts: timed(lambda: solve(p, q)))
             seconds[way].append(taken)
-    costs = {way: Cost(sum(tokens[way]) / TIMED, 1000 * median(own)) for way, own in seconds.items()}
-    read = int(adapter.instruction.mask.sum())
-    return Costs(read, 1000 * once, costs["adapter"], costs["prompt"], len(texts))
+    each: dict[Way, tuple[float, float]] = {
+        way: (sum(tokens[way]) / TIMED, 1000 * median(own)) for way, own in seconds.items()
+    }
+    return Costs(int(adapter.instruction.mask.sum()), 1000 * once, each, len(texts))

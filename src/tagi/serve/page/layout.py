@@ -51,10 +51,7 @@ class Page:
     """The page of a service."""
 
     def __init__(self, service: Service, folder: Path) -> None:
-        """
-        Args:
-            folder: where files of adapters lie until they are taken; somebody else removes them.
-        """
+        """Files of adapters lie in `folder` until they are taken; somebody else removes them."""
         self.service, self.folder = service, folder
         with gr.Blocks(title="tagi", analytics_enabled=False) as self.blocks:
             gr.HTML(HEAD.format(service.base))
@@ -187,8 +184,7 @@ class Page:
         except TagiError as error:
             return {self.message: render.error(str(error))}
         said = render.note(f"{found.name} is registered{'' if new else ' already'}.")
-        names = [one.name for one in self.service.tasks.all()]
-        return {self.message: said, self.task: gr.update(choices=[NEW, *names])}
+        return {self.message: said, self.task: self.listed()}
 
     async def answer(self, typed: str, rows: list[str] | None, *task: str) -> AsyncIterator[Updates]:
         """The answers as they grow, then what there is to see of the first."""

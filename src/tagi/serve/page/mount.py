@@ -56,7 +56,7 @@ def mount(app: FastAPI, service: Service) -> None:
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
-        max_file_size=service.settings.body.bytes,
+        max_file_size=service.settings.body_bytes,
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)

@@ -163,8 +163,8 @@ def attention(tokens: Sequence[tuple[str, float]] | None) -> str:
 def costs(found: Costs) -> str:
     """The two ways side by side."""
     rows = "".join(
-        f'<tr><th scope="row">{name}</th><td>{one.tokens:.0f}</td><td>{one.milliseconds:.0f}</td></tr>'
-        for name, one in ((NAMES["adapter"], found.adapter), (NAMES["prompt"], found.prompt))
+        f'<tr><th scope="row">{NAMES[way]}</th><td>{tokens:.0f}</td><td>{milliseconds:.0f}</td></tr>'
+        for way, (tokens, milliseconds) in found.each.items()
     )
     inputs = "the input" if found.inputs == 1 else f"the first {found.inputs} inputs"
     return _panel(

@@ -90,11 +90,7 @@ def launched() -> int:
 
 
 def assemble(config: TrainingConfig, groups: int | None) -> Team:
-    """The team that this process belongs to.
-
-    Raises:
-        ConfigError: the optimizer does not go with shards.
-    """
+    """The team that this process belongs to."""
     if config.optimizer in ("adafactor", "muon") and _sharded():
         raise ConfigError(f"training.optimizer: {config.optimizer} needs whole matrices, which FSDP shards; use adamw")
     accelerator = Accelerator(

@@ -1,6 +1,6 @@
 """Alignment of generated LoRA with the LoRA bank (Eq. 4)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ def alignment_term(bank: Bank, weight: float, mode: Literal["delta", "factors"])
     a teacher is left out.
     """
     groups = bank.group_of_task()
-    measure = _MODES[mode]
+    measure = _products if mode == "delta" else _factors
     energies: dict[Site, Tensor] = {}
     for site, factors in bank.lora.items():  # of what every teacher started from, the distance is its energy
         start = Factors(bank.a0[site].expand_as(factors.a), torch.zeros_like(factors.b), factors.scale)
@@ -59,6 +59,3 @@ def _products(one: Factors, other: Factors) -> Tensor:
 
 def _factors(one: Factors, other: Factors) -> Tensor:
     return factor_distance(one.a, other.a) + factor_distance(one.b * one.scale, other.b * other.scale)
-
-
-_MODES: dict[str, Callable[[Factors, Factors], Tensor]] = {"delta": _products, "factors": _factors}

@@ -46,12 +46,8 @@ class LogitCache:
     def __init__(
         self, folder: Path, identity: CacheIdentity, teacher: Teacher, of_task: TaskIdentity = same_for_all
     ) -> None:
-        """Open or begin a cache; `of_task` gives what a task's rows depend on besides their text.
-
-        Raises:
-            CheckpointError: the folder holds another teacher's logits, or is damaged.
-            DiskError: it cannot be written.
-        """
+        """Open or begin a cache; one of another teacher is a `CheckpointError`. `of_task` gives what the rows of a task
+        depend on besides their text."""
         self.folder, self.identity, self.teacher, self.of_task = folder, identity, teacher, of_task
         self._kept: dict[bytes, tuple[dict[str, Tensor], slice]] = {}  # a row's shard, and its tokens there
         self._new: dict[bytes, TokenDistribution] = {}  # a row's (O, K), (O, K) or None, (O,) or None
@@ -75,11 +71,7 @@ class LogitCache:
         return _padded([self._row(key) for key in found], batch.labels.shape[1])
 
     def flush(self) -> None:
-        """Write what is in memory as a shard.
-
-        Raises:
-            DiskError: the disk is full or cannot be written.
-        """
+        """Write what is in memory as a shard."""
         if not self._new:
             return
         file, rows = self.folder / f"{uuid.uuid4().hex}.safetensors", list(self._new.values())

@@ -29,12 +29,8 @@ class Objective:
 
 
 def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTokenizerBase) -> Objective:
-    """The terms of a run's objective.
-
-    Raises:
-        ConfigError: a term that this method or data cannot have.
-        CheckpointError: a bank of another language model or rank, a cache of another teacher.
-    """
+    """The terms of a run's objective; refused are terms that this method or data cannot have, and a bank or a cache of
+    another model."""
     settings, teacher = config.objective, config.objective.teacher
     terms = LABELS if settings.labels else ()
     bank = _bank(config, model)
@@ -63,11 +59,7 @@ def build_objective(config: RunConfig, model: TagiModel, tokenizer: PreTrainedTo
 
 
 def _bank(config: RunConfig, model: TagiModel) -> Bank | None:
-    """The run's LoRA bank, if any, checked against the language model and the generator.
-
-    Raises:
-        CheckpointError: it belongs to another language model, or to a generator of another rank or A₀.
-    """
+    """The run's LoRA bank, if any; refused where it is of another language model, rank or A₀ than the generator's."""
     if config.bank is None or model.hypernetwork is None:
         if config.objective.lambda_ins:
             raise ConfigError(f"objective.lambda_ins: method {config.method} generates no LoRA to align")
