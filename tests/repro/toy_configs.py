@@ -45,6 +45,7 @@ def _toy(values: dict[str, Any], steps: int) -> dict[str, Any]:
         backbone["tokenizer"] = TOKENIZER
     if values["data"]["source"] == "micro":
         values["data"] |= {"compositions": 20, "valid_tasks": 2, "max_documents": 20}
+    values["data"].get("parts", {}).get("p3", {}).pop("only", None)  # whose names are of the whole data set
     if "teachers" in values:
         values["teachers"] |= {"group": "category"}
     return values

@@ -156,7 +156,8 @@ def _nano_smollm2(data: str, benchmark: Benchmark, setting: runs.Setting) -> Bed
     name = _name("nano-smollm2", benchmark, setting)
     held_out = 8 if benchmark == "sni" else 2
     source = f"{{source: {benchmark}, path: {data}/{benchmark}, max_instances: 100, valid_tasks: {held_out}}}"
-    common = f"data={source}", "data.valid_instances=3", f"training.steps={NANO_STEPS['finetune']}"
+    generator = "hypernetwork.generator=mlp", "hypernetwork.rank=8"  # as the paper's, which a bank can teach
+    common = *generator, f"data={source}", "data.valid_instances=3", f"training.steps={NANO_STEPS['finetune']}"
     shown = (f"prompt.demonstrations={shots}", "prompt.max_instruction=512") if shots else ()
     bank = (
         "stage=teachers", "method=no_instruction", *common, f"training.steps={NANO_STEPS['teachers']}",
@@ -165,7 +166,7 @@ def _nano_smollm2(data: str, benchmark: Benchmark, setting: runs.Setting) -> Bed
     )  # fmt: skip
     alone = Stage("teachers", config, bank, f"runs/nano-smollm2-{benchmark}-bank")
     pretrain = (
-        "stage=pretrain", "method=tagi", _c4(data), f"bank={alone.output}/final",
+        "stage=pretrain", "method=tagi", *generator, _c4(data), f"bank={alone.output}/final",
         f"training.steps={NANO_STEPS['pretrain']}", "training.rows_per_task=1", "training.lr=3.0e-4",
     )  # fmt: skip
     bed = Bed(
