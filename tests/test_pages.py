@@ -216,6 +216,7 @@ def test_a_language_model_of_one_s_own(checkout: Path) -> None:
     tagi.tokenizer.save_pretrained(checkout / "MODEL")
     write_paper(checkout)
     few = "training.steps=2 training.tasks_per_batch=2 data.parts.everyday.valid_tasks=2 data.parts.sni.valid_tasks=2"
+    few += " 'data.parts.p3.only=[]'"  # of the toy data all
     short = "prompt.max_instruction=64 prompt.max_input=64 prompt.max_target=8"
     typed(YOUR_MODEL, checkout, {"backbone.path=MODEL": f"backbone.path=MODEL {few} {short}"})
     assert (checkout / "runs" / "my-model" / "final" / "model.safetensors").exists()
