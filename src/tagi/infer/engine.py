@@ -359,9 +359,8 @@ class Tagi:
         else:
             adapter = TaskAdapter.from_pretrained(folder)
             self._check_own(adapter, folder)
-            attends = self.model.method.fuses_decoder
-            file, own = folder / adapters.WEIGHTS, self.model.summaries
-            adapters.check_fits(adapter, self.model.backbone, file, attends=attends, summaries=own)
+            file, attends = folder / adapters.WEIGHTS, self.model.method.fuses_decoder
+            adapters.check_fits(adapter, self.model.backbone, file, attends=attends, summaries=self.model.summaries)
         return adapter.to(self.device, self.model.backbone.embedding.weight.dtype)
 
     def fingerprint(self) -> str:
