@@ -25,6 +25,7 @@ HELP = {
     "clients": "callers at a time",
     "comparison": "what to compare",
     "dtype": "number format of every model that is compared",
+    "generator": "what writes LoRA: mlp is Eq. 2, states is the bundled default's, of decoder-only models",
     "hidden": "hidden width of the adapter generator",
     "input": "tokens of an input",
     "instruction": "tokens of an instruction",
@@ -43,6 +44,7 @@ HELP = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "comparison": ("bank", "metatraining", "peft", "transformers"),
     "dtype": ("fp32", "bf16"),
+    "generator": ("mlp", "states"),
 }
 Rows = Sequence[Mapping[str, Any]]
 

@@ -81,7 +81,10 @@ def requests_to_pay(preparing: float, answer: float, prompted: float) -> int | N
 
 def main(asked: Namespace) -> None:
     """Compare what was asked for."""
-    setup, task = Setup(shape_of(asked.shape), dtype=DTYPES[asked.dtype]), mean_task(asked.shots)
+    setup, task = (
+        Setup(shape_of(asked.shape), dtype=DTYPES[asked.dtype], generator=asked.generator),
+        mean_task(asked.shots),
+    )
     models = setup.models(*(setup.systems() if ALL in asked.system else asked.system))
     theirs = setup.transformers() if asked.transformers else None
     answered = [answers(models, task, batch, theirs) for batch in asked.batch]
@@ -93,7 +96,15 @@ def main(asked: Namespace) -> None:
 
 
 OPTIONS = parser(
-    __doc__, shape="t5-small", shots=0, batch=(1, 16), system=(ALL,), dtype="fp32", transformers=False, rounds=5
+    __doc__,
+    shape="t5-small",
+    shots=0,
+    batch=(1, 16),
+    system=(ALL,),
+    dtype="fp32",
+    generator="mlp",
+    transformers=False,
+    rounds=5,
 )
 if __name__ == "__main__":
     run(main, OPTIONS)

@@ -80,7 +80,7 @@ def _by_names(model: Any, task: TaskLengths, tasks: int) -> Case:
 
 def main(asked: Namespace) -> None:
     """Compare numbers of tasks one after another, at the mean lengths of SNI's test tasks."""
-    setup, timed = Setup(shape_of(asked.shape), dtype=DTYPES[asked.dtype]), []
+    setup, timed = Setup(shape_of(asked.shape), dtype=DTYPES[asked.dtype], generator=asked.generator), []
     for tasks in asked.tasks:
         if tasks > COMPARED:
             note(f"{tasks} tasks: neither one after another nor by peft, which takes too long beyond {COMPARED}")
@@ -91,6 +91,6 @@ def main(asked: Namespace) -> None:
     show(asked, timed)
 
 
-OPTIONS = parser(__doc__, shape="t5-small", tasks=(1, 8, 64, 256), dtype="fp32", rounds=5)
+OPTIONS = parser(__doc__, shape="t5-small", tasks=(1, 8, 64, 256), dtype="fp32", generator="mlp", rounds=5)
 if __name__ == "__main__":
     run(main, OPTIONS)

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -87,12 +87,15 @@ class Setup:
     width: int | None = None
     """Of fusion; None is d_model / 4."""
     dtype: torch.dtype = torch.float32
+    generator: Literal["mlp", "states"] = "mlp"
 
     def models(self, *systems: str) -> list[TagiModel]:
         """Every system around one and the same backbone; a ConfigError where this one can have none such."""
         seed, backbone = torch.Generator().manual_seed(SEED), random_backbone(self.shape)
-        generator, fusion = HypernetworkConfig(rank=self.rank, hidden=self.hidden), FusionConfig(width=self.width)
-        models = [TagiModel(backbone, methods.get(name), generator, fusion).eval() for name in systems]
+        bias = "learned" if self.generator == "states" else "fixed"
+        writes = HypernetworkConfig(rank=self.rank, hidden=self.hidden, generator=self.generator, bias=bias)
+        fusion = FusionConfig(width=self.width)
+        models = [TagiModel(backbone, methods.get(name), writes, fusion).eval() for name in systems]
         for model in models:
             tagi.initialise(model, seed)
         return [model.to(self.dtype) for model in models]

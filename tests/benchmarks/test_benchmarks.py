@@ -72,12 +72,16 @@ def test_inference_of_a_decoder(benchmark: Benchmark) -> None:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's
 @pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # of a model without a name
-@pytest.mark.parametrize("shape", ["micro", "smollm2-135m"])
+@pytest.mark.parametrize(("shape", "generator"), [("micro", "mlp"), ("smollm2-135m", "states")])
 def test_mixed(
-    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shape: str
+    benchmark: Benchmark,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shape: str,
+    generator: str,
 ) -> None:
     monkeypatch.setattr(mixed, "COMPARED", 3)
-    found = benchmark(mixed, "--shape", shape, "--rounds", 1, "--tasks", 3, 4)
+    found = benchmark(mixed, "--shape", shape, "--generator", generator, "--rounds", 1, "--tasks", 3, 4)
     cold, warm = [mixed.DIFFERENT, mixed.LORA], [mixed.SAME, mixed.DIFFERENT, mixed.LORA]
     few = [[*warm, mixed.IN_TURN, mixed.PEFT], [*cold, mixed.PEFT]]
     assert names(found) == [*few, warm, cold]
@@ -150,6 +154,7 @@ def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "did you mean t5-small?" in mistake(capsys, mixed, "--shape", "t5-smal")
     few = ("--shape", "micro", "--system", "tgi")
     assert "did you mean tagi?" in mistake(capsys, inference, *few)
+    assert "has an encoder" in mistake(capsys, mixed, "--shape", "micro", "--generator", "states")
     assert "'fp32', 'bf16'" in mistake(capsys, mixed, "--dtype", "fp16")
     decoder = ("--shape", "smollm2-135m")
     assert "llama is a decoder-only model without an encoder" in mistake(capsys, flops, *decoder)
