@@ -81,10 +81,8 @@ def requests_to_pay(preparing: float, answer: float, prompted: float) -> int | N
 
 def main(asked: Namespace) -> None:
     """Compare what was asked for."""
-    setup, task = (
-        Setup(shape_of(asked.shape), dtype=DTYPES[asked.dtype], generator=asked.generator),
-        mean_task(asked.shots),
-    )
+    setup = Setup(shape_of(asked.shape), dtype=DTYPES[asked.dtype], generator=asked.generator)
+    task = mean_task(asked.shots)
     models = setup.models(*(setup.systems() if ALL in asked.system else asked.system))
     theirs = setup.transformers() if asked.transformers else None
     answered = [answers(models, task, batch, theirs) for batch in asked.batch]

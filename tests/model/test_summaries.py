@@ -177,6 +177,10 @@ def test_damaged_summaries_are_refused_by_name(
     assert str(file) in str(caught.value) and sentence in str(caught.value)
 
 
+def test_a_task_says_the_rank_of_its_lora() -> None:
+    assert "rank=6, parameters=384," in repr(engine().task("Name the animal."))  # of 4 states 3 vectors of width 32
+
+
 def test_a_model_that_reads_no_states_refuses_summaries(tmp_path: Path) -> None:
     adapter = ready().adapt(*batch([5], seed=1))
     with pytest.raises(CheckpointError, match=r"x: tensor summaries is of states that this model's generator"):

@@ -147,6 +147,12 @@ def _each(
     return found
 
 
+def ranks(modules: Modules) -> int | list[int] | None:
+    """Of modules: several where they differ, None where there are none."""
+    found = sorted({factors.rank for factors in modules.values()})
+    return found[0] if len(found) == 1 else found or None
+
+
 def one_kind(lora: Modules) -> tuple[int, float]:
     """Rank and scale of one LoRA on its way into files of others, which know one of each.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagi.backbones.lora import ranks
 from tagi.infer.choices import likeliest
 from tagi.infer.search import GREEDY, GenerationConfig
 from tagi.model.adapter import SHOWN, TaskAdapter
@@ -64,7 +65,7 @@ class TaskFunction:
         numbers = sum(tensor.numel() for tensor in adapter.written)
         said = {
             "method": adapter.origins[0].method,
-            "rank": adapter.rank,
+            "rank": ranks(self._engine.model.modules_of(adapter)),
             "parameters": numbers,
             "tokens": int(adapter.instruction.mask.sum()),
             "nbytes": adapter.nbytes,

@@ -105,9 +105,8 @@ class TaskAdapter:
 
     @property
     def rank(self) -> int | list[int] | None:
-        """Of its modules: several where they differ, None where there are none."""
-        ranks = sorted({factors.rank for factors in self.modules.values()})
-        return ranks[0] if len(ranks) == 1 else ranks or None
+        """Of the modules that are written out in it, see `tagi.backbones.lora.ranks`."""
+        return lora_ops.ranks(self.modules)
 
     @property
     def tasks(self) -> int:
